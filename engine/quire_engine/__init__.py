@@ -1,0 +1,25 @@
+"""Quire's inference engine. Imports nothing heavy until a name is used: the operator shares `memory_plan`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from quire_engine.llm import LLM
+    from quire_engine.sampling_params import SamplingParams
+
+__all__ = ["LLM", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LLM":
+        from quire_engine.llm import LLM
+
+        return LLM
+    if name == "SamplingParams":
+        from quire_engine.sampling_params import SamplingParams
+
+        return SamplingParams
+    raise AttributeError(f"module 'quire_engine' has no attribute {name!r}")

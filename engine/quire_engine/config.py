@@ -1,0 +1,77 @@
+"""The engine's settings as one frozen dataclass. Flags are derived from it: names, types, defaults and help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def setting(default: Any, help: str, *, choices: tuple[str, ...] | None = None, only: Any = ...) -> Any:
+    """A field with its help text. `only` is the one value that works until the feature behind it is built."""
+    metadata: dict[str, Any] = {"help": help, "choices": choices}
+    if only is not ...:
+        metadata["only"] = only
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Everything the engine process needs to know. Sizes are in tokens, pages or bytes, as named."""
+
+    model: str = setting("", "a directory with config.json, or a Hugging Face name such as org/model")
+    tokenizer: str | None = setting(None, "directory or name of the tokenizer; the model's own when unset")
+    revision: str | None = setting(None, "branch, tag or commit of the model on the hub")
+    download_dir: str | None = setting(None, "where downloads are kept; HF_HOME's hub folder when unset")
+    load_format: str = setting("auto", "dummy: random weights, for measuring", choices=("auto", "safetensors", "dummy"))
+    trust_remote_code: bool = setting(False, "run the tokenizer's own code from the checkpoint")
+    dtype: str = setting(
+        "auto",
+        "type of weights and activations; auto takes the checkpoint's, and bfloat16 for float32 on a GPU",
+        choices=("auto", "float32", "bfloat16", "float16", "float", "half"),
+    )
+    max_model_len: int | None = setting(None, "longest prompt plus answer in tokens; the model's own when unset")
+    seed: int = setting(0, "seed of the requests that bring none, and of dummy weights")
+    device: str = setting("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"))
+
+    block_size: int = setting(16, "tokens in a page of the KV cache: 8, 16, 32, 64 or 128")
+    gpu_memory_utilization: float = setting(0.9, "share of the device's memory that the engine may use, in (0, 1]")
+    kv_cache_memory_bytes: int | None = setting(None, "bytes of the KV cache; replaces the computed size")
+    num_gpu_blocks_override: int | None = setting(None, "pages of the KV cache; replaces the computed number")
+    swap_space: float = setting(4.0, "GiB of host memory for the pages of preempted requests; unused on CPU")
+    kv_cache_dtype: str = setting("auto", "type of the KV cache", choices=("auto", "fp8"), only="auto")
+    enable_prefix_caching: bool = setting(True, "reuse the pages of prompts that begin alike")
+
+    max_num_seqs: int = setting(256, "requests that may run at once")
+    max_num_batched_tokens: int | None = setting(
+        None, "tokens that one step may compute; when unset 8192 on a GPU and 2048 on CPU"
+    )
+    enable_chunked_prefill: bool = setting(True, "split long prompts over steps, so that decodes never wait for them")
+    scheduling_policy: str = setting("fcfs", "order of waiting requests", choices=("fcfs", "priority"))
+    enforce_eager: bool = setting(False, "run without CUDA graphs")
+
+    tensor_parallel_size: int = setting(1, "GPUs that share each layer", only=1)
+    pipeline_parallel_size: int = setting(1, "groups of GPUs that share the layers", only=1)
+    distributed_executor_backend: str | None = setting(None, "how ranks are started", choices=("mp",))
+    quantization: str | None = setting(None, "scheme of quantized weights", only=None)
+    speculative_config: str | None = setting(None, "JSON of the speculative decoding method", only=None)
+    enable_lora: bool = setting(False, "serve LoRA adapters", only=False)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            flag = "--" + f.name.replace("_", "-")
+            choices = f.metadata["choices"]
+            if choices is not None and value is not None and value not in choices:
+                raise ValueError(f"{flag} is {value!r}: it must be one of {', '.join(choices)}")
+            if "only" in f.metadata and value != f.metadata["only"]:
+                raise ValueError(f"{flag} {value} is not supported yet: leave it at {f.metadata['only']}")
+        if self.block_size not in (8, 16, 32, 64, 128):
+            raise ValueError(f"--block-size is {self.block_size}: it must be 8, 16, 32, 64 or 128")
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ValueError(
+                f"--gpu-memory-utilization is {self.gpu_memory_utilization}: it must be above 0 and at most 1"
+            )
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")

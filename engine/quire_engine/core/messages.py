@@ -1,0 +1,64 @@
+"""What goes into the engine core and what comes out of it. Plain data, no torch: it crosses the socket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from quire_engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass
+class EngineRequest:
+    """One sequence to generate. `n > 1` is expanded by the caller into that many requests."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    arrival_time: float = 0.0  # time.monotonic() of whoever accepted it; the same clock on one machine
+    priority: int = 0  # lower runs first
+    cache_salt: str | None = None
+
+
+@dataclass
+class EngineOutput:
+    """What one step added to one request. A request's last output has a `finish_reason`."""
+
+    request_id: str
+    new_token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None  # the stop token id that ended it; None for EOS
+    num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
+    error: str | None = None  # what was wrong, with finish_reason "error"
+
+
+@dataclass
+class EngineStats:
+    """A snapshot after a step. Counters only grow; gauges are as of now."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0  # 0 to 1, of the pages that requests hold
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0  # tokens looked up
+    prefix_cache_hits: int = 0  # tokens found
+    num_steps: int = 0
+    num_scheduled_tokens: int = 0  # in this step
+    preempted: list[str] = field(default_factory=list)  # request ids, this step
+
+
+@dataclass
+class EngineInfo:
+    """What the engine found out while starting; the server needs it to validate and to report."""
+
+    model: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    num_blocks: int
+    block_size: int
+    dtype: str
+    device: str
+    startup_seconds: dict[str, float] = field(default_factory=dict)  # by phase
