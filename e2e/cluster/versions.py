@@ -1,0 +1,17 @@
+"""The version of every program that is built here."""
+
+from __future__ import annotations
+
+KUBERNETES = "v1.34.10"  # etcd comes from the same module graph
+COREDNS = "v1.14.2"
+HELM = "v3.20.2"
+KUBECONFORM = "v0.7.0"
+KEDA = "v2.19.0"
+PROMETHEUS = "v0.305.0"  # the module's number for Prometheus 3.5
+KWOK = "v0.7.0"
+LWS = "v0.8.0"
+
+
+def minor(version: str) -> str:
+    """`"34"` for `"v1.34.10"`."""
+    return version.removeprefix("v").split(".")[1]
