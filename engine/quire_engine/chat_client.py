@@ -1,0 +1,86 @@
+"""A chat in the terminal with any OpenAI-compatible server, on the standard library alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+
+def run_chat(url: str, model: str | None, api_key: str | None, message: str | None) -> int:
+    """Ask and answer until the end of input, or once when `message` is given. Returns the exit status."""
+    server = _Server(url, api_key)
+    try:
+        model = model or server.first_model()
+        messages: list[dict[str, str]] = []
+        for asked in [message] if message else _typed():
+            messages.append({"role": "user", "content": asked})
+            answer = ""
+            for text in server.stream(model, messages):
+                sys.stdout.write(text)
+                sys.stdout.flush()
+                answer += text
+            sys.stdout.write("\n")
+            messages.append({"role": "assistant", "content": answer})
+    except _ServerError as error:
+        sys.stderr.write(f"quire-engine chat: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
+    return 0
+
+
+class _ServerError(Exception):
+    pass
+
+
+class _Server:
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self._base = url.rstrip("/").removesuffix("/v1")
+        self._headers = {"content-type": "application/json"}
+        if api_key:
+            self._headers["authorization"] = f"Bearer {api_key}"
+
+    def first_model(self) -> str:
+        with self._open("/v1/models") as answer:
+            return str(json.load(answer)["data"][0]["id"])
+
+    def stream(self, model: str, messages: list[dict[str, str]]) -> Iterator[str]:
+        body = {"model": model, "messages": messages, "stream": True}
+        with self._open("/v1/chat/completions", json.dumps(body).encode()) as answer:
+            for line in answer:
+                data = line.decode().strip().removeprefix("data: ")
+                if not data or data == "[DONE]":
+                    continue
+                event = json.loads(data)
+                if "error" in event:
+                    raise _ServerError(event["error"]["message"])
+                for choice in event["choices"]:
+                    yield choice["delta"].get("content") or ""
+
+    def _open(self, path: str, body: bytes | None = None) -> Any:
+        try:
+            request = urllib.request.Request(self._base + path, body, self._headers)
+            return urllib.request.urlopen(request, timeout=600)
+        except urllib.error.HTTPError as error:
+            text = error.read().decode(errors="replace")
+            try:
+                text = json.loads(text)["error"]["message"]
+            except (ValueError, KeyError, TypeError):
+                pass
+            raise _ServerError(f"{self._base}{path} answered {error.code}: {text}") from error
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            raise _ServerError(f"{self._base} cannot be reached: {error}: is it http://HOST:PORT?") from error
+
+
+def _typed() -> Iterator[str]:
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            return
+        if text:
+            yield text

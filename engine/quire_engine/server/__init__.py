@@ -1,0 +1,1 @@
+"""The HTTP process: validates, tokenizes, streams. It never imports torch."""

@@ -1,0 +1,72 @@
+"""OpenAI's error body for everything that can go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+KINDS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError"}
+
+
+class ApiError(Exception):
+    """An answer other than 2xx, with OpenAI's body. `param` is the field that was wrong."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.headers = status, message, param, dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        return error_body(self.status, self.message, self.param)
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, headers=self.headers)
+
+
+def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    kind = KINDS.get(status) or ("BadRequestError" if status < 500 else "InternalServerError")
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        kind = "ServiceUnavailableError"
+    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        message = f"there is nothing at {request.url.path}: /v1/models lists what is served"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        message = f"{request.method} is not allowed at {request.url.path}"
+    return ApiError(error.status_code, message, headers=error.headers).response()
+
+
+async def on_validation_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    message, param = describe(error.errors())
+    return ApiError(HTTPStatus.BAD_REQUEST, message, param=param).response()
+
+
+def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
+    """The first of pydantic's errors as (message, field)."""
+    first = errors[0]
+    path = [str(p) for p in first["loc"] if p != "body"]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        return f"the body is not JSON: {reason} at character {first['loc'][-1]}", None
+    field = ".".join(p for p in path if not p.startswith(("list[", "function-", "str", "constrained")))
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return (f"{field or 'the body'} is missing", field or None)
+    return (f"{field}: {message}" if field and field not in message else message), field or None

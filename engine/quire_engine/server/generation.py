@@ -1,0 +1,103 @@
+"""From prompt tokens to pieces of text: the one path under every generating endpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quire_engine.core.messages import EngineOutput, EngineRequest, FinishReason
+from quire_engine.sampling_params import SamplingParams
+from quire_engine.server.engine_client import EngineClient, Mailbox
+from quire_engine.server.errors import ApiError
+from quire_engine.server.metrics import Metrics, RequestTimes
+from quire_engine.text.detokenizer import IncrementalDetokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class Piece:
+    """What has become of one of a request's sequences since its last piece."""
+
+    index: int  # of the sequence: n for the first prompt, then n for the next
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass
+class _Sequence:
+    index: int
+    request: EngineRequest
+    detokenizer: IncrementalDetokenizer
+    times: RequestTimes
+    ended: bool = False
+
+
+class Generation:
+    """Runs requests on the engine and turns their tokens into text."""
+
+    def __init__(self, client: EngineClient, tokenizer: PreTrainedTokenizerBase, metrics: Metrics) -> None:
+        self._client, self._tokenizer, self._metrics = client, tokenizer, metrics
+
+    async def run(self, prompts: list[list[int]], params: list[SamplingParams]) -> AsyncGenerator[Piece]:
+        """Yield pieces as they come, of `n` sequences for each prompt, until each has a finish reason.
+
+        `params` has one entry a prompt. Closing the iterator early frees the pages. Raises `ApiError` for what the
+        engine refuses and when the engine is gone.
+        """
+        sequences: dict[str, _Sequence] = {}
+        for prompt, own in zip(prompts, params, strict=True):
+            self._add_sequences(sequences, prompt, own)
+        mailbox = Mailbox()
+        await self._client.submit([s.request for s in sequences.values()], mailbox)
+        unfinished = len(sequences)
+        try:
+            while unfinished:
+                for output in await mailbox.take():
+                    sequence = sequences[output.request_id]
+                    if sequence.ended:
+                        continue  # a stop string ended it; this was on its way
+                    piece = self._advance(sequence, output)
+                    unfinished -= sequence.ended
+                    if piece.text or piece.token_ids or piece.finish_reason:
+                        yield piece
+        finally:
+            left = [s for s in sequences.values() if not s.ended]
+            self._client.abort([s.request.request_id for s in left])
+            for sequence in left:
+                reason = "error" if mailbox.failure else "abort"
+                self._metrics.observe_finished(sequence.times, reason, time.monotonic())
+
+    def _add_sequences(self, into: dict[str, _Sequence], prompt: list[int], params: SamplingParams) -> None:
+        parent, arrival = uuid.uuid4().hex, time.monotonic()
+        for child in range(params.n):
+            seed = None if params.seed is None else params.seed + child
+            own = dataclasses.replace(params, seed=seed)
+            request = EngineRequest(f"{parent}-{child}", prompt, own, arrival_time=arrival)
+            detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, own)
+            times = RequestTimes(arrival, len(prompt), own)
+            into[request.request_id] = _Sequence(len(into), request, detokenizer, times)
+
+    def _advance(self, sequence: _Sequence, output: EngineOutput) -> Piece:
+        if output.finish_reason == "error":
+            raise ApiError(400, output.error or "the engine refused the request")
+        now = time.monotonic()
+        self._metrics.observe_tokens(sequence.times, len(output.new_token_ids), now)
+        text, stop = sequence.detokenizer.update(output.new_token_ids, output.finish_reason is not None)
+        reason, stop_reason = output.finish_reason, output.stop_reason
+        if stop is not None:
+            if reason is None:
+                self._client.abort([output.request_id])
+            reason, stop_reason = "stop", stop
+        if reason is not None:
+            sequence.ended = True
+            self._metrics.observe_finished(sequence.times, reason, now)
+        return Piece(sequence.index, text, output.new_token_ids, reason, stop_reason, output.num_cached_tokens)

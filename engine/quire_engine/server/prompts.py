@@ -1,0 +1,102 @@
+"""From what a client wrote to prompt tokens, and the limits that the context sets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from quire_engine.server.errors import ApiError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Above this many characters tokenizing takes milliseconds, and the event loop should not wait for it.
+LONG_TEXT = 4096
+
+
+class Prompts:
+    """Tokenizes prompts and renders chats for one model."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_model_len: int, vocab_size: int, chat_template: str | None = None
+    ) -> None:
+        self._tokenizer, self._max_model_len, self._vocab_size = tokenizer, max_model_len, vocab_size
+        self._chat_template = chat_template
+
+    async def from_completion(self, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
+        """The token ids of each prompt of a completion request. Raises `ApiError` on an empty or foreign one."""
+        if isinstance(prompt, str):
+            return [await self._encode(prompt, special=True)]
+        if not prompt:
+            raise ApiError(400, "prompt is empty: send a string, or a list of strings or token ids", param="prompt")
+        if isinstance(prompt[0], int):
+            return [self._checked([p for p in prompt if isinstance(p, int)])]
+        ids = []
+        for one in prompt:
+            ids.append(await self._encode(one, special=True) if isinstance(one, str) else self._checked(one))
+        return ids
+
+    async def from_chat(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool, template_kwargs: dict[str, Any]
+    ) -> list[int]:
+        """The token ids of a rendered chat. Raises `ApiError` when the template refuses the messages."""
+        if self._chat_template is None and not getattr(self._tokenizer, "chat_template", None):
+            raise ApiError(
+                400, "this model has no chat template: use /v1/completions, or start the server with --chat-template"
+            )
+        taken = {"chat_template", "tokenize", "add_generation_prompt", "conversation"} & template_kwargs.keys()
+        if taken:
+            raise ApiError(
+                400, f"chat_template_kwargs sets {min(taken)}, which is the server's: leave it out", param="chat_template_kwargs"
+            )
+        try:
+            text = await asyncio.to_thread(
+                self._tokenizer.apply_chat_template,
+                messages,
+                chat_template=self._chat_template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **template_kwargs,
+            )
+        except Exception as error:  # noqa: BLE001  a template is the model author's code: it raises what it likes
+            raise ApiError(400, f"the chat template refused the messages: {error}", param="messages") from error
+        return await self._encode(str(text), special=False)
+
+    def max_tokens(self, prompt_token_ids: list[int], asked: int | None, field: str) -> int:
+        """How many tokens may be generated. Raises `ApiError` where prompt or wish alone pass the context.
+
+        A prompt that fits with a wish that would run past the context is answered up to the context.
+        """
+        length, limit = len(prompt_token_ids), self._max_model_len
+        if length >= limit:
+            raise ApiError(
+                400,
+                f"the prompt has {length} tokens: this model's context holds {limit}, prompt and answer together",
+                param="messages" if field == "max_completion_tokens" else "prompt",
+            )
+        if asked is not None and asked > limit:
+            raise ApiError(400, f"{field} is {asked}: this model's context holds {limit} tokens", param=field)
+        room = limit - length
+        return room if asked is None else min(asked, room)
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if not ids:
+            raise ApiError(400, "prompt holds an empty list: each prompt needs at least one token", param="prompt")
+        if max(ids) >= self._vocab_size:
+            raise ApiError(
+                400, f"prompt holds token id {max(ids)}: this model's ids end at {self._vocab_size - 1}", param="prompt"
+            )
+        return ids
+
+    async def _encode(self, text: str, *, special: bool) -> list[int]:
+        if len(text) > self._max_model_len * 128:  # no tokenizer packs more into a token: do not even try
+            raise ApiError(
+                400, f"the prompt has {len(text)} characters: this model's context holds {self._max_model_len} tokens"
+            )
+        if len(text) > LONG_TEXT:
+            ids = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=special)
+        else:
+            ids = self._tokenizer.encode(text, add_special_tokens=special)
+        if not ids:
+            raise ApiError(400, "the prompt is empty: write at least one character", param="prompt")
+        return list(ids)

@@ -1,0 +1,158 @@
+"""`quire-engine serve`: one process for HTTP, one for the engine, and what ties their lives together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from quire_engine.config import EngineConfig
+from quire_engine.drain import control_socket, serve_control
+from quire_engine.logs import configure_logging
+from quire_engine.server.engine_client import EngineClient
+from quire_engine.server.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+STATS_SECONDS = 10.0
+
+
+def serve(config: EngineConfig, settings: ServerSettings) -> int:
+    """Serve until SIGTERM or until the engine fails. Returns the process's exit status."""
+    level = "debug" if settings.uvicorn_log_level == "trace" else settings.uvicorn_log_level
+    configure_logging(level, settings.log_format)
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        hint = "name a free one with --port" if error.errno == 98 else "name another address with --host"
+        return _give_up(f"AddressInUse: cannot listen on {settings.host}:{settings.port} ({error.strerror}): {hint}")
+    failure = uvloop.run(_Process(config, settings, listener).run())
+    return 0 if failure is None else _give_up(failure)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    return listener
+
+
+def _give_up(message: str) -> int:
+    """Say why, as the last line and where Kubernetes looks for it. Returns the exit status."""
+    line = " ".join(message.split())
+    log.error("%s", line)
+    target = Path(os.environ.get("QUIRE_TERMINATION_LOG") or "/dev/termination-log")
+    with contextlib.suppress(OSError):
+        if target.exists():
+            target.write_text(line[:4000])  # the kubelet reads 4096 bytes
+    return 1
+
+
+@dataclass
+class _Process:
+    """The server process from its first task to its last."""
+
+    config: EngineConfig
+    settings: ServerSettings
+    listener: socket.socket
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+
+    async def run(self) -> str | None:
+        """Returns what made the server fail; None when it was asked to stop."""
+        # First of all the engine process: it imports torch and reads weights while this one imports the rest.
+        client = EngineClient(
+            self.config, log_level=self.settings.uvicorn_log_level, log_format=self.settings.log_format
+        )
+        client.start()
+        from quire_engine.server.app import Service, create_app
+        from quire_engine.server.errors import ApiError
+        from quire_engine.server.http_server import HttpServer
+        from quire_engine.server.lifecycle import Lifecycle
+        from quire_engine.server.metrics import Metrics
+
+        names = self.settings.served_model_name or (self.config.model,)
+        lifecycle = Lifecycle(self.settings.endpoints_lag, self.settings.shutdown_timeout)
+        service = Service(self.settings, lifecycle, Metrics(names[0]), client, names)
+        server = HttpServer(create_app(service))
+        lifecycle.on_retire = server.retire_busy_connections
+        lifecycle.on_close_idle = server.close_idle_connections
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, lifecycle.stop)
+        port = self.listener.getsockname()[1]
+        http = self._start(server.serve(sockets=[self.listener]))
+        control = await serve_control(control_socket(port), lifecycle.drain)
+        if not self.settings.disable_log_stats:
+            self._start(_log_throughput(service))
+        becoming_ready = self._start(_become_ready(self.config, service))
+        dead, stop = self._start(client.dead.wait()), self._start(lifecycle.stop_requested.wait())
+        try:
+            await _any_of(dead, stop, becoming_ready)
+            if becoming_ready.done():
+                becoming_ready.result()  # raises what went wrong
+                await _any_of(dead, stop)
+            if not dead.done():
+                await _any_of(dead, self._start(lifecycle.finished()))
+                client.fail_unfinished(ApiError(503, "the server was stopped before this request was finished"))
+            return client.failure if dead.done() else None
+        except Exception as error:
+            log.exception("the server failed")
+            return f"EngineFailed: {error}"
+        finally:
+            control.close()
+            control_socket(port).unlink(missing_ok=True)
+            server.should_exit = True
+            await asyncio.wait({http}, timeout=5)
+            await client.close()
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self.tasks.append(task)
+        return task
+
+
+async def _any_of(*tasks: asyncio.Task[Any]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _become_ready(config: EngineConfig, service: Any) -> None:
+    """Load the tokenizer beside the engine's start, and open the doors when both are there."""
+    from quire_engine.server.startup import complete
+
+    started = time.monotonic()
+    await complete(config, service)
+    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in service.client.startup_seconds.items())
+    log.info("ready after %.1f s (%s)", time.monotonic() - started, phases)
+
+
+async def _log_throughput(service: Any) -> None:
+    """A line every 10 s while there is work, none while there is none."""
+    before = service.metrics.token_totals()
+    while True:
+        await asyncio.sleep(STATS_SECONDS)
+        now = service.metrics.token_totals()
+        stats = service.client.stats
+        if now != before or stats.num_running or stats.num_waiting:
+            log.info(
+                "prompt %.1f tok/s, generation %.1f tok/s, %d running, %d waiting, KV cache %.1f%% used",
+                (now[0] - before[0]) / STATS_SECONDS,
+                (now[1] - before[1]) / STATS_SECONDS,
+                stats.num_running,
+                stats.num_waiting,
+                100 * stats.kv_cache_usage,
+            )
+        before = now

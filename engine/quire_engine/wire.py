@@ -1,0 +1,90 @@
+"""The messages between the server process and the engine process, as tagged msgspec structs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from quire_engine.config import EngineConfig
+from quire_engine.core.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats
+
+
+class LaunchOptions(msgspec.Struct):
+    """What the server process hands over on standard input."""
+
+    config: EngineConfig
+    socket_folder: str
+    log_level: str = "info"
+    log_format: str = "text"
+    parent_pid: int = 0
+
+
+def input_address(folder: str | Path) -> str:
+    return f"ipc://{folder}/to-engine"
+
+
+def output_address(folder: str | Path) -> str:
+    return f"ipc://{folder}/from-engine"
+
+
+class Add(msgspec.Struct, tag=True):
+    requests: list[EngineRequest]
+
+
+class Abort(msgspec.Struct, tag=True):
+    request_ids: list[str]
+
+
+class Ping(msgspec.Struct, tag=True):
+    """Asks for a Pong, so that an idle engine can show that it lives."""
+
+
+class Stop(msgspec.Struct, tag=True):
+    """Ends the engine process."""
+
+
+class Phase(msgspec.Struct, tag=True):
+    """A part of the start that has ended, and the seconds it took."""
+
+    name: str
+    seconds: float
+
+
+class Ready(msgspec.Struct, tag=True):
+    info: EngineInfo
+
+
+class StepDone(msgspec.Struct, tag=True):
+    outputs: list[EngineOutput]
+    stats: EngineStats
+
+
+class Pong(msgspec.Struct, tag=True):
+    stats: EngineStats
+
+
+class Failed(msgspec.Struct, tag=True):
+    """The engine cannot go on. `message` is `Reason: one line`, the Reason in CamelCase."""
+
+    message: str
+
+
+ToEngine = Add | Abort | Ping | Stop
+FromEngine = Phase | Ready | StepDone | Pong | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_to_engine(data: bytes) -> ToEngine:
+    return _to_engine.decode(data)
+
+
+def decode_from_engine(data: bytes) -> FromEngine:
+    return _from_engine.decode(data)
