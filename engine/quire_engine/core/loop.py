@@ -1,0 +1,177 @@
+"""The core of the engine: requests go in, steps turn, tokens come out. No torch here."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, FinishReason
+from quire_engine.core.randomness import nth_seed
+from quire_engine.core.request import Request
+from quire_engine.core.scheduler import Scheduler, SchedulerConfig
+from quire_engine.core.step import Executor, Step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreConfig(SchedulerConfig):
+    """What the core needs to know of the model beside the scheduler's limits."""
+
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...] = ()
+    seed: int = 0
+    use_priority: bool = False
+
+
+class EngineCore:
+    """Turns requests into tokens. One thread calls everything."""
+
+    def __init__(self, executor: Executor, config: CoreConfig) -> None:
+        self.config = config
+        self._executor = executor
+        self._scheduler = Scheduler(config)
+        self._requests: dict[str, Request] = {}
+        self._refused: list[EngineOutput] = []
+        self._num_arrived = 0
+        self._num_steps = 0
+        self._num_scheduled_tokens = 0
+        self._max_tokens = min(config.max_model_len, config.max_request_tokens)
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Queue a request. One that can never run is answered by the next step with an error."""
+        try:
+            self._check(request)
+            queued = self._to_request(request)
+            self._scheduler.add(queued)
+            self._requests[queued.request_id] = queued
+        except ValueError as error:
+            self._refuse(request.request_id, str(error))
+        except Exception as error:
+            # Whatever is wrong with one request, the others go on.
+            log.exception("request %s could not be prepared", request.request_id)
+            self._refuse(request.request_id, f"the request could not be prepared: {type(error).__name__}: {error}")
+
+    def abort(self, request_ids: list[str]) -> None:
+        """End requests without an output and free their blocks at once. Unknown ids are passed over."""
+        for request_id in request_ids:
+            request = self._requests.pop(request_id, None)
+            if request is not None:
+                self._scheduler.remove(request)
+        self._refused = [output for output in self._refused if output.request_id not in request_ids]
+
+    def has_work(self) -> bool:
+        return bool(self._requests or self._refused)
+
+    def step(self) -> list[EngineOutput]:
+        """One turn: schedule, execute, update. Returns what each request gained."""
+        refused, self._refused = self._refused, []
+        self._num_scheduled_tokens = 0
+        if not self._requests:
+            return refused
+        step = self._scheduler.schedule()
+        if not step.scheduled:
+            raise RuntimeError(f"{len(self._requests)} requests wait and none can be scheduled: this is a bug in Quire")
+        tokens = self._executor.execute(step)
+        self._num_steps += 1
+        self._num_scheduled_tokens = step.num_tokens
+        return refused + self._update(step, tokens)
+
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            kv_cache_usage=scheduler.pool.num_held / scheduler.pool.num_blocks,
+            num_preemptions=scheduler.num_preemptions,
+            prefix_cache_queries=scheduler.prefix_cache_queries,
+            prefix_cache_hits=scheduler.prefix_cache_hits,
+            num_steps=self._num_steps,
+            num_scheduled_tokens=self._num_scheduled_tokens,
+            preempted=scheduler.preempted,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise `AssertionError` when requests and blocks do not agree."""
+        scheduler = self._scheduler
+        scheduler.check_integrity()
+        known = {*scheduler.running, *(r.request_id for r in scheduler.waiting)}
+        assert known == set(self._requests), f"lost or left over: {known ^ set(self._requests)}"
+
+    def _update(self, step: Step, tokens: list[list[int]]) -> list[EngineOutput]:
+        outputs = []
+        for sequence, new_tokens in zip(step.scheduled, tokens, strict=True):
+            request = self._requests[sequence.request_id]
+            request.num_computed_tokens = sequence.end
+            if new_tokens:
+                outputs.append(self._append(request, new_tokens))
+        return outputs
+
+    def _append(self, request: Request, new_tokens: list[int]) -> EngineOutput:
+        """Give a request its new tokens, up to the first that ends it."""
+        output = EngineOutput(request.request_id, [], num_cached_tokens=request.num_cached_tokens or 0)
+        for token in new_tokens:
+            request.token_ids.append(token)
+            output.new_token_ids.append(token)
+            output.finish_reason, output.stop_reason = self._finish(request, token)
+            if output.finish_reason is not None:
+                self._scheduler.remove(request)
+                del self._requests[request.request_id]
+                break
+        return output
+
+    def _finish(self, request: Request, token: int) -> tuple[FinishReason | None, int | None]:
+        params = request.params
+        if request.num_output_tokens >= params.min_tokens:
+            if token in self.config.eos_token_ids and not params.ignore_eos:
+                return "stop", None
+            if token in params.stop_token_ids:
+                return "stop", token
+        if request.num_output_tokens == params.max_tokens or request.num_tokens >= self._max_tokens:
+            return "length", None
+        return None, None
+
+    def _to_request(self, request: EngineRequest) -> Request:
+        seed = request.params.seed
+        self._num_arrived += 1
+        return Request(
+            request.request_id,
+            list(request.prompt_token_ids),
+            len(request.prompt_token_ids),
+            replace(request.params),
+            nth_seed(self.config.seed, self._num_arrived) if seed is None else seed,
+            order=(request.priority if self.config.use_priority else 0, self._num_arrived),
+            cache_salt=request.cache_salt,
+        )
+
+    def _check(self, request: EngineRequest) -> None:
+        """Raise `ValueError` for a request that can never run."""
+        if request.request_id in self._requests:
+            raise ValueError(f"a request with the id {request.request_id!r} is already there: use a new id")
+        config, length = self.config, len(request.prompt_token_ids)
+        if length == 0:
+            raise ValueError("the prompt is empty: it needs at least one token")
+        if length > config.max_model_len - 1:
+            raise ValueError(
+                f"the prompt has {length} tokens and at most {config.max_model_len - 1} fit, "
+                f"with room for one more: shorten it, or raise --max-model-len, now {config.max_model_len}"
+            )
+        pool = config.num_blocks * config.block_size
+        if length > pool - 1:
+            raise ValueError(
+                f"the prompt has {length} tokens and the whole KV cache holds {pool}: shorten it, or raise "
+                "--gpu-memory-utilization, --kv-cache-memory-bytes or --num-gpu-blocks-override"
+            )
+        if length > self._max_tokens - 1:
+            raise ValueError(
+                f"the prompt has {length} tokens and a step computes {config.max_num_batched_tokens}: raise "
+                "--max-num-batched-tokens, or set --enable-chunked-prefill"
+            )
+        for name, ids in (("the prompt", request.prompt_token_ids), ("stop_token_ids", request.params.stop_token_ids)):
+            wrong = next((i for i in ids if not 0 <= i < config.vocab_size), None)
+            if wrong is not None:
+                raise ValueError(f"{name} holds the token {wrong}: it must be between 0 and {config.vocab_size - 1}")
+
+    def _refuse(self, request_id: str, message: str) -> None:
+        self._refused.append(EngineOutput(request_id, [], "error", error=message))

@@ -1,0 +1,53 @@
+"""One sequence on its way through the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quire_engine.core.block_hash import BlockHash, block_hash, root_hash
+from quire_engine.sampling_params import SamplingParams
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """What the scheduler knows of a request. There is no prefill or decode mode: `num_computed_tokens` runs
+    after `len(token_ids)`, and each step closes a part of the distance.
+
+        token_ids  [ prompt ............ | output ... ]
+        computed   [ in the KV cache ........ ]
+    """
+
+    request_id: str
+    token_ids: list[int]  # the prompt, then the output
+    num_prompt_tokens: int
+    params: SamplingParams
+    seed: int
+    order: tuple[int, int]  # (priority, number of arrival): the lower one runs first
+    cache_salt: str | None = None
+    num_computed_tokens: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    block_hashes: list[BlockHash] = field(default_factory=list)  # of the full blocks, where caching is on
+    num_published: int = 0  # of `block_ids`
+    num_blocks_sent: int = 0  # of `block_ids`, that the executor knows
+    num_cached_tokens: int | None = None  # found in the prefix cache when first admitted; None before
+    waiting: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_missing_tokens(self) -> int:
+        """Tokens to compute before the next one can be sampled: 1 for a request that decodes."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    def hash_full_blocks(self, block_size: int) -> None:
+        """Bring `block_hashes` up to date with `token_ids`."""
+        while (len(self.block_hashes) + 1) * block_size <= len(self.token_ids):
+            start = len(self.block_hashes) * block_size
+            parent = self.block_hashes[-1] if self.block_hashes else root_hash(self.cache_salt)
+            self.block_hashes.append(block_hash(parent, self.token_ids[start : start + block_size]))

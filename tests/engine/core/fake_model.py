@@ -1,0 +1,66 @@
+"""A model of plain ints, and an executor that runs it from its own copy of what the steps said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quire_engine.core.loop import CoreConfig
+from quire_engine.core.step import Step
+
+VOCAB_SIZE = 97
+
+
+def next_token(token_ids: list[int]) -> int:
+    """The model: the next token depends on every token before it."""
+    value = 7
+    for token in token_ids:
+        value = (value * 31 + token + 1) % 1_000_003
+    return value % VOCAB_SIZE
+
+
+def generate(prompt: list[int], count: int, eos: tuple[int, ...] = ()) -> list[int]:
+    """`count` tokens after `prompt`, or up to the first of `eos`."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + count:
+        tokens.append(next_token(tokens))
+        if tokens[-1] in eos:
+            break
+    return tokens[len(prompt) :]
+
+
+@dataclass
+class PagedExecutor:
+    """Keeps the tokens in pages, as a real model keeps keys and values, and reads them back through block tables.
+
+    A page that is handed out too early, shared wrongly or freed twice shows as a wrong token.
+    """
+
+    config: CoreConfig
+    tables: dict[str, list[int]] = field(default_factory=dict)
+    slots: dict[int, int] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+    def execute(self, step: Step) -> list[list[int]]:
+        config = self.config
+        self.steps.append(step)
+        assert step.num_tokens <= config.max_num_batched_tokens
+        assert len({s.request_id for s in step.scheduled}) == len(step.scheduled)
+        for request_id in step.removed:
+            del self.tables[request_id]
+        for new in step.new:
+            assert new.request_id not in self.tables
+            self.tables[new.request_id] = []
+        assert len(self.tables) <= config.max_num_seqs
+        for s in step.scheduled:
+            assert s.token_ids
+            self.tables[s.request_id] += s.new_block_ids
+            for position, token in enumerate(s.token_ids, s.start):
+                self.slots[self._slot(s.request_id, position)] = token
+        return [[next_token(self._read(s.request_id, s.end))] if s.samples else [] for s in step.scheduled]
+
+    def _slot(self, request_id: str, position: int) -> int:
+        block_size = self.config.block_size
+        return self.tables[request_id][position // block_size] * block_size + position % block_size
+
+    def _read(self, request_id: str, length: int) -> list[int]:
+        return [self.slots[self._slot(request_id, position)] for position in range(length)]
