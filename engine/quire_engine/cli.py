@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def serve(argv: Sequence[str]) -> int:
     """Serve a model behind OpenAI's API."""
-    parser = FlagParser("quire-engine serve", description=serve.__doc__)
+    parser = FlagParser("quire-engine serve", usage="quire-engine serve MODEL [flags]", description=serve.__doc__)
     parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="the model, as with --model")
     parser.add_settings(EngineConfig)
     parser.add_settings(ServerSettings)
