@@ -1,29 +1,72 @@
-"""The command line: `python3 -m e2e.cluster`."""
+"""A Kubernetes node on this machine, and the images for it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-from e2e.cluster import binaries
+from e2e.cluster import binaries, images, node, teardown
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.recipes import RECIPES
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python3 -m e2e.cluster", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    build = commands.add_parser("build", help="build programs from Go modules into the cache")
-    build.add_argument("names", nargs="*", metavar="NAME", help=f"default: what a node needs; of {', '.join(RECIPES)}")
-    build.set_defaults(run=lambda args: print(binaries.ensure(*(args.names or binaries.NODE))))
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m e2e.cluster", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    build = commands.add_parser("build", help="build programs from Go modules into the cache")
+    build.add_argument("names", nargs="*", metavar="NAME", help=f"default: what a node needs; of {', '.join(RECIPES)}")
+    build.set_defaults(run=lambda options: print(binaries.ensure(*(options.names or binaries.NODE))))
+
+    up = commands.add_parser("up", help="bring the node up; does nothing when it is up")
+    up.add_argument("--control-plane-only", action="store_true", help="no kubelet: objects, but no pods")
+    up.set_defaults(run=_up)
+
+    down = commands.add_parser("down", help="take it down and leave nothing behind but the cache")
+    down.set_defaults(run=lambda options: teardown.down())
+    status = commands.add_parser("status", help="what runs")
+    status.set_defaults(run=lambda options: print(node.status()))
+    kubeconfig = commands.add_parser("kubeconfig", help="print the path of the admin's kubeconfig")
+    kubeconfig.set_defaults(run=lambda options: print(node.kubeconfig()))
+
+    image = commands.add_parser("images", help="build images and push them to the node's registry")
+    image_commands = image.add_subparsers(required=True, metavar="COMMAND")
+    base = image_commands.add_parser("base", help="the pause image and the stand-in for debian:bookworm-slim")
+    base.set_defaults(run=_base_images)
+    one = image_commands.add_parser("build", help="build any Dockerfile and push it")
+    one.add_argument("reference", metavar="NAME:TAG")
+    one.add_argument("dockerfile", type=Path, metavar="DOCKERFILE", help="its folder is the build context")
+    one.set_defaults(run=_build_image)
+    return parser
+
+
+def _up(options: argparse.Namespace) -> None:
+    node.up(control_plane_only=options.control_plane_only)
+    print(node.status())
+
+
+def _base_images(options: argparse.Namespace) -> None:
+    images.base()
+    images.push(images.PAUSE)
+    images.push(images.BASE)
+
+
+def _build_image(options: argparse.Namespace) -> None:
+    images.base()
+    images.build(options.reference, options.dockerfile, options.dockerfile.absolute().parent)
+    images.push(options.reference)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,6 @@ class ControlPlane:
         components: Sequence[str],
         address: str,
         port: int,
-        etcd_port: int,
         users: Iterable[User],
         daemons: Daemons,
     ) -> None:
@@ -56,7 +55,7 @@ class ControlPlane:
             raise ClusterError(f"components {tuple(components)}: write etcd and apiserver, and any of {COMPONENTS[2:]}")
         self.directory = directory
         self.components = tuple(components)
-        self.address, self.port, self.etcd_port = address, port, etcd_port
+        self.address, self.port, self.etcd_port = address, port, _free_port()
         self.server_url = f"https://{address}:{port}"
         self.daemons = daemons
         self.bin = binaries.ensure(*(_PROGRAMS[component] for component in components), "kubectl")
@@ -221,7 +220,6 @@ def start_control_plane(
         components=components,
         address="127.0.0.1",
         port=_free_port(),
-        etcd_port=_free_port(),
         users=users,
         daemons=Daemons(directory.absolute(), die_with_us=True),
     )
