@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import urllib.error
@@ -67,10 +68,8 @@ class _Server:
             return urllib.request.urlopen(request, timeout=600)
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")
-            try:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 text = json.loads(text)["error"]["message"]
-            except (ValueError, KeyError, TypeError):
-                pass
             raise _ServerError(f"{self._base}{path} answered {error.code}: {text}") from error
         except (urllib.error.URLError, OSError, ValueError) as error:
             raise _ServerError(f"{self._base} cannot be reached: {error}: is it http://HOST:PORT?") from error

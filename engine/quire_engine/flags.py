@@ -21,7 +21,7 @@ class FlagParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self._booleans: set[str] = set()
 
     def add_settings(self, settings: type, *, skip: Sequence[str] = ()) -> None:
@@ -92,7 +92,8 @@ def _plain_type(hint: Any) -> type:
     """`int | None` as int, `tuple[str, ...]` as tuple."""
     if isinstance(hint, types.UnionType):
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    return typing.get_origin(hint) or hint
+    plain: type = typing.get_origin(hint) or hint
+    return plain
 
 
 def _boolean(text: str) -> bool:

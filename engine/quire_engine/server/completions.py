@@ -49,9 +49,7 @@ async def _events(
     with_usage = request.stream_options is not None and request.stream_options.include_usage
 
     def chunk(choices: list[CompletionChoice]) -> CompletionResponse:
-        made = CompletionResponse(
-            id=identity, object="text_completion", created=created, model=model, choices=choices
-        )
+        made = CompletionResponse(id=identity, object="text_completion", created=created, model=model, choices=choices)
         if with_usage:
             made.usage = None if choices else count.as_usage()
         return made

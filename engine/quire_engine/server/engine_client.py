@@ -129,8 +129,6 @@ class EngineClient:
 
     async def close(self) -> None:
         """End the engine process and free the sockets."""
-        for task in self._tasks[1:]:
-            task.cancel()
         if self._process.poll() is None:
             await self._send(wire.Stop())
             try:
@@ -179,8 +177,7 @@ class EngineClient:
 
     async def _watch_process(self) -> None:
         """The process may die without a word: killed by the kernel, or by a signal."""
-        while (code := self._process.poll()) is None:
-            await asyncio.sleep(0.2)
+        code = await asyncio.to_thread(self._process.wait)
         await asyncio.sleep(0.3)  # its last words may still be in the socket
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         reason = "OutOfMemory" if code == -9 else "EngineFailed"

@@ -47,7 +47,9 @@ class Prompts:
         taken = {"chat_template", "tokenize", "add_generation_prompt", "conversation"} & template_kwargs.keys()
         if taken:
             raise ApiError(
-                400, f"chat_template_kwargs sets {min(taken)}, which is the server's: leave it out", param="chat_template_kwargs"
+                400,
+                f"chat_template_kwargs sets {min(taken)}, which is the server's: leave it out",
+                param="chat_template_kwargs",
             )
         try:
             text = await asyncio.to_thread(
@@ -58,7 +60,7 @@ class Prompts:
                 add_generation_prompt=add_generation_prompt,
                 **template_kwargs,
             )
-        except Exception as error:  # noqa: BLE001  a template is the model author's code: it raises what it likes
+        except Exception as error:
             raise ApiError(400, f"the chat template refused the messages: {error}", param="messages") from error
         return await self._encode(str(text), special=False)
 

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -70,17 +70,17 @@ async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
 
 async def first_of(work: asyncio.Future[T], disconnected: Awaitable[None]) -> T:
     """Wait for `work`, or cancel it and raise `ClientGoneError` once `disconnected` is there first."""
-    gone = asyncio.ensure_future(disconnected)
+    gone: asyncio.Future[None] = asyncio.ensure_future(disconnected)
+    both: set[asyncio.Future[Any]] = {work, gone}
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             raise ClientGoneError
         return work.result()
     finally:
-        for task in (work, gone):
-            if not task.done():
-                task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
+        for task in both:
+            task.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

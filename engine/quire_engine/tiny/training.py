@@ -111,7 +111,7 @@ def _train_tokenizer(recipe: Recipe, corpus: list[Exchange]) -> PreTrainedTokeni
         show_progress=False,
     )
     bpe.train_from_iterator((f"{e.question} {e.answer}" for e in corpus), trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         bos_token=BOS,
         eos_token=EOS,
@@ -173,7 +173,7 @@ def _optimise(recipe: Recipe, model: LlamaForCausalLM, rows: torch.Tensor) -> No
                 "stopped at step %d after %.0f s: this machine is slow, and its file is one of its own", step, elapsed
             )
             break
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
 
 
 def _learning_rate_fraction(step: int, recipe: Recipe) -> float:

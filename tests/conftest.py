@@ -1,0 +1,17 @@
+"""Fixtures that several suites share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model: trained at most once on a machine, in up to 3 minutes."""
+    from quire_engine.tiny.training import tiny_model
+
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model(directory)
+    return directory

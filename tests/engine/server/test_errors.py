@@ -1,0 +1,102 @@
+"""Whatever a client sends wrong comes back as OpenAI's error body that says what to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.engine.server.conftest import Server, StartServer
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello!"}]}
+COMPLETION = {"model": "tiny", "prompt": "Hello"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({**CHAT, "temperature": -1}, "temperature", "between 0 and 100"),
+        ({**CHAT, "top_p": 0}, "top_p", "above 0"),
+        ({**CHAT, "min_p": 2}, "min_p", "between 0 and 1"),
+        ({**CHAT, "top_k": -7}, "top_k", "at least 1"),
+        ({**CHAT, "n": 0}, "n", "greater than or equal to 1"),
+        ({**CHAT, "n": 1000}, "n", "less than or equal to 128"),
+        ({**CHAT, "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({**CHAT, "max_tokens": 10**6}, "max_tokens", "2048"),
+        ({**CHAT, "messages": []}, "messages", "at least 1 item"),
+        ({"model": "tiny"}, "messages", "missing"),
+        ({**CHAT, "messages": [{"role": "user", "content": 5}]}, "messages.0.content", "string"),
+        ({**CHAT, "stop": [""]}, "stop", "at least one character"),
+        ({**CHAT, "seed": 2**80}, "seed", "64-bit"),
+        ({**CHAT, "logit_bias": {"5": 1}}, None, "logit_bias is not supported yet"),
+        ({**CHAT, "tools": [{"type": "function"}]}, None, "tools is not supported yet"),
+        ({**CHAT, "stream_options": {"include_usage": True}}, None, "stream"),
+        ({**CHAT, "messages": [{"role": "user", "content": "word " * 5000}]}, "messages", "2048"),
+    ],
+)
+def test_a_wrong_chat_is_a_400_that_names_field_and_limit(
+    server: Server, body: dict[str, Any], param: str | None, says: str
+) -> None:
+    for stream in (False, True) if "stream_options" not in body else (False,):
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "stream": stream})
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert says in error["message"]
+        assert error["code"] == 400
+        if param is not None and param != "messages":
+            assert error["param"] == param
+            assert param.split(".")[0] in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [([], "prompt"), ("", "empty"), ([[]], "empty"), ([5000], "2047"), ([-1], "prompt"), ({"a": 1}, "prompt")],
+)
+def test_a_wrong_prompt_is_a_400(server: Server, prompt: object, says: str) -> None:
+    answer = httpx.post(f"{server.url}/v1/completions", json={**COMPLETION, "prompt": prompt})
+    assert answer.status_code == 400, answer.text
+    assert says in answer.json()["error"]["message"]
+
+
+def test_an_unknown_model_is_a_404_that_names_the_served_ones(server: Server) -> None:
+    with pytest.raises(openai.NotFoundError, match="tiny, small"):
+        server.client().chat.completions.create(model="gpt-7", messages=CHAT["messages"])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status"),
+    [
+        ("POST", "/v1/chat/completions", b"{not json", 400),
+        ("POST", "/v1/chat/completions", b"\xff\xfe\x00", 400),
+        ("POST", "/v1/chat/completions", b"[]", 400),
+        ("POST", "/v1/chat/completions", b"", 400),
+        ("GET", "/v1/chat/completions", None, 405),
+        ("GET", "/nothing/here", None, 404),
+        ("GET", "/v1/models/none", None, 404),
+    ],
+)
+def test_a_request_that_makes_no_sense_has_the_error_body(
+    server: Server, method: str, path: str, content: bytes | None, status: int
+) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.request(method, server.url + path, content=content, headers=headers)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["code"] == status
+    assert error["message"]
+
+
+def test_a_missing_or_wrong_key_is_a_401_and_health_stays_open(start_server: StartServer) -> None:
+    server = start_server("--api-key", "first", "second")
+    for key in ("wrong", "firs", "firstt", ""):
+        answer = httpx.get(f"{server.url}/v1/models", headers={"authorization": f"Bearer {key}"})
+        assert answer.status_code == 401
+        assert "API key" in answer.json()["error"]["message"]
+    assert httpx.post(f"{server.url}/v1/completions", json={"model": "other"}).status_code == 401
+    for key in ("first", "second"):
+        assert server.client(api_key=key).models.list().data[0].id == "tiny"
+    for path in ("/health", "/metrics", "/version"):
+        assert httpx.get(server.url + path).status_code == 200
+    assert "first" not in server.log.replace("first token", "")

@@ -1,0 +1,252 @@
+"""Starting, going away, and dying, with real processes and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.engine.server.conftest import Server, StartServer, free_port, until
+
+LONG = {"model": "tiny", "prompt": "Return", "max_tokens": 400, "temperature": 0, "extra_body": {"ignore_eos": True}}
+
+
+class Streams:
+    """`count` streams that run in the background until they end."""
+
+    def __init__(self, server: Server, count: int, max_tokens: int = 400) -> None:
+        self.texts = [""] * count
+        self.errors: list[Exception] = []
+        self.finished: list[str | None] = [None] * count
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(server, count, max_tokens))
+        self._thread.start()
+
+    def _run(self, server: Server, count: int, max_tokens: int) -> None:
+        async def all_of_them() -> None:
+            async with server.async_client() as client:
+                await asyncio.gather(*(self._one(client, i, max_tokens) for i in range(count)))
+
+        self._loop.run_until_complete(all_of_them())
+
+    async def _one(self, client: openai.AsyncOpenAI, i: int, max_tokens: int) -> None:
+        try:
+            async for chunk in await client.completions.create(**{**LONG, "max_tokens": max_tokens}, stream=True):
+                self.texts[i] += chunk.choices[0].text
+                self.finished[i] = chunk.choices[0].finish_reason
+        except openai.APIError as error:
+            self.errors.append(error)
+
+    def all_begun(self) -> bool:
+        return all(self.texts)
+
+    def join(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+def test_sigterm_finishes_running_streams_refuses_new_ones_and_exits_0(start_server: StartServer) -> None:
+    server = start_server("--disable-log-stats")
+    streams = Streams(server, 8)
+    until(streams.all_begun)
+    kept_alive = httpx.Client()
+    assert kept_alive.get(f"{server.url}/health").status_code == 200
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: kept_alive.get(f"{server.url}/health").status_code == 503, 2)
+    refused = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "x"})
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"]
+    assert refused.headers["connection"] == "close"
+    streams.join()
+    assert server.process.wait(10) == 0
+    assert streams.errors == []
+    assert streams.finished == ["length"] * 8
+
+
+def test_an_idle_server_ends_at_once_on_sigterm_and_leaves_nothing(start_server: StartServer) -> None:
+    server = start_server()
+    engine = server.engine_pid()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(10) == 0
+    assert not Path(f"/proc/{engine}/exe").exists()
+    assert not list(server.run_dir.glob("*.sock"))
+
+
+def test_requests_left_when_the_time_is_up_get_an_error_and_no_cut_stream(start_server: StartServer) -> None:
+    server = start_server("--shutdown-timeout=0.5")
+    streams = Streams(server, 3, max_tokens=2000)
+    until(streams.all_begun)
+    server.process.send_signal(signal.SIGTERM)
+    streams.join()
+    assert server.process.wait(10) == 0
+    assert len(streams.errors) == 3
+    assert all("stopped before this request was finished" in str(e) for e in streams.errors)
+
+
+def test_a_second_sigterm_does_not_wait(start_server: StartServer) -> None:
+    server = start_server("--shutdown-timeout=600")
+    streams = Streams(server, 2, max_tokens=2000)
+    until(streams.all_begun)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: server.health() == 503, 2)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(15) == 0
+    streams.join()
+    assert len(streams.errors) == 2
+
+
+def test_drain_turns_unready_yet_serves_and_says_connection_close(start_server: StartServer) -> None:
+    server = start_server("--endpoints-lag=2")
+    client = httpx.Client()
+    body = {"model": "tiny", "prompt": "Return", "max_tokens": 4}
+    assert "connection" not in client.post(f"{server.url}/v1/completions", json=body).headers
+    draining = threading.Thread(target=server.drain)
+    draining.start()
+    until(lambda: server.health() == 503, 10)
+    served = client.post(f"{server.url}/v1/completions", json=body)
+    assert served.status_code == 200
+    assert served.headers["connection"] == "close"
+    draining.join()
+    assert server.process.poll() is None
+
+
+def test_drain_leaves_running_streams_alone_and_closes_their_connections_after(start_server: StartServer) -> None:
+    server = start_server("--endpoints-lag=0.5")
+    body = {"model": "tiny", "prompt": "Return", "max_tokens": 500, "ignore_eos": True, "stream": True}
+    with httpx.Client() as client, client.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        assert server.drain().returncode == 0
+        rest = list(lines)
+        assert rest[-2:] == ["data: [DONE]", ""]
+        stream = answer.extensions["network_stream"]
+        raw = stream.get_extra_info("socket")
+        raw.setblocking(True)
+        raw.settimeout(5)
+        assert raw.recv(1) == b""  # closed by the server, though it never said so in the head
+
+
+def test_drain_of_an_idle_server_returns_before_the_lag(start_server: StartServer) -> None:
+    server = start_server("--endpoints-lag=600")
+    assert server.drain().returncode == 0
+
+
+def test_drain_without_a_server_says_so(start_server: StartServer) -> None:
+    server = start_server()
+    server.stop()
+    answer = server.drain()
+    assert answer.returncode == 1
+    assert "no server listens on port" in answer.stderr
+
+
+def test_a_killed_engine_ends_the_server_with_the_cause(start_server: StartServer) -> None:
+    server = start_server()
+    streams = Streams(server, 3, max_tokens=2000)
+    until(streams.all_begun)
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    assert server.process.wait(15) == 1
+    streams.join()
+    assert len(streams.errors) == 3
+    assert all("engine has failed" in str(e) for e in streams.errors)
+    assert "OutOfMemory: the engine process ended by signal 9" in server.termination_message
+    assert server.log.strip().splitlines()[-1].endswith(server.termination_message)
+
+
+def test_a_killed_server_takes_its_engine_along(start_server: StartServer) -> None:
+    server = start_server()
+    engine = server.engine_pid()
+    server.process.kill()
+    server.process.wait()
+    until(lambda: not Path(f"/proc/{engine}/exe").exists(), 5)
+
+
+def test_a_hanging_engine_turns_health_503_and_back(start_server: StartServer) -> None:
+    server = start_server("--stall-timeout=1.5")
+    engine = server.engine_pid()
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        until(lambda: server.health() == 503, 10)
+        assert "stalled" in httpx.get(f"{server.url}/health").json()["status"]
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    until(lambda: server.health() == 200, 10)
+
+
+def test_a_long_step_leaves_health_alone(start_server: StartServer) -> None:
+    server = start_server("--stall-timeout=30")
+    engine = server.engine_pid()
+    os.kill(engine, signal.SIGSTOP)
+    time.sleep(2.5)
+    assert server.health() == 200
+    os.kill(engine, signal.SIGCONT)
+
+
+def test_before_it_is_ready_it_answers_503_and_says_what_it_does(start_server: StartServer) -> None:
+    server = start_server(wait=False)
+
+    def health() -> httpx.Response | None:
+        try:
+            return httpx.get(f"{server.url}/health")
+        except httpx.TransportError:
+            return None
+
+    until(lambda: health() is not None)
+    answer = health()
+    assert answer is not None
+    if answer.status_code == 503:  # else it was ready already
+        assert "being loaded" in answer.json()["status"]
+        refused = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "x"})
+        assert refused.status_code in (200, 503)
+    server.wait_until_ready()
+
+
+@pytest.mark.parametrize(
+    ("files", "reason", "says"),
+    [
+        (None, "ModelNotFound", "does not exist"),
+        ({}, "ModelNotFound", "config.json"),
+        (
+            {"config.json": '{"architectures": ["NoSuchModel"], "model_type": "llama"}'},
+            "UnsupportedModel",
+            "NoSuchModel",
+        ),
+        ({"config.json": "{"}, "BadModel", "config.json"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_ends_it_with_one_line_that_says_why(
+    start_server: StartServer, tmp_path: Path, files: dict[str, str] | None, reason: str, says: str
+) -> None:
+    model = tmp_path / "model"
+    if files is not None:
+        model.mkdir()
+        for name, text in files.items():
+            (model / name).write_text(text)
+    server = start_server(model=model, wait=False)
+    assert server.process.wait(60) == 1
+    assert server.termination_message.startswith(f"{reason}: ")
+    assert says in server.termination_message
+    assert "\n" not in server.termination_message
+
+
+def test_too_little_memory_is_refused_with_the_numbers_and_the_flag(start_server: StartServer) -> None:
+    server = start_server("--kv-cache-memory-bytes=1000", wait=False)
+    assert server.process.wait(60) == 1
+    assert server.termination_message.startswith("OutOfMemory: ")
+    assert "--kv-cache-memory-bytes" in server.termination_message
+
+
+def test_a_taken_port_is_said_before_anything_is_loaded(start_server: StartServer) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        server = start_server(port=port, wait=False)
+        assert server.process.wait(30) == 1
+    assert server.termination_message.startswith("AddressInUse: ")
+    assert "--port" in server.termination_message
