@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from e2e.cluster import binaries, images, node, teardown
+from e2e.cluster import binaries, images, node, quire_images, teardown
+from e2e.cluster.builders import Buildah, Docker
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.recipes import RECIPES
 
@@ -45,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     image_commands = image.add_subparsers(required=True, metavar="COMMAND")
     base = image_commands.add_parser("base", help="the pause image and the stand-in for debian:bookworm-slim")
     base.set_defaults(run=_base_images)
+    everything = image_commands.add_parser("all", help="Quire's own two, with docker where its engine answers")
+    everything.set_defaults(run=_quire_images)
     one = image_commands.add_parser("build", help="build any Dockerfile and push it")
     one.add_argument("reference", metavar="NAME:TAG")
     one.add_argument("dockerfile", type=Path, metavar="DOCKERFILE", help="its folder is the build context")
@@ -65,8 +68,21 @@ def _base_images(options: argparse.Namespace) -> None:
 
 def _build_image(options: argparse.Namespace) -> None:
     images.base()
-    images.build(options.reference, options.dockerfile, options.dockerfile.absolute().parent)
+    dockerfile = options.dockerfile.absolute()
+    Buildah().build(options.reference, dockerfile, dockerfile.parent, arguments={})
     images.push(options.reference)
+
+
+def _quire_images(options: argparse.Namespace) -> None:
+    if Docker.answers():
+        for image in quire_images.ALL:
+            print(quire_images.build(image, Docker()))
+        return
+    images.base()
+    for image in quire_images.ALL:
+        reference = quire_images.build(image, Buildah())
+        images.push_if_absent(reference)
+        print(reference)
 
 
 if __name__ == "__main__":

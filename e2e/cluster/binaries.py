@@ -16,7 +16,7 @@ from pathlib import Path
 from e2e.cluster import locations
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import say, stage
-from e2e.cluster.recipes import Recipe, find, wrapper
+from e2e.cluster.recipes import Recipe, recipes, wrapper
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 NODE = (*CONTROL_PLANE, "kubelet", "kube-proxy", "podrm", "coredns", "helm")
@@ -28,13 +28,22 @@ def ensure(*names: str) -> Path:
     Callers in several processes do not build twice: one builds, the others wait for it.
     Raises ClusterError for an unknown name, without Go, and when a build fails.
     """
-    wanted = find(names)
+    wanted = recipes(names)
     if any(not _is_built(recipe) for recipe in wanted):
         with _build_lock():
             missing = [recipe for recipe in wanted if not _is_built(recipe)]
             for _, group in itertools.groupby(sorted(missing, key=_same_build), key=_same_build):
                 _build(list(group))
     return locations.binaries()
+
+
+def find(name: str) -> Path:
+    """One program that runs anywhere, such as kubectl: ours if it is built, else the machine's own, else built now."""
+    (recipe,) = recipes([name])
+    found = shutil.which(name)
+    if found and not _is_built(recipe):
+        return Path(found)
+    return ensure(name) / name
 
 
 def _same_build(recipe: Recipe) -> tuple[str, ...]:

@@ -1,70 +1,42 @@
-"""Build images with buildah, which needs no daemon, and push them to the node's registry."""
+"""The two images that the node's others stand on, and its registry filled. Nothing but Debian's mirror is needed."""
 
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from e2e.cluster import locations, packages, registry
+from e2e.cluster.builders import Buildah
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import stage
 
 BASE = "docker.io/library/debian:bookworm-slim"
 PAUSE = "quire/pause:1"
-RUN_ROOT = Path("/run/quire-buildah")
-_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 _PAUSE_SOURCE = Path(__file__).parent / "pause.c"
 _APT_SOURCES = Path("etc/apt/sources.list.d/debian.sources")
 _NOT_IN_SLIM = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "var/log")
 
 
 def base() -> None:
-    """Make the two images that the others stand on, without any registry but Debian's mirror.
-
-    The pause program of every pod, and a stand-in for Debian's bookworm-slim made by debootstrap, under its own name.
-    """
+    """Make the pause program of every pod, and a stand-in for Debian's bookworm-slim by debootstrap, under its name."""
     packages.ensure()
-    with _lock("base"):
-        if not _is_stored(PAUSE):
+    buildah = Buildah()
+    with (locations.cache() / "image-base.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not buildah.is_stored(PAUSE):
             with stage(f"Building {PAUSE}"):
                 _pause_image()
-        if not _is_stored(BASE):
+        if not buildah.is_stored(BASE):
             with stage(f"Building {BASE} by debootstrap"):
                 _debian_image()
 
 
-def build(
-    reference: str,
-    dockerfile: Path,
-    context: Path,
-    *,
-    target: str = "",
-    arguments: Mapping[str, str] | None = None,
-) -> None:
-    """Build `dockerfile`, or its stage `target`, as `reference`. Raises ClusterError with the end of the log."""
-    pip = locations.cache() / "pip.conf"
-    pip.write_text(_pip_config())
-    command = ["build", "--layers", "--network=host", f"--file={dockerfile}", f"--tag={reference}"]
-    # pip inside the build trusts what this machine trusts; the files are mounted, so nothing of them stays
-    command += [f"--volume={pip}:/etc/pip.conf:ro", f"--volume={_AUTHORITIES}:/run/authorities.crt:ro"]
-    command += [f"--target={target}"] if target else []
-    command += [f"--build-arg={key}={value}" for key, value in (arguments or {}).items()]
-    with _lock(dockerfile.name), stage(f"Building {reference}"):
-        _buildah(*command, str(context), log=reference)
-
-
 def push(reference: str) -> None:
-    """Push an image to the node's registry. Layers that are there already cost nothing."""
+    """Push an image to the node's registry, which is started where it does not run."""
     registry.start()
-    name = registry_name(reference)
-    with stage(f"Pushing {name} to the node's registry"):
-        _buildah("push", "--tls-verify=false", reference, f"docker://{registry.ADDRESS}/{name}", log=name)
+    Buildah().push(reference, f"{registry.ADDRESS}/{registry_name(reference)}")
 
 
 def push_if_absent(reference: str) -> None:
@@ -77,16 +49,6 @@ def push_if_absent(reference: str) -> None:
 def registry_name(reference: str) -> str:
     """The path under which containerd's mirror looks for an image of Docker Hub's or of no registry at all."""
     return reference.removeprefix("docker.io/")
-
-
-def size(reference: str) -> str:
-    """The image's size, unpacked, such as `5.41 GB`."""
-    return str(json.loads(_buildah("images", "--json", reference, log="size"))[0]["size"])
-
-
-def store_lock() -> Path:
-    """Held, shared, while buildah runs."""
-    return locations.cache() / "buildah.lock"
 
 
 def _pause_image() -> None:
@@ -118,50 +80,8 @@ def _debian_image() -> None:
 
 def _from_folder(reference: str, root: Path, *settings: str) -> None:
     """An image of one layer: what lies in `root`."""
-    container = _buildah("from", "scratch", log=reference).strip()
-    _buildah("add", "--quiet", container, str(root), "/", log=reference)
-    _buildah("config", *settings, container, log=reference)
-    _buildah("commit", "--quiet", "--rm", container, reference, log=reference)
-
-
-def _is_stored(reference: str) -> bool:
-    command = ["buildah", *_storage(), "inspect", "--type=image", reference]
-    return subprocess.run(command, env=_environment(), capture_output=True, check=False).returncode == 0
-
-
-def _buildah(*arguments: str, log: str) -> str:
-    """Run buildah and return its standard output, which is also written to a log. Raises ClusterError."""
-    file = locations.cache() / "log" / f"image-{log.replace('/', '-').replace(':', '-')}.log"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    command = ["buildah", *_storage(), *arguments]
-    with file.open("w") as output, store_lock().open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        result = subprocess.run(command, env=_environment(), stdout=output, stderr=subprocess.STDOUT, check=False)
-    text = file.read_text(errors="replace")
-    if result.returncode:
-        end = "\n".join(text.splitlines()[-20:])
-        raise ClusterError(f"buildah {arguments[0]} of {log} failed, see {file}; it ends with:\n{end}")
-    return text
-
-
-def _storage() -> tuple[str, str]:
-    return f"--root={locations.cache() / 'buildah'}", f"--runroot={RUN_ROOT}"
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "STORAGE_DRIVER": "overlay"}
-
-
-def _pip_config() -> str:
-    lines = ["[global]", "cert = /run/authorities.crt"]
-    lines += [f"index-url = {os.environ['PIP_INDEX_URL']}"] if os.environ.get("PIP_INDEX_URL") else []
-    return "\n".join(lines) + "\n"
-
-
-@contextmanager
-def _lock(name: str) -> Iterator[None]:
-    """Two builds of one Dockerfile at the same time would each do all the work."""
-    locations.cache().mkdir(parents=True, exist_ok=True)
-    with (locations.cache() / f"image-{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    buildah = Buildah()
+    container = buildah.run("from", "scratch", log=reference).strip()
+    buildah.run("add", "--quiet", container, str(root), "/", log=reference)
+    buildah.run("config", *settings, container, log=reference)
+    buildah.run("commit", "--quiet", "--rm", container, reference, log=reference)

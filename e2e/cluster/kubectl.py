@@ -15,7 +15,7 @@ class Kubectl:
 
     def __init__(self, kubeconfig: Path) -> None:
         self.kubeconfig = kubeconfig
-        self._command = [str(binaries.ensure("kubectl") / "kubectl"), f"--kubeconfig={kubeconfig}"]
+        self._command = [str(binaries.find("kubectl")), f"--kubeconfig={kubeconfig}"]
 
     def __call__(self, *arguments: str, input: str | None = None, timeout: float | None = 120) -> str:
         """Run one command and return its standard output. Raises ClusterError with what it said when it fails."""
@@ -30,6 +30,10 @@ class Kubectl:
         """Run one command whose failure is an answer too."""
         command = [*self._command, *arguments]
         return subprocess.run(command, input=input, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command that goes on, such as `port-forward`; its standard output is a pipe."""
+        return subprocess.Popen([*self._command, *arguments], stdout=subprocess.PIPE, text=True)
 
     def until_it_works(self, *arguments: str, seconds: float = 60) -> str:
         """Repeat a command until it succeeds. Raises ClusterError with its last failure once `seconds` have passed."""

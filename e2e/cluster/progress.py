@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +13,12 @@ _lock = threading.Lock()
 
 
 def say(text: str) -> None:
-    """Print one line with the seconds since the program began. Safe from any thread."""
+    """Print one line with the seconds since the program began, on standard error: what a command finds is on the other.
+
+    Safe from any thread.
+    """
     with _lock:
-        print(f"{time.monotonic() - _started:6.1f} s  {text}", flush=True)
+        print(f"{time.monotonic() - _started:6.1f} s  {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

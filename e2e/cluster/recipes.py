@@ -100,7 +100,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def find(names: Sequence[str]) -> list[Recipe]:
+def recipes(names: Sequence[str]) -> list[Recipe]:
     """The recipes of these names, each once. Raises ClusterError for a name that has none."""
     for name in names:
         if name not in RECIPES:

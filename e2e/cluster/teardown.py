@@ -9,7 +9,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-from e2e.cluster import images, locations, network, node_config
+from e2e.cluster import locations, network, node_config
+from e2e.cluster.builders import RUN_ROOT, store_lock
 from e2e.cluster.machine import Machine, unmount_below
 from e2e.cluster.processes import Daemons
 from e2e.cluster.progress import say, stage
@@ -60,11 +61,11 @@ def _kill_shims(state: Path) -> None:
 
 def _forget_builds() -> None:
     """Remove buildah's runtime folder unless it builds right now."""
-    with images.store_lock().open("w") as file:
+    with store_lock().open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"An image is being built: {images.RUN_ROOT} stays")
+            say(f"An image is being built: {RUN_ROOT} stays")
             return
-        unmount_below(images.RUN_ROOT)
-        shutil.rmtree(images.RUN_ROOT, ignore_errors=True)
+        unmount_below(RUN_ROOT)
+        shutil.rmtree(RUN_ROOT, ignore_errors=True)
