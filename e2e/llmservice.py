@@ -71,11 +71,11 @@ class LLMService:
 
         def ready() -> bool:
             found = self.get()
-            condition = next((c for c in found.get("status", {}).get("conditions", []) if c["type"] == "Ready"), {})
-            current = (
-                found["status"].get("observedGeneration") == found["metadata"]["generation"] if condition else False
-            )
-            return current and condition["status"] == "True" and condition["reason"] != "RollingOut"
+            status = found.get("status", {})
+            if status.get("observedGeneration") != found["metadata"]["generation"]:
+                return False
+            states = {c["type"]: c["status"] for c in status["conditions"]}
+            return states.get("Ready") == "True" and states.get("Reconciling") != "True"
 
         try:
             until(f"{self.name} Ready", ready, seconds)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import cast
 
 import openai
-from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
+from openai.types.chat import ChatCompletionMessageParam
 
 from e2e.llmservice import LLMService
 
@@ -71,7 +70,7 @@ class Load:
         stream = client.chat.completions.create(
             model="tiny", messages=MESSAGES, max_tokens=self.max_tokens, stream=True, extra_body={"ignore_eos": True}
         )
-        for chunk in cast("openai.Stream[ChatCompletionChunk]", stream):
+        for chunk in stream:
             finish_reason = chunk.choices[0].finish_reason
         return finish_reason
 
