@@ -123,7 +123,7 @@ class EngineCore:
 
     def _finish(self, request: Request, token: int) -> tuple[FinishReason | None, int | None]:
         params = request.params
-        if request.num_output_tokens >= params.min_tokens:
+        if request.num_output_tokens > params.min_tokens:
             if token in self.config.eos_token_ids and not params.ignore_eos:
                 return "stop", None
             if token in params.stop_token_ids:

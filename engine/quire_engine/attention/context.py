@@ -1,0 +1,57 @@
+"""What attention has to know of the batch beside queries, keys and values.
+
+It travels beside a model's forward, so that models take token ids and positions and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from quire_engine.attention.decode_groups import DecodeGroup
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillSpan:
+    """Several tokens of one sequence: rows `first` .. `first + count` of the batch, from position `start` on."""
+
+    first: int
+    count: int
+    start: int
+    blocks: torch.Tensor  # [num_blocks] int64, up to the span's last token
+
+
+@dataclass(slots=True)
+class AttentionContext:
+    """The batch: first one row for each decoding sequence, then the spans of prompts."""
+
+    slots: torch.Tensor  # [num_tokens] int64: block * block_size + offset, where each token's K and V go
+    num_decodes: int
+    decode_lengths: list[int]  # tokens of each decoding sequence, this one included
+    decode_blocks: torch.Tensor  # [num_decodes, max_blocks] int64
+    prefills: list[PrefillSpan]
+    groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)  # by sliding window, filled on demand
+
+
+_current: AttentionContext | None = None
+
+
+@contextmanager
+def attention_context(context: AttentionContext) -> Iterator[None]:
+    """Make `context` the one that attention layers see. One model runs at a time in a process."""
+    global _current
+    _current = context
+    try:
+        yield
+    finally:
+        _current = None
+
+
+def current_context() -> AttentionContext:
+    """Raises `RuntimeError` outside of `attention_context`."""
+    if _current is None:
+        raise RuntimeError("a model's forward has to run inside attention_context()")
+    return _current

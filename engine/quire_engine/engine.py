@@ -1,0 +1,206 @@
+"""Puts an engine together: model, memory, executor, core."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from quire_engine.config import EngineConfig
+from quire_engine.core.loop import CoreConfig, EngineCore
+from quire_engine.core.messages import EngineInfo
+from quire_engine.execution.device import DTYPES, device_memory, limit_threads, pick_device, pick_dtype
+from quire_engine.execution.input_batch import InputBatch
+from quire_engine.execution.kv_cache import allocate_kv_cache
+from quire_engine.execution.model_runner import ModelRunner
+from quire_engine.execution.sampling_state import SamplingState
+from quire_engine.loading.checkpoint import Checkpoint
+from quire_engine.loading.errors import CheckpointError
+from quire_engine.loading.weights import draw_weights, load_weights
+from quire_engine.memory_plan.plan import MemoryPlan, MemoryRequest, plan_memory
+from quire_engine.models.decoder import CausalLM, DecoderSpec
+from quire_engine.models.registry import decoder_spec
+
+log = logging.getLogger(__name__)
+
+OnPhase = Callable[[str, float], None]
+
+_TOKENS_PER_STEP = {"cpu": 2048, "cuda": 8192}
+_WARM_UP_TOKENS = {"cpu": 64, "cuda": 8192}
+
+
+class StartupError(Exception):
+    """Why the engine cannot start: `Reason: what, where, what to write instead`, in one line."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {' '.join(message.split())}")
+        self.reason = reason
+
+
+class _Phases:
+    """Times the parts of the start."""
+
+    def __init__(self, on_phase: OnPhase | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._on_phase = on_phase
+
+    @contextmanager
+    def __call__(self, name: str, reason: str) -> Iterator[None]:
+        """Time a part, and turn what is wrong with the user's input in it into a `StartupError`."""
+        started = time.monotonic()
+        try:
+            yield
+        except CheckpointError as error:
+            raise StartupError(error.reason, str(error)) from error
+        except ValueError as error:
+            raise StartupError(reason, str(error)) from error
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise StartupError("OutOfMemory", f"memory ran out during {name}: {error}") from error
+        self.seconds[name] = time.monotonic() - started
+        log.info("%s: %.2f s", name, self.seconds[name])
+        if self._on_phase is not None:
+            self._on_phase(name, self.seconds[name])
+
+
+def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple[EngineCore, EngineInfo]:
+    """Load the model, plan and allocate its memory, and warm it up.
+
+    `on_phase` hears the name and the seconds of each part of the start: device, config, weights, memory, warm-up.
+    Raises `StartupError` for everything that the user can put right.
+    """
+    phase = _Phases(on_phase)
+    with phase("device", "InvalidFlag"):
+        device = pick_device(config.device)
+        threads = limit_threads()
+    with phase("config", "UnsupportedModel"):
+        checkpoint = Checkpoint.open(
+            config.model,
+            revision=config.revision,
+            download_dir=config.download_dir,
+            weights=config.load_format != "dummy",
+        )
+        spec = decoder_spec(checkpoint.config)
+        dtype = pick_dtype(config.dtype, spec.shape.dtype, device)
+        core_config = _core_config(config, spec, checkpoint, device)
+    resident = device_memory(device).used
+    with phase("weights", "InvalidCheckpoint"):
+        model = _load(config, spec, checkpoint, DTYPES[dtype], device)
+    with phase("memory", "InsufficientMemory"):
+        plan = plan_memory(_memory_request(config, core_config, spec, model, dtype, device, resident))
+        core_config = replace(core_config, num_blocks=plan.num_blocks)
+        runner = _runner(core_config, model, plan, DTYPES[dtype], device)
+    with phase("warm-up", "EngineFailed"):
+        longest = min(core_config.max_num_batched_tokens, core_config.max_model_len - 1)
+        runner.warm_up(max(1, min(_WARM_UP_TOKENS[device.type], longest)), core_config.block_size)
+    log.info("%s", plan.table())
+    on_gpu = device.type == "cuda"
+    gpu_blocks, cpu_blocks = (plan.num_blocks, 0) if on_gpu else (0, plan.num_blocks)
+    log.info("%s in %s on %s, %d threads", spec.shape.architecture, dtype, device.type, threads)
+    log.info("# GPU blocks: %d, # CPU blocks: %d", gpu_blocks, cpu_blocks)
+    info = EngineInfo(
+        model=config.model,
+        max_model_len=core_config.max_model_len,
+        vocab_size=spec.shape.vocab_size,
+        eos_token_ids=list(core_config.eos_token_ids),
+        num_blocks=plan.num_blocks,
+        block_size=core_config.block_size,
+        dtype=dtype,
+        device=device.type,
+        startup_seconds=phase.seconds,
+    )
+    return EngineCore(runner, core_config), info
+
+
+def _core_config(config: EngineConfig, spec: DecoderSpec, checkpoint: Checkpoint, device: torch.device) -> CoreConfig:
+    """The core's settings, still without pages. Raises `StartupError` that names a flag."""
+    longest = spec.rope.longest()
+    max_model_len = config.max_model_len or longest
+    if max_model_len > longest:
+        raise StartupError("InvalidFlag", f"--max-model-len is {max_model_len}: the model's positions end at {longest}")
+    if max_model_len < 2:
+        raise StartupError("InvalidFlag", "--max-model-len is 1: it must be at least 2, to hold a prompt and an answer")
+    budget = config.max_num_batched_tokens or _TOKENS_PER_STEP[device.type]
+    if not config.enable_chunked_prefill and budget < max_model_len:
+        if config.max_num_batched_tokens is not None:
+            raise StartupError(
+                "InvalidFlag",
+                f"--max-num-batched-tokens is {budget} and --no-enable-chunked-prefill runs prompts whole: "
+                f"raise it to --max-model-len, {max_model_len}, or leave chunked prefill on",
+            )
+        budget = max_model_len
+    return CoreConfig(
+        num_blocks=0,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=budget,
+        enable_chunked_prefill=config.enable_chunked_prefill,
+        enable_prefix_caching=config.enable_prefix_caching,
+        max_model_len=max_model_len,
+        vocab_size=spec.shape.vocab_size,
+        eos_token_ids=tuple(i for i in checkpoint.eos_token_ids() if 0 <= i < spec.shape.vocab_size),
+        seed=config.seed,
+        use_priority=config.scheduling_policy == "priority",
+    )
+
+
+def _load(
+    config: EngineConfig, spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> CausalLM:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = CausalLM(spec).eval()
+    finally:
+        torch.set_default_dtype(before)
+    if config.load_format == "dummy":
+        draw_weights(model, config.seed)
+    else:
+        load_weights(model, checkpoint.directory)
+    return model
+
+
+def _memory_request(
+    config: EngineConfig,
+    core_config: CoreConfig,
+    spec: DecoderSpec,
+    model: CausalLM,
+    dtype: str,
+    device: torch.device,
+    resident: int,
+) -> MemoryRequest:
+    return MemoryRequest(
+        shape=spec.shape,
+        dtype=dtype,
+        on_gpu=device.type == "cuda",
+        limit=device_memory(device).limit,
+        resident=resident,
+        weights=sum(p.numel() * p.element_size() for p in model.parameters()),
+        utilization=config.gpu_memory_utilization,
+        block_size=config.block_size,
+        max_model_len=core_config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=core_config.max_num_batched_tokens,
+        kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+        num_blocks=config.num_gpu_blocks_override,
+    )
+
+
+def _runner(
+    core_config: CoreConfig, model: CausalLM, plan: MemoryPlan, dtype: torch.dtype, device: torch.device
+) -> ModelRunner:
+    allocate_kv_cache(model, num_blocks=plan.num_blocks, block_size=plan.block_size, dtype=dtype, device=device)
+    sampling = SamplingState(core_config.max_running, core_config.vocab_size, core_config.eos_token_ids)
+    batch = InputBatch(
+        max_num_seqs=core_config.max_running,
+        max_num_batched_tokens=core_config.max_num_batched_tokens,
+        max_blocks_per_seq=-(-core_config.max_model_len // core_config.block_size),
+        block_size=core_config.block_size,
+        sampling=sampling,
+        device=device,
+    )
+    return ModelRunner(model, batch)

@@ -1,0 +1,122 @@
+"""The running requests as rows of persistent arrays, which each step changes a little."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from quire_engine.attention.context import AttentionContext, PrefillSpan
+from quire_engine.core.step import ScheduledSequence, Step
+from quire_engine.execution.sampling_state import SamplingState
+from quire_engine.sampling.sampler import SamplingBatch
+
+
+@dataclass(slots=True)
+class ModelInputs:
+    """One step as tensors on the device. Sequences that decode come first."""
+
+    token_ids: torch.Tensor  # [num_tokens] int64
+    positions: torch.Tensor  # [num_tokens] int64
+    context: AttentionContext
+    sampled: list[str]  # the requests that sample
+    sampled_tokens: torch.Tensor  # [len(sampled)] int64: the batch's rows whose hidden state gives the next token
+    sampling: SamplingBatch
+
+
+class InputBatch:
+    """Block tables and sampling parameters by row, and the buffers that a step's tokens are laid out in."""
+
+    def __init__(
+        self,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_blocks_per_seq: int,
+        block_size: int,
+        sampling: SamplingState,
+        device: torch.device,
+    ) -> None:
+        self._block_size = block_size
+        self._device = device
+        self._sampling = sampling
+        self._rows: dict[str, int] = {}
+        self._free_rows = list(range(max_num_seqs))
+        self._tables = np.zeros((max_num_seqs, max_blocks_per_seq), dtype=np.int64)
+        self._num_blocks = [0] * max_num_seqs
+        # Token ids, positions and slots side by side: one copy takes all of them to the device.
+        pinned = device.type == "cuda"
+        self._staging = torch.zeros((3, max_num_batched_tokens), dtype=torch.int64, pin_memory=pinned)
+        self._staged = self._staging.numpy()
+        self._inputs = self._staging if device.type == "cpu" else torch.zeros_like(self._staging, device=device)
+
+    def apply(self, step: Step) -> None:
+        """Bring the rows up to date with what the step removes, adds and grows."""
+        for request_id in step.removed:
+            self._free_rows.append(self._rows.pop(request_id))
+        for sequence in step.new:
+            row = self._rows[sequence.request_id] = self._free_rows.pop()
+            self._num_blocks[row] = 0
+            self._sampling.set(row, sequence)
+        for scheduled in step.scheduled:
+            if scheduled.new_block_ids:
+                row = self._rows[scheduled.request_id]
+                first, last = self._num_blocks[row], self._num_blocks[row] + len(scheduled.new_block_ids)
+                self._tables[row, first:last] = scheduled.new_block_ids
+                self._num_blocks[row] = last
+
+    def lay_out(self, step: Step) -> ModelInputs:
+        """The step's tokens as tensors. They are valid until the next call."""
+        decodes = [s for s in step.scheduled if len(s.token_ids) == 1]
+        prompts = [s for s in step.scheduled if len(s.token_ids) > 1]
+        num_decodes = len(decodes)
+        tables, lengths = self._lay_out_decodes(decodes)
+        spans, end = [], num_decodes
+        for sequence in prompts:
+            first, end = end, end + len(sequence.token_ids)
+            spans.append(self._lay_out_prompt(sequence, first))
+
+        inputs = self._inputs[:, :end]
+        if self._inputs is not self._staging:
+            inputs.copy_(self._staging[:, :end], non_blocking=True)
+        context = AttentionContext(inputs[2], num_decodes, lengths, torch.from_numpy(tables).to(self._device), spans)
+
+        lasts = [(s, i) for i, s in enumerate(decodes)]
+        lasts += [(s, span.first + span.count - 1) for s, span in zip(prompts, spans, strict=True)]
+        lasts = [(s, last) for s, last in lasts if s.samples]
+        sampling = self._sampling.batch(
+            [self._rows[s.request_id] for s, _ in lasts], [s.end for s, _ in lasts], self._device
+        )
+        return ModelInputs(
+            inputs[0],
+            inputs[1],
+            context,
+            [s.request_id for s, _ in lasts],
+            torch.tensor([last for _, last in lasts], dtype=torch.int64).to(self._device),
+            sampling,
+        )
+
+    def _lay_out_decodes(self, decodes: list[ScheduledSequence]) -> tuple[np.ndarray, list[int]]:
+        """One token a sequence, at the front of the buffers. Returns their block tables and lengths."""
+        rows = [self._rows[s.request_id] for s in decodes]
+        lengths = [s.end for s in decodes]
+        width = -(-max(lengths, default=0) // self._block_size)
+        tables = self._tables[rows, :width]
+        positions = np.array(lengths, dtype=np.int64) - 1
+        token_ids, all_positions, slots = self._staged[:, : len(decodes)]
+        token_ids[:] = [s.token_ids[0] for s in decodes]
+        all_positions[:] = positions
+        blocks = tables[np.arange(len(decodes)), positions // self._block_size]
+        slots[:] = blocks * self._block_size + positions % self._block_size
+        return tables, lengths
+
+    def _lay_out_prompt(self, sequence: ScheduledSequence, first: int) -> PrefillSpan:
+        count = len(sequence.token_ids)
+        positions = np.arange(sequence.start, sequence.end)
+        table = self._tables[self._rows[sequence.request_id], : -(-sequence.end // self._block_size)]
+        token_ids, all_positions, slots = self._staged[:, first : first + count]
+        token_ids[:] = sequence.token_ids
+        all_positions[:] = positions
+        slots[:] = table[positions // self._block_size] * self._block_size + positions % self._block_size
+        return PrefillSpan(first, count, sequence.start, torch.from_numpy(table).to(self._device))

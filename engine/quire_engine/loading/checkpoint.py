@@ -1,0 +1,70 @@
+"""A checkpoint's directory and the JSON in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from quire_engine.loading.errors import CheckpointError
+from quire_engine.loading.hub import download
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory in Hugging Face's layout. `config` is config.json's content."""
+
+    directory: Path
+    config: dict[str, object]
+
+    @staticmethod
+    def open(
+        model: str, *, revision: str | None = None, download_dir: str | None = None, weights: bool = True
+    ) -> Checkpoint:
+        """Find `model`, a directory or a name on the hub. Raises `CheckpointError`."""
+        directory = _locate(model, revision, download_dir, weights)
+        if not (directory / "config.json").is_file():
+            raise CheckpointError("InvalidCheckpoint", f"{directory} has no config.json: name a model's directory")
+        config = _read_json(directory / "config.json")
+        if config.get("quantization_config"):
+            raise CheckpointError(
+                "UnsupportedModel",
+                f"{directory}/config.json has a quantization_config, which is not supported yet: "
+                "use the checkpoint with bfloat16 weights",
+            )
+        return Checkpoint(directory, config)
+
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer: generation_config.json's, else config.json's."""
+        file = self.directory / "generation_config.json"
+        sources = [_read_json(file)] if file.is_file() else []
+        for source in [*sources, self.config]:
+            value = source.get("eos_token_id")
+            if isinstance(value, int):
+                return (value,)
+            if isinstance(value, list) and value:
+                return tuple(v for v in value if isinstance(v, int))
+        return ()
+
+
+def _locate(model: str, revision: str | None, download_dir: str | None, weights: bool) -> Path:
+    if not model:
+        raise CheckpointError("ModelNotFound", "--model is empty: it must be a directory or a name such as org/model")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError("ModelNotFound", f"{model} is a file: name the directory with config.json")
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise CheckpointError("ModelNotFound", f"the directory {model} does not exist: check --model")
+    return Path(download(model, revision=revision, folder=download_dir, weights=weights))
+
+
+def _read_json(file: Path) -> dict[str, object]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("InvalidCheckpoint", f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError("InvalidCheckpoint", f"{file} holds no JSON object")
+    return content

@@ -1,0 +1,81 @@
+"""Models from the Hugging Face hub, or from the mirror that HF_ENDPOINT names."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from quire_engine.loading.errors import CheckpointError
+
+CONFIG_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py")
+WEIGHT_FILES = ("*.safetensors",)
+# Copies of the weights in other layouts, which some repositories carry beside the usual one.
+IGNORED_FILES = ("*/*", "consolidated*")
+
+
+def download(name: str, *, revision: str | None = None, folder: str | None = None, weights: bool = True) -> str:
+    """Fetch what serving needs of the model `name`, and return the directory it is in.
+
+    What is there already is not fetched again. Raises `CheckpointError` with a reason of ModelNotFound,
+    ModelAccessDenied, RevisionNotFound, NoSpaceLeft, ModelNotCached or DownloadFailed.
+    """
+    patterns = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
+    try:
+        return snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=folder,
+            allow_patterns=patterns,
+            ignore_patterns=list(IGNORED_FILES),
+        )
+    except (OSError, ValueError) as error:
+        raise _explain(error, name, revision) from error
+
+
+def _explain(error: Exception, name: str, revision: str | None) -> CheckpointError:
+    where = constants.ENDPOINT
+    has_token = bool(os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"))
+    token_hint = "the token in HF_TOKEN may not read it" if has_token else "set HF_TOKEN if it is private or gated"
+    chain = _chain(error)
+    status = next((e.response.status_code for e in chain if isinstance(e, HfHubHTTPError) and e.response), None)
+    if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in chain):
+        return CheckpointError("NoSpaceLeft", f"{name}: no space is left for the download: {error}; use a larger disk")
+    if any(isinstance(e, HFValidationError) for e in chain):
+        return CheckpointError("ModelNotFound", f"{name!r} is neither a directory nor a name such as org/model")
+    if any(isinstance(e, RevisionNotFoundError) for e in chain):
+        return CheckpointError("RevisionNotFound", f"{name} has no revision {revision!r} at {where}: check --revision")
+    if status in (401, 403) or any(isinstance(e, GatedRepoError) for e in chain):
+        return CheckpointError("ModelAccessDenied", f"{where} refuses {name} ({status or 403}): {token_hint}")
+    if any(isinstance(e, RepositoryNotFoundError) for e in chain):
+        return CheckpointError("ModelNotFound", f"{name} is not at {where} (404): check its name, and {token_hint}")
+    if constants.HF_HUB_OFFLINE:
+        return CheckpointError(
+            "ModelNotCached", f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or name a directory"
+        )
+    if any(isinstance(e, LocalEntryNotFoundError | ConnectionError) for e in chain):
+        return CheckpointError("DownloadFailed", f"{name}: {where} cannot be reached and the cache does not hold it")
+    return CheckpointError("DownloadFailed", f"{name} could not be downloaded from {where}: {_first_line(error)}")
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """The error and what it came from."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

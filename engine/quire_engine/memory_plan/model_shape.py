@@ -1,0 +1,78 @@
+"""The sizes of a decoder, read from a checkpoint's config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What memory and arithmetic depend on. Sizes are numbers of elements."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    dtype: str  # of the checkpoint: float32, float16 or bfloat16
+    tied_embeddings: bool
+
+    @staticmethod
+    def from_config(config: Mapping[str, object]) -> ModelShape:
+        """Read config.json's content. Raises `ValueError` that names a field that is missing or wrong."""
+        architectures = config.get("architectures")
+        if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+            raise ValueError('config.json has no "architectures": it must name the model\'s class')
+        num_heads = positive_int(config, "num_attention_heads")
+        hidden_size = positive_int(config, "hidden_size")
+        num_kv_heads = positive_int(config, "num_key_value_heads", default=num_heads)
+        if num_heads % num_kv_heads:
+            raise ValueError(f"config.json: {num_heads} attention heads do not divide into {num_kv_heads} KV heads")
+        dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+        if dtype not in BYTES_OF_DTYPE:
+            raise ValueError(f"config.json: dtype is {dtype!r}: it must be one of {', '.join(BYTES_OF_DTYPE)}")
+        return ModelShape(
+            architecture=architectures[0],
+            vocab_size=positive_int(config, "vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=positive_int(config, "intermediate_size"),
+            num_layers=positive_int(config, "num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=positive_int(config, "head_dim", default=hidden_size // num_heads),
+            max_position_embeddings=positive_int(config, "max_position_embeddings", default=2048),
+            dtype=dtype,
+            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        )
+
+    def kv_bytes_per_token(self, dtype: str | None = None) -> int:
+        """Bytes of keys and values that one token takes in all layers, stored as `dtype` or the checkpoint's."""
+        return self.num_layers * self.kv_bytes_per_token_and_layer(dtype)
+
+    def kv_bytes_per_token_and_layer(self, dtype: str | None = None) -> int:
+        return 2 * self.num_kv_heads * self.head_dim * BYTES_OF_DTYPE[dtype or self.dtype]
+
+    def weight_bytes(self, dtype: str | None = None) -> int:
+        """Bytes of the weight matrices, computed from the sizes. Leaves out norms and biases."""
+        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        return (self.num_layers * (attention + mlp) + embeddings) * BYTES_OF_DTYPE[dtype or self.dtype]
+
+
+def positive_int(config: Mapping[str, object], name: str, *, default: int | None = None) -> int:
+    value = config.get(name)
+    if value is None:
+        value = default
+    if value is None:
+        raise ValueError(f"config.json has no {name!r}")
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"config.json: {name} is {value!r}: it must be a whole number above 0")
+    return value

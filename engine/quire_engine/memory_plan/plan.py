@@ -1,0 +1,126 @@
+"""Where the memory goes, and how many pages of KV cache are left. Numbers in, numbers out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
+
+GIB = 1 << 30
+CPU_POOL_AT_MOST = 4 * GIB
+# Tokens whose keys and values attention may copy at once into a scratch buffer.
+GATHERED_TOKENS = 32768
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRequest:
+    """What the plan depends on. Sizes are in bytes, tokens or blocks, as named."""
+
+    shape: ModelShape
+    dtype: str  # of activations and KV cache
+    on_gpu: bool
+    limit: int  # bytes: the device's memory, or the cgroup's limit on CPU
+    resident: int  # bytes in use already, without the weights
+    weights: int  # bytes
+    utilization: float
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_memory_bytes: int | None = None
+    num_blocks: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes by purpose, and the size of the KV cache in blocks."""
+
+    limit: int
+    utilization: float
+    resident: int
+    weights: int
+    activations: int
+    kv_cache: int
+    num_blocks: int
+    block_size: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.num_blocks * self.block_size
+
+    def table(self) -> str:
+        """The plan for people, one purpose a line."""
+        rows = [
+            (f"limit x {self.utilization:.2f}", int(self.limit * self.utilization)),
+            ("in use before", self.resident),
+            ("weights", self.weights),
+            ("activations, at most", self.activations),
+            ("KV cache", self.kv_cache),
+        ]
+        lines = [f"  {name:<22}{size / GIB:>9.3f} GiB" for name, size in rows]
+        return "\n".join(["memory:", *lines, f"  {self.num_blocks} pages of {self.block_size} tokens"])
+
+
+def plan_memory(request: MemoryRequest) -> MemoryPlan:
+    """Size the KV cache. `num_blocks` wins over `kv_cache_memory_bytes`, which wins over the computed size.
+
+    Raises `ValueError`, with the numbers and the flags to change, when one request of `max_model_len` tokens
+    does not fit.
+    """
+    activations = activation_bytes(request)
+    block_bytes = request.shape.kv_bytes_per_token(request.dtype) * request.block_size
+    allowed = int(request.limit * request.utilization) - request.resident - request.weights - activations
+    pool = allowed if request.on_gpu else min(allowed, CPU_POOL_AT_MOST)
+    if request.kv_cache_memory_bytes is not None:
+        pool = request.kv_cache_memory_bytes
+    num_blocks = max(0, pool // block_bytes)
+    if request.num_blocks is not None:
+        num_blocks = request.num_blocks
+    plan = MemoryPlan(
+        limit=request.limit,
+        utilization=request.utilization,
+        resident=request.resident,
+        weights=request.weights,
+        activations=activations,
+        kv_cache=num_blocks * block_bytes,
+        num_blocks=num_blocks,
+        block_size=request.block_size,
+    )
+    if plan.num_tokens < request.max_model_len:
+        raise ValueError(_shortage(plan, request))
+    return plan
+
+
+def activation_bytes(request: MemoryRequest) -> int:
+    """The most that a step's intermediate results take at once, computed from the shapes."""
+    shape, item = request.shape, BYTES_OF_DTYPE[request.dtype]
+    heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
+    # The residual, its norm and the widest of: projections with their rotated copies, the gated MLP.
+    width = 3 * shape.hidden_size + max(3 * heads, 4 * shape.intermediate_size)
+    tokens = request.max_num_batched_tokens * width * item
+    gathered = max(GATHERED_TOKENS, request.max_model_len) * shape.kv_bytes_per_token_and_layer(request.dtype)
+    # Logits in float32, their sorted copy and its indices, and running sums in float64.
+    logits = min(request.max_num_seqs, request.max_num_batched_tokens) * shape.vocab_size * (4 + 4 + 4 + 8 + 8)
+    return max(tokens + gathered, logits)
+
+
+def _shortage(plan: MemoryPlan, request: MemoryRequest) -> str:
+    allowed = int(plan.limit * plan.utilization)
+    used = f"weights {_gib(plan.weights)}, activations {_gib(plan.activations)}, in use before {_gib(plan.resident)}"
+    sizes = f"of {_gib(plan.limit)} x {plan.utilization:.2f} = {_gib(allowed)}: {used}"
+    longest = plan.num_tokens
+    fits = f"set --max-model-len to at most {longest}" if longest >= 16 else "use a smaller model"
+    where = "--gpu-memory-utilization" if request.on_gpu else "the container's memory limit"
+    if request.num_blocks is not None:
+        where = "--num-gpu-blocks-override"
+    elif request.kv_cache_memory_bytes is not None:
+        where = "--kv-cache-memory-bytes"
+    return (
+        f"the KV cache holds {longest} tokens and one request may need {request.max_model_len} ({sizes}): "
+        f"{fits}, or raise {where}"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"

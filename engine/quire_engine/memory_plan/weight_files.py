@@ -1,0 +1,39 @@
+"""Which files of a checkpoint's directory hold its weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from quire_engine.memory_plan.safetensors_header import tensor_bytes
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files, in order: those that the index names, else model.safetensors, else all.
+
+    Raises `ValueError` when there are none or when one is missing.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{index} is not an index of safetensors files ({error!r})") from error
+        files = [directory / name for name in names]
+    elif (directory / "model.safetensors").is_file():
+        files = [directory / "model.safetensors"]
+    else:
+        files = [f for f in sorted(directory.glob("*.safetensors")) if not f.name.startswith("consolidated")]
+    if not files:
+        others = sorted(f.name for f in directory.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".gguf"))
+        found = f", only {others[0]}" if others else ""
+        raise ValueError(f"{directory} has no safetensors files{found}: convert the weights to safetensors")
+    missing = [f.name for f in files if not f.is_file()]
+    if missing:
+        raise ValueError(f"{directory} lacks {missing[0]}, one of {len(files)} files of its index: download it again")
+    return files
+
+
+def checkpoint_bytes(directory: Path) -> int:
+    """Bytes of all weights in `directory`, from the files' headers. Raises `ValueError` on a broken file."""
+    return sum(sum(tensor_bytes(file).values()) for file in weight_files(directory))

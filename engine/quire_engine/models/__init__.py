@@ -1,0 +1,1 @@
+"""Model families, each a short composition of layers."""

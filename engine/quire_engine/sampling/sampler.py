@@ -1,0 +1,96 @@
+"""From logits to tokens, for a whole batch. Each row's result depends on that row alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+# Top-k and top-p look at the best tokens only; where these do not decide, the whole row is sorted.
+_HEAD = 1024
+
+
+@dataclass(slots=True)
+class SamplingBatch:
+    """How to choose each row's token. Tensors are [rows], on the logits' device."""
+
+    greedy: torch.Tensor  # bool
+    all_greedy: bool
+    any_greedy: bool
+    temperature: torch.Tensor  # float32; any positive number where greedy
+    top_k: torch.Tensor | None  # int64, vocab_size for all; None where no row limits it
+    top_p: torch.Tensor | None  # float32; None where no row limits it
+    min_p: torch.Tensor | None  # float32; None where no row limits it
+    uniform: torch.Tensor  # float64 in [0, 1): the row's random number for this position
+    forbidden: list[tuple[int, list[int]]] = field(default_factory=list)  # (row, tokens that may not come yet)
+
+
+def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to: [rows] int64."""
+    for row, tokens in batch.forbidden:
+        logits[row, tokens] = float("-inf")
+    if batch.all_greedy:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits / batch.temperature[:, None], dim=-1)
+    restrict(probabilities, batch.top_k, batch.top_p, batch.min_p)
+    drawn = draw(probabilities, batch.uniform)
+    return torch.where(batch.greedy, logits.argmax(-1), drawn) if batch.any_greedy else drawn
+
+
+def draw(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Invert the cumulative sum of `weights` [rows, vocab_size] at `uniform` [rows] float64: [rows] int64.
+
+    Weights need not sum to 1. A token of weight 0 never comes.
+    """
+    sums = weights.cumsum(-1, dtype=torch.float64)
+    total = sums[:, -1:]
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    target = torch.minimum(uniform[:, None] * total, below_total)
+    return torch.searchsorted(sums, target, right=True).squeeze(-1)
+
+
+def restrict(
+    probabilities: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None, min_p: torch.Tensor | None
+) -> None:
+    """Set to 0, in place, what the limits exclude: first min-p, then top-k, then top-p of what is left.
+
+    Tokens as likely as the last one that is kept are kept too.
+    """
+    if min_p is not None:
+        least = probabilities.amax(-1, keepdim=True) * min_p[:, None]
+        probabilities.masked_fill_(probabilities < least, 0.0)
+    if top_k is None and top_p is None:
+        return
+    rows, vocab_size = probabilities.shape
+    k = top_k if top_k is not None else torch.full((rows,), vocab_size, device=probabilities.device)
+    p = top_p if top_p is not None else torch.ones(rows, device=probabilities.device)
+    limited = ((k < vocab_size) | (p < 1.0)).nonzero().squeeze(-1)
+    chosen = probabilities[limited]
+    threshold, decided = _threshold(chosen, k[limited], p[limited], min(_HEAD, vocab_size))
+    if not bool(decided.all()):
+        rest = (~decided).nonzero().squeeze(-1)
+        threshold[rest] = _threshold(chosen[rest], k[limited][rest], p[limited][rest], vocab_size)[0]
+    probabilities[limited] = chosen.masked_fill_(chosen < threshold[:, None], 0.0)
+
+
+def _threshold(
+    probabilities: torch.Tensor, k: torch.Tensor, p: torch.Tensor, head: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least probability that each row keeps, and whether the `head` best tokens were enough to know it."""
+    vocab_size = probabilities.shape[-1]
+    best = probabilities.topk(head, dim=-1).values
+    ranks = torch.arange(head, device=best.device)
+    in_k = ranks < k[:, None]
+    sums = best.double().cumsum(-1)
+    mass = torch.where(
+        k <= head,
+        sums.gather(-1, (k.clamp_max(head) - 1)[:, None]).squeeze(-1),
+        probabilities.double().sum(-1),
+    )
+    wanted = p.double() * mass
+    before = sums - best
+    in_p = (before < wanted[:, None]) | (p >= 1.0)[:, None]
+    kept = (in_k & in_p).sum(-1).clamp_min(1)
+    threshold = best.gather(-1, (kept - 1)[:, None]).squeeze(-1)
+    decided = (k <= head) | ((k >= vocab_size) & (kept < head)) | (head == vocab_size)
+    return threshold, decided
