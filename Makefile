@@ -38,15 +38,16 @@ lint: install ## ruff, mypy, layers, generated files, chart
 	@echo "== ruff" && $(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo "== mypy" && $(BIN)/mypy engine/quire_engine operator/quire_operator e2e
 	@echo "== layers" && $(BIN)/lint-imports
-	@echo "== generated files" && $(MAKE) --no-print-directory crds && git diff --exit-code --stat -- crds charts manifests \
+	@echo "== generated files" && $(MAKE) --no-print-directory crds && git diff --exit-code --stat -- crds charts manifests docs \
 	  || { echo "generated files are not up to date: run make crds and commit"; exit 1; }
 	@echo "== chart" && helm=$$($(BIN)/python -m e2e.cluster build helm) && $$helm/helm lint --strict charts/quire-operator
 
 format: install ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-crds: install ## write the CRD from the API's models
+crds: install ## write what is generated: the CRD, the flag tables
 	@$(BIN)/python -m quire_operator.cli crd --write .
+	@$(BIN)/python docs/write_flags.py
 
 images: ## build the engine's and the operator's image (buildah or docker)
 	@$(PYTHON) -m e2e.cluster images all
