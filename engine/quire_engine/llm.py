@@ -1,0 +1,186 @@
+"""The engine in this process: prompts in, answers out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from quire_engine.config import EngineConfig
+from quire_engine.core.messages import EngineOutput, EngineRequest
+from quire_engine.engine import StartupError, build_engine
+from quire_engine.request_output import CompletionOutput, RequestMetrics, RequestOutput
+from quire_engine.sampling_params import SamplingParams
+from quire_engine.text.detokenizer import IncrementalDetokenizer
+from quire_engine.text.tokenizer import load_tokenizer
+
+
+class PromptDict(TypedDict, total=False):
+    """A prompt as text or as token ids; token ids win."""
+
+    prompt: str
+    prompt_token_ids: list[int]
+
+
+Prompt = str | PromptDict
+Message = Mapping[str, Any]
+
+
+@dataclass
+class _Sequence:
+    """One answer on its way."""
+
+    request: EngineRequest
+    parent: RequestOutput
+    output: CompletionOutput
+    detokenizer: IncrementalDetokenizer
+    started: float = field(default_factory=time.monotonic)
+
+
+class LLM:
+    """A model that generates. `config` are the fields of `EngineConfig`: names, meanings and defaults as the flags'.
+
+    Raises `ValueError` for a setting that is wrong and `StartupError` for a model that cannot be run.
+    """
+
+    def __init__(self, model: str, **config: Any) -> None:
+        self.config = EngineConfig(model=model, **config)
+        self.core, self.info = build_engine(self.config)
+        try:
+            self._tokenizer = load_tokenizer(
+                self.config.tokenizer or model,
+                revision=self.config.revision if self.config.tokenizer is None else None,
+                trust_remote_code=self.config.trust_remote_code,
+                download_dir=self.config.download_dir,
+            )
+        except ValueError as error:
+            raise StartupError("InvalidTokenizer", str(error)) from error
+        self._num_requests = 0
+
+    def get_tokenizer(self) -> Any:
+        """The tokenizer, a `transformers.PreTrainedTokenizerBase`."""
+        return self._tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer `prompts`, all at once, and return the answers in their order.
+
+        `sampling_params` holds for all prompts, or is a list of one each. Raises `ValueError` for a prompt that can
+        never run; nothing is answered then.
+        """
+        every = [prompts] if isinstance(prompts, str | dict) else list(prompts)
+        params = self._params_for(every, sampling_params)
+        texts = [p if isinstance(p, str) else p.get("prompt") for p in every]
+        token_ids = [self._token_ids(p) for p in every]
+        return self._run(texts, token_ids, params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or a list of them, each a list of `{"role": ..., "content": ...}`.
+
+        Raises `ValueError` when the tokenizer has no chat template and none is given.
+        """
+        several = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations: list[Any] = list(messages) if several else [messages]
+        texts = [
+            str(
+                self._tokenizer.apply_chat_template(
+                    list(conversation),
+                    chat_template=chat_template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            )
+            for conversation in conversations
+        ]
+        # The template writes the special tokens itself.
+        token_ids = [self._encode(text, add_special_tokens=False) for text in texts]
+        return self._run(texts, token_ids, self._params_for(texts, sampling_params), use_tqdm)
+
+    def _params_for(
+        self, prompts: Sequence[object], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise ValueError(f"there are {len(prompts)} prompts and {len(params)} sampling_params: give one or as many")
+        return list(params)
+
+    def _token_ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self._encode(prompt)
+        if "prompt_token_ids" in prompt:
+            return list(prompt["prompt_token_ids"])
+        if "prompt" in prompt:
+            return self._encode(prompt["prompt"])
+        raise ValueError(f"a prompt has the keys {sorted(prompt)}: it needs prompt or prompt_token_ids")
+
+    def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def _run(
+        self,
+        texts: Sequence[str | None],
+        token_ids: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        results: list[RequestOutput] = []
+        sequences: dict[str, _Sequence] = {}
+        for text, ids, own in zip(texts, token_ids, params, strict=True):
+            self._num_requests += 1
+            name = str(self._num_requests - 1)
+            answers = [CompletionOutput(i) for i in range(own.n)]
+            results.append(RequestOutput(name, text, ids, answers, False, RequestMetrics(time.time())))
+            for answer in answers:
+                seed = None if own.seed is None else own.seed + answer.index
+                request = EngineRequest(f"{name}-{answer.index}", ids, replace(own, n=1, seed=seed), time.monotonic())
+                detokenizer = IncrementalDetokenizer(self._tokenizer, ids, request.params)
+                sequences[request.request_id] = _Sequence(request, results[-1], answer, detokenizer)
+        with tqdm(total=len(results), desc="prompts", disable=not use_tqdm) as bar:
+            try:
+                for sequence in sequences.values():
+                    self.core.add_request(sequence.request)
+                while self.core.has_work():
+                    for output in self.core.step():
+                        self._advance(sequences[output.request_id], output)
+                        bar.update(sequences[output.request_id].parent.finished)
+            finally:
+                # After an error or Ctrl-C, the next call must not meet what is left of this one.
+                self.core.abort([*sequences])
+        return results
+
+    def _advance(self, sequence: _Sequence, output: EngineOutput) -> None:
+        """Add a step's output to an answer. Raises `ValueError` where the engine refused the request."""
+        parent, answer = sequence.parent, sequence.output
+        if output.finish_reason == "error":
+            raise ValueError(f"prompt {parent.request_id}: {output.error}")
+        elapsed = time.monotonic() - sequence.started
+        text, stop = sequence.detokenizer.update(output.new_token_ids, output.finish_reason is not None)
+        answer.text += text
+        answer.token_ids += output.new_token_ids
+        answer.finish_reason, answer.stop_reason = output.finish_reason, output.stop_reason
+        if stop is not None:
+            answer.finish_reason, answer.stop_reason = "stop", stop
+            if output.finish_reason is None:
+                self.core.abort([output.request_id])
+        parent.num_cached_tokens = max(parent.num_cached_tokens, output.num_cached_tokens)
+        metrics = parent.metrics
+        metrics.first_token_time = elapsed if metrics.first_token_time is None else metrics.first_token_time
+        metrics.last_token_time = elapsed
+        if all(a.finish_reason is not None for a in parent.outputs):
+            parent.finished, metrics.finished_time = True, elapsed

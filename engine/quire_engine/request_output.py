@@ -1,0 +1,41 @@
+"""What `LLM.generate` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quire_engine.core.messages import FinishReason
+
+
+@dataclass
+class CompletionOutput:
+    """One of a prompt's `n` answers."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None  # the stop token or the stop string; None for EOS and for length
+
+
+@dataclass
+class RequestMetrics:
+    """`arrival_time` is in seconds since the epoch, the others in seconds since it."""
+
+    arrival_time: float
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+    finished_time: float | None = None
+
+
+@dataclass
+class RequestOutput:
+    """A prompt and its answers. `prompt` is None where token ids were given."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: RequestMetrics
+    num_cached_tokens: int = 0

@@ -1,0 +1,1 @@
+"""From token ids to text and back. No torch here: the HTTP server process shares it."""

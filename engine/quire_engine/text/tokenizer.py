@@ -1,0 +1,50 @@
+"""Tokenizers by transformers, without torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False, download_dir: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in the directory `path`, or of that name on the hub.
+
+    Imports no torch. A process that wants both imports torch first: transformers looks for it only once.
+    Raises `ValueError` when there is no tokenizer that can be loaded.
+    """
+    with _torch_hidden():
+        from transformers import AutoTokenizer
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code, cache_dir=download_dir
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"the tokenizer of {path} cannot be loaded: {lines[0]} Name one with --tokenizer") from error
+    return tokenizer
+
+
+@contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Let transformers, where it is imported for the first time, find no torch: it takes seconds and 300 MB."""
+    if "torch" in sys.modules or "transformers" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    # It would warn that models are not available.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        import transformers  # noqa: F401
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+
+        yield
+    finally:
+        del sys.modules["torch"]
