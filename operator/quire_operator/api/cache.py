@@ -1,0 +1,116 @@
+"""`spec.cache`: where downloaded weights are kept, so that they are downloaded once and not once per pod."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quire_operator.api.fields import Fields
+from quire_operator.api.names import ObjectName
+from quire_operator.api.quantity import Quantity
+from quire_operator.api.rule import Rule
+
+AccessMode = Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]
+
+
+def _shared() -> list[AccessMode]:
+    return ["ReadWriteMany"]
+
+
+class CacheVolume(Fields):
+    """A claim that the operator makes."""
+
+    storage_class_name: ObjectName | None = None
+    """Storage class; the cluster's default when unset."""
+
+    size: Quantity
+    """Size of the volume, such as 200Gi. It can grow but not shrink."""
+
+    access_modes: Annotated[list[AccessMode], Field(min_length=1, max_length=3)] = Field(default_factory=_shared)
+    """ReadWriteMany, unless all replicas run on one node."""
+
+    reclaim: Literal["Delete", "Retain"] = "Delete"
+    """Whether the claim goes with the LLMService."""
+
+    rules = (
+        Rule(
+            cel="has(self.storageClassName) == has(oldSelf.storageClassName)"
+            " && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)",
+            message="spec.cache.volume.storageClassName cannot change: make another claim and name it in claimName",
+            field=".storageClassName",
+            holds=None,
+        ),
+        Rule(
+            cel="self.accessModes == oldSelf.accessModes",
+            message="spec.cache.volume.accessModes cannot change: make another claim and name it in claimName",
+            field=".accessModes",
+            holds=None,
+        ),
+        Rule(
+            cel="!isQuantity(string(self.size)) || !isQuantity(string(oldSelf.size))"
+            " || !quantity(string(self.size)).isLessThan(quantity(string(oldSelf.size)))",
+            message="spec.cache.volume.size cannot shrink: write at least the old size",
+            field=".size",
+            holds=None,
+        ),
+    )
+
+
+class EphemeralVolume(Fields):
+    """A volume that lives as long as its pod."""
+
+    size: Quantity
+    """Size of the volume."""
+
+    storage_class_name: ObjectName | None = None
+    """Storage class; the cluster's default when unset."""
+
+
+class LocalCache(Fields):
+    """A copy on the node, staged from the claim or the hub before the engine starts."""
+
+    host_path: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Directory of the node."""
+
+    ephemeral_volume: EphemeralVolume | None = None
+    """A volume of the pod's own."""
+
+    rules = (
+        Rule(
+            cel="has(self.hostPath) != has(self.ephemeralVolume)",
+            message="spec.cache.local needs exactly one of hostPath and ephemeralVolume",
+            holds=lambda self: (self.host_path is not None) != (self.ephemeral_volume is not None),
+        ),
+    )
+
+
+class Cache(Fields):
+    """Where weights from the hub are kept."""
+
+    claim_name: ObjectName | None = None
+    """An existing claim of the LLMService's namespace."""
+
+    volume: CacheVolume | None = None
+    """A claim that the operator makes, named after the LLMService."""
+
+    local: LocalCache | None = None
+    """A copy on each node, besides either or alone."""
+
+    prefetch: bool = True
+    """Have the weights downloaded once, before or by the first pod, and reused by the others."""
+
+    rules = (
+        Rule(
+            cel="!(has(self.claimName) && has(self.volume))",
+            message="spec.cache has both claimName and volume: keep claimName for a claim that exists, "
+            "or volume for one that the operator makes",
+            field=".volume",
+            holds=lambda self: self.claim_name is None or self.volume is None,
+        ),
+        Rule(
+            cel="has(self.claimName) || has(self.volume) || has(self.local)",
+            message="spec.cache is empty: write claimName, volume or local, or leave cache out",
+            holds=lambda self: not (self.claim_name is None and self.volume is None and self.local is None),
+        ),
+    )

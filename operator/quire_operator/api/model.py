@@ -1,0 +1,63 @@
+"""`spec.model`: which model is served, under which name, in which precision."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quire_operator.api.fields import Fields
+from quire_operator.api.model_source import SourceText
+from quire_operator.api.names import SecretKeyRef
+
+ServedName = Annotated[str, Field(min_length=1, max_length=253)]
+
+
+class Adapter(Fields):
+    """A LoRA adapter, served as a model of its own name."""
+
+    name: ServedName
+    """Name that requests ask for."""
+
+    source: SourceText
+    """hf://ORG/NAME, pvc://CLAIM/PATH or image:///PATH."""
+
+
+class Model(Fields):
+    """The model that is served."""
+
+    source: SourceText
+    """hf://ORG/NAME from a Hugging Face hub, pvc://CLAIM/PATH from a claim, image:///PATH from the engine's image."""
+
+    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Branch, tag or commit on the hub; its default branch when unset."""
+
+    name: ServedName | None = None
+    """Name that requests ask for; the LLMService's own when unset."""
+
+    aliases: Annotated[list[ServedName], Field(max_length=16)] = Field(default_factory=list)
+    """Further names for the same model."""
+
+    token_secret_ref: SecretKeyRef | None = None
+    """Token for a gated or private repository of the hub."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Type of weights and activations; auto takes the checkpoint's."""
+
+    quantization: Literal["auto", "none", "awq", "gptq", "squeezellm", "fp8"] = "auto"
+    """Scheme of quantized weights; auto reads it from the checkpoint."""
+
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """Type of the KV cache; auto is that of the activations."""
+
+    max_model_len: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Longest prompt plus answer, in tokens; the model's own limit when unset."""
+
+    trust_remote_code: bool = False
+    """Run code that comes with the checkpoint."""
+
+    adapters: Annotated[list[Adapter], Field(max_length=64)] = Field(
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    """LoRA adapters of this model."""

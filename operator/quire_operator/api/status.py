@@ -1,0 +1,120 @@
+"""`status`: what the operator has seen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quire_operator.api.fields import Fields
+from quire_operator.api.names import Opaque
+
+
+class Condition(Fields):
+    """One aspect of the service, as of one generation of its spec."""
+
+    type: Annotated[str, Field(max_length=316)]
+    """Accepted, Available, Ready, Reconciling or Stalled. One that does not apply is absent."""
+
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+    """Why, as one CamelCase word."""
+
+    message: Annotated[str, Field(max_length=32768)] = ""
+    """Why, in words, with the next step."""
+
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """Generation of the spec that this says something about."""
+
+    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """When `status` last changed."""
+
+
+class ModelStatus(Fields):
+    """The model that is served."""
+
+    name: str | None = None
+    """Name that requests ask for."""
+
+    revision: str | None = None
+    """Commit that is served, once known."""
+
+    max_model_len: int | None = None
+    """Longest prompt plus answer, in tokens, once known."""
+
+    quantization: str | None = None
+    """Scheme of the weights, once known."""
+
+    parameters: int | None = None
+    """Number of parameters, once known."""
+
+
+class CacheStatus(Fields):
+    """The weights on disk."""
+
+    phase: str | None = None
+    """How far the download is."""
+
+    claim_name: str | None = None
+    """Claim that holds them."""
+
+    bytes: int | None = None
+    """Bytes that are there."""
+
+
+class AutoscalingStatus(Fields):
+    """What the scaler wants."""
+
+    backend: str | None = None
+    """keda or hpa."""
+
+    desired: int | None = None
+    """Replicas that it asks for."""
+
+
+class Status(Fields):
+    """The state of an LLMService, written by the operator alone."""
+
+    observed_generation: int | None = None
+    """Generation of the spec that the rest speaks of."""
+
+    conditions: Annotated[list[Condition], Field(max_length=32)] = Field(
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    """Ready first, then what it is made of."""
+
+    url: str | None = None
+    """Base URL for an OpenAI client inside the cluster."""
+
+    ready: str | None = None
+    """Ready of wanted replicas, such as 2/3."""
+
+    gpus: int | None = None
+    """GPUs that the pods hold or ask for."""
+
+    replicas: int | None = None
+    """Pods that exist, those of an older revision included."""
+
+    ready_replicas: int | None = None
+    """Pods that serve."""
+
+    updated_replicas: int | None = None
+    """Pods of the newest revision."""
+
+    selector: str | None = None
+    """Selector of the pods, for the scale subresource."""
+
+    model: ModelStatus | None = None
+    """The model that is served."""
+
+    plan: Opaque | None = None
+    """How the model fits the GPUs."""
+
+    cache: CacheStatus | None = None
+    """The weights on disk."""
+
+    autoscaling: AutoscalingStatus | None = None
+    """What the scaler wants."""

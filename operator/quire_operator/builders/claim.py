@@ -1,0 +1,29 @@
+"""The PersistentVolumeClaim that keeps downloaded weights."""
+
+from __future__ import annotations
+
+from quire_operator.api import LLMService
+from quire_operator.builders.identity import Manifest, child_metadata
+
+SUFFIX = "cache"
+
+
+def build_claim(service: LLMService) -> Manifest | None:
+    """NAME-cache, where spec.cache.volume asks for one."""
+    volume = service.spec.cache.volume if service.spec.cache else None
+    if volume is None:
+        return None
+    spec: Manifest = {"accessModes": list(volume.access_modes), "resources": {"requests": {"storage": volume.size}}}
+    if volume.storage_class_name is not None:
+        spec["storageClassName"] = volume.storage_class_name
+    # without an owner the garbage collector leaves it, and a new LLMService of this name takes it over
+    metadata = child_metadata(service, SUFFIX, owned=volume.reclaim == "Delete")
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def cache_claim_name(service: LLMService) -> str | None:
+    """The claim that HF_HOME lies on, the operator's or the user's; None without one."""
+    cache = service.spec.cache
+    if cache is None:
+        return None
+    return f"{service.metadata.name}-{SUFFIX}" if cache.volume is not None else cache.claim_name

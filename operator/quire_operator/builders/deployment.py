@@ -1,0 +1,35 @@
+"""The Deployment that runs the engines."""
+
+from __future__ import annotations
+
+from quire_operator.api import LLMService
+from quire_operator.builders.identity import Manifest, child_metadata, selector_labels
+from quire_operator.builders.pod import build_pod_template
+from quire_operator.settings import Settings
+
+_STARTUP_SLACK_SECONDS = 600
+"""For scheduling and pulling the image, before the startup probe begins to count."""
+
+
+def build_deployment(service: LLMService, settings: Settings) -> Manifest | None:
+    """The Deployment NAME; none while suspended.
+
+    Without spec.replicas the count is left out: the API server makes it 1 at creation, and later it is whoever's
+    that scales.
+    """
+    if service.spec.suspend:
+        return None
+    rollout = service.spec.rollout
+    deadline = rollout.progress_deadline_seconds or service.spec.probes.startup_seconds + _STARTUP_SLACK_SECONDS
+    strategy: Manifest = {"type": rollout.strategy}
+    if rollout.strategy == "RollingUpdate":
+        strategy["rollingUpdate"] = {"maxSurge": rollout.max_surge, "maxUnavailable": rollout.max_unavailable}
+    spec: Manifest = {
+        "selector": {"matchLabels": selector_labels(service)},
+        "strategy": strategy,
+        "progressDeadlineSeconds": deadline,
+        "template": build_pod_template(service, settings),
+    }
+    if service.spec.replicas is not None:
+        spec["replicas"] = service.spec.replicas
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": child_metadata(service), "spec": spec}

@@ -1,0 +1,32 @@
+"""Everything that an LLMService becomes."""
+
+from __future__ import annotations
+
+from quire_operator.api import LLMService
+from quire_operator.builders.claim import build_claim
+from quire_operator.builders.deployment import build_deployment
+from quire_operator.builders.disruption_budget import build_disruption_budget
+from quire_operator.builders.headless_service import build_headless_service
+from quire_operator.builders.identity import APPLIED_HASH, Manifest, digest
+from quire_operator.builders.service import build_service
+from quire_operator.builders.service_account import build_service_account
+from quire_operator.settings import Settings
+
+
+def desired_objects(service: LLMService, settings: Settings) -> list[Manifest]:
+    """The children, in the order in which they are applied: what a pod needs comes before the pods."""
+    children = (
+        build_service_account(service),
+        build_claim(service),
+        build_service(service),
+        build_headless_service(service),
+        build_disruption_budget(service),
+        build_deployment(service, settings),
+    )
+    return [_with_hash(child) for child in children if child is not None]
+
+
+def _with_hash(child: Manifest) -> Manifest:
+    metadata = child["metadata"]
+    annotations = {**metadata.get("annotations", {}), APPLIED_HASH: digest(child)}
+    return {**child, "metadata": {**metadata, "annotations": annotations}}

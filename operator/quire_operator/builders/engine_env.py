@@ -1,0 +1,58 @@
+"""The engine's environment."""
+
+from __future__ import annotations
+
+from quire_operator.api import HubSource, LLMService, parse_source
+from quire_operator.api.names import SecretKeyRef
+from quire_operator.api.quantity import parse_quantity
+from quire_operator.builders.identity import Manifest
+from quire_operator.settings import Settings
+
+HOME = "/home/quire"
+CACHE_PATH = "/models/cache"
+"""Where the cache's claim is mounted."""
+
+
+def engine_env(service: LLMService, settings: Settings) -> list[Manifest]:
+    """Variables of the container, spec.engine.env last; a name that it repeats replaces ours."""
+    ours = [
+        _plain("HOME", HOME),
+        _plain("OMP_NUM_THREADS", str(threads(service))),
+        *_hub(service, settings),
+        *_api_key(service),
+    ]
+    theirs = service.spec.engine.env
+    replaced = {variable["name"] for variable in theirs}
+    return [*(variable for variable in ours if variable["name"] not in replaced), *theirs]
+
+
+def threads(service: LLMService) -> int:
+    """Threads that the engine computes with: the CPU limit, else the request, rounded down, at least 1."""
+    resources = service.spec.resources
+    return max(1, int(parse_quantity(resources.cpu_limit or resources.cpu)))
+
+
+def _hub(service: LLMService, settings: Settings) -> list[Manifest]:
+    if not isinstance(parse_source(service.spec.model.source), HubSource):
+        # the weights are here already, and a pod without a way out must not wait for a hub
+        return [_plain("HF_HUB_OFFLINE", "1")]
+    variables = [_plain("HF_HOME", CACHE_PATH if service.spec.cache else f"{HOME}/huggingface")]
+    if settings.hub_endpoint:
+        variables.append(_plain("HF_ENDPOINT", settings.hub_endpoint))
+    token = service.spec.model.token_secret_ref
+    if token is not None:
+        variables += [_secret(name, token) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")]
+    return variables
+
+
+def _api_key(service: LLMService) -> list[Manifest]:
+    key = service.spec.security.api_key_secret_ref
+    return [_secret("QUIRE_API_KEY", key)] if key is not None else []
+
+
+def _plain(name: str, value: str) -> Manifest:
+    return {"name": name, "value": value}
+
+
+def _secret(name: str, ref: SecretKeyRef) -> Manifest:
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": ref.name, "key": ref.key}}}

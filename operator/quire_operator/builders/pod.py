@@ -1,0 +1,102 @@
+"""The pod: one engine, hardened, probed, and drained before it goes."""
+
+from __future__ import annotations
+
+from quire_operator.api import LLMService
+from quire_operator.builders.engine_args import PORT, engine_args
+from quire_operator.builders.engine_env import engine_env
+from quire_operator.builders.identity import TEMPLATE_HASH, Manifest, digest, labels, selector_labels
+from quire_operator.builders.scheduling import scheduling
+from quire_operator.builders.service_account import service_account_name
+from quire_operator.builders.strategic_merge import merge
+from quire_operator.builders.volumes import volume_mounts, volumes
+from quire_operator.settings import Settings
+
+CONTAINER = "engine"
+USER = 10001
+"""uid and gid of the engine's image."""
+
+PRE_STOP_SECONDS = 30
+"""What `quire-engine drain` may take until the endpoints have had time to change."""
+SLACK_SECONDS = 15
+"""Between the engine's own deadline and the kubelet's."""
+
+
+def build_pod_template(service: LLMService, settings: Settings) -> Manifest:
+    """The Deployment's `spec.template`, with spec.podTemplate merged over it and the hash of the result on it."""
+    ours: Manifest = {
+        "metadata": {"labels": labels(service), "annotations": _scrape_annotations()},
+        "spec": {
+            "serviceAccountName": service_account_name(service),
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": PRE_STOP_SECONDS + service.spec.rollout.drain_seconds + SLACK_SECONDS,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [_container(service, settings)],
+            "volumes": volumes(service),
+            **scheduling(service),
+        },
+    }
+    template = merge(ours, service.spec.pod_template)
+    metadata = template.setdefault("metadata", {})
+    metadata["labels"] = {**metadata.get("labels", {}), **selector_labels(service)}
+    metadata["annotations"] = {**metadata.get("annotations", {}), TEMPLATE_HASH: digest(template)}
+    return template
+
+
+def _container(service: LLMService, settings: Settings) -> Manifest:
+    return {
+        "name": CONTAINER,
+        "image": service.spec.engine.image or settings.engine_image,
+        "args": engine_args(service),
+        "env": engine_env(service, settings),
+        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
+        "resources": _resources(service),
+        "volumeMounts": volume_mounts(service),
+        **_probes(service),
+        "lifecycle": {"preStop": {"exec": {"command": ["quire-engine", "drain"]}}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+
+
+def _resources(service: LLMService) -> Manifest:
+    resources, gpus = service.spec.resources, service.spec.gpus_per_pod
+    requests = {"cpu": resources.cpu, "memory": resources.memory}
+    limits = {"memory": resources.memory}
+    if resources.cpu_limit is not None:
+        limits["cpu"] = resources.cpu_limit
+    if gpus:
+        requests[resources.gpu.resource_name] = limits[resources.gpu.resource_name] = str(gpus)
+    return {"requests": requests, "limits": limits}
+
+
+def _probes(service: LLMService) -> Manifest:
+    health = {"httpGet": {"path": "/health", "port": "http", "scheme": "HTTP"}}
+    return {
+        # every second: a longer period would be added to each cold start
+        "startupProbe": {
+            **health,
+            "periodSeconds": 1,
+            "timeoutSeconds": 2,
+            "failureThreshold": service.spec.probes.startup_seconds,
+        },
+        "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
+        # a busy engine answers late now and then; only one that is silent for a minute and a half is hung
+        "livenessProbe": {**health, "periodSeconds": 15, "timeoutSeconds": 15, "failureThreshold": 6},
+    }
+
+
+def _scrape_annotations() -> dict[str, str]:
+    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(PORT), "prometheus.io/path": "/metrics"}

@@ -1,0 +1,145 @@
+"""A list+watch that keeps a local copy of one kind of object and says which ones changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from quire_operator import metrics
+from quire_operator.kubeapi.client import Client, Object
+from quire_operator.kubeapi.errors import ApiError, UnreachableError
+from quire_operator.kubeapi.resources import Resource
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, str]
+"""Namespace and name."""
+
+_LONGEST_BACKOFF_SECONDS = 10.0
+
+
+class Reflector:
+    """Objects of `resource` with a label, each trimmed to what is needed, grouped by the label's value.
+
+    `changed` is called with (namespace, label's value) whenever an object came, changed or went. Every list is
+    compared with what was held, so a deletion during an outage is noticed too.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        resource: Resource,
+        namespace: str | None,
+        label: str,
+        trim: Callable[[Object], Object],
+        changed: Callable[[Key], None],
+    ) -> None:
+        self.resource = resource
+        self.listed = asyncio.Event()
+        self.alive_at = time.monotonic()
+        self._client, self._namespace, self._label, self._trim, self._changed = client, namespace, label, trim, changed
+        self._objects: dict[Key, Object] = {}
+        self._groups: dict[Key, dict[Key, Object]] = {}
+
+    def of(self, owner: Key) -> Iterable[Object]:
+        """The objects whose label names `owner`."""
+        return self._groups.get(owner, {}).values()
+
+    def covers(self, item: Object) -> bool:
+        """Whether `item` is of a namespace that is watched here."""
+        return self._namespace in (None, item["metadata"]["namespace"])
+
+    def learn(self, item: Object) -> None:
+        """Take in the answer to a write of our own, ahead of its event."""
+        self._put(item, silently=True)
+
+    async def run(self) -> None:
+        """List, watch, and again, for ever."""
+        backoff = 0.0
+        while True:
+            self.alive_at = time.monotonic()
+            try:
+                version = await self._list()
+                backoff = 0.0
+                while True:
+                    version = await self._watch(version)
+            except ApiError as error:
+                if error.status == 410:
+                    continue
+                logger.warning("watching %s: %s", self.resource.plural, error)
+            except UnreachableError as error:
+                logger.warning("watching %s: %s", self.resource.plural, error)
+            metrics.watch_restarts.labels(self.resource.plural).inc()
+            backoff = min(_LONGEST_BACKOFF_SECONDS, backoff * 2 or 0.5)
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+
+    async def _list(self) -> str:
+        result = await self._client.list(self.resource, self._namespace, self._label)
+        fresh = {_key(item): item for item in result.get("items") or []}
+        for key in [key for key in self._objects if key not in fresh]:
+            self._remove(key)
+        for item in fresh.values():
+            self._put(item)
+        self.listed.set()
+        return str(result["metadata"]["resourceVersion"])
+
+    async def _watch(self, version: str) -> str:
+        async for event in self._client.watch(self.resource, self._namespace, version, self._label):
+            self.alive_at = time.monotonic()
+            item: Object = event["object"]
+            kind: str = event["type"]
+            if kind == "ERROR":
+                raise ApiError(int(item.get("code") or 500), item, f"watch of {self.resource.plural}")
+            version = item["metadata"]["resourceVersion"]
+            if kind == "DELETED":
+                held = self._objects.get(_key(item))
+                if held is not None and not is_newer(held, item):  # a successor of that name may be here already
+                    self._remove(_key(item))
+            elif kind != "BOOKMARK":
+                self._put(item)
+        self.alive_at = time.monotonic()
+        return version
+
+    def _put(self, item: Object, *, silently: bool = False) -> None:
+        key = _key(item)
+        before = self._objects.get(key)
+        if before is not None:
+            if not is_newer(item, before):
+                return
+            if self._owner(before) != self._owner(item):
+                self._remove(key)
+        trimmed = self._trim(item)
+        self._objects[key] = trimmed
+        owner = self._owner(item)
+        self._groups.setdefault(owner, {})[key] = trimmed
+        if not silently:
+            self._changed(owner)
+
+    def _remove(self, key: Key) -> None:
+        item = self._objects.pop(key, None)
+        if item is None:
+            return
+        owner = self._owner(item)
+        group = self._groups[owner]
+        del group[key]
+        if not group:
+            del self._groups[owner]
+        self._changed(owner)
+
+    def _owner(self, item: Object) -> Key:
+        metadata: dict[str, Any] = item["metadata"]
+        return metadata["namespace"], metadata["labels"][self._label]
+
+
+def is_newer(item: Object, other: Object) -> bool:
+    """Whether `item` is a later state than `other`. Where versions cannot be compared, what differs is newer."""
+    new, old = item["metadata"]["resourceVersion"], other["metadata"]["resourceVersion"]
+    return int(new) > int(old) if new.isdecimal() and old.isdecimal() else bool(new != old)
+
+
+def _key(item: Object) -> Key:
+    return item["metadata"]["namespace"], item["metadata"]["name"]

@@ -1,0 +1,52 @@
+"""The resources that the operator deals with, and their URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quire_operator.api import API_VERSION, KIND, PLURAL
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One kind of namespaced object."""
+
+    api_version: str
+    kind: str
+    plural: str
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
+        """URL path of a collection, an object or a subresource."""
+        root = "/api" if "/" not in self.api_version else "/apis"
+        parts = [root, self.api_version]
+        if namespace is not None:
+            parts += ["namespaces", namespace]
+        parts.append(self.plural)
+        parts += [part for part in (name, subresource) if part is not None]
+        return "/".join(parts)
+
+
+LLMSERVICES = Resource(API_VERSION, KIND, PLURAL)
+DEPLOYMENTS = Resource("apps/v1", "Deployment", "deployments")
+SERVICES = Resource("v1", "Service", "services")
+SERVICE_ACCOUNTS = Resource("v1", "ServiceAccount", "serviceaccounts")
+CLAIMS = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+DISRUPTION_BUDGETS = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+PODS = Resource("v1", "Pod", "pods")
+EVENTS = Resource("v1", "Event", "events")
+LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
+
+CHILDREN = (SERVICE_ACCOUNTS, CLAIMS, SERVICES, DISRUPTION_BUDGETS, DEPLOYMENTS)
+"""What the operator applies and prunes."""
+
+WATCHED = (*CHILDREN, PODS)
+"""What tells it how a service is doing."""
+
+_BY_KIND = {(resource.api_version, resource.kind): resource for resource in CHILDREN}
+
+
+def resource_of(manifest: Mapping[str, Any]) -> Resource:
+    """The resource that a child's manifest belongs to. Raises KeyError for a kind that is no child."""
+    return _BY_KIND[manifest["apiVersion"], manifest["kind"]]

@@ -1,0 +1,57 @@
+"""What is kept of a watched object: whole ones carry managed fields several times their own size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quire_operator.builders.identity import FIELD_MANAGER, TEMPLATE_HASH
+from quire_operator.kubeapi.client import Object
+
+_METADATA = (
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "labels",
+    "annotations",
+    "ownerReferences",
+)
+_POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses")
+
+OWNS_REPLICAS = "ownsReplicas"
+"""Beside `metadata`: whether our field manager applied spec.replicas. It hands the count over before it lets go."""
+
+
+def trim_child(item: Object) -> Object:
+    """Everything but managed fields, of which only the one question is kept that we ask."""
+    trimmed = {key: value for key, value in item.items() if key not in ("metadata", "apiVersion", "kind")}
+    trimmed["metadata"] = _metadata(item, _METADATA)
+    trimmed[OWNS_REPLICAS] = _owns_replicas(item)
+    return trimmed
+
+
+def trim_pod(item: Object) -> Object:
+    """Identity, the template's hash, and what the status says."""
+    metadata = _metadata(item, tuple(key for key in _METADATA if key not in ("annotations", "ownerReferences")))
+    hash_of_template = (item["metadata"].get("annotations") or {}).get(TEMPLATE_HASH)
+    if hash_of_template is not None:
+        metadata["annotations"] = {TEMPLATE_HASH: hash_of_template}
+    status = item.get("status") or {}
+    return {"metadata": metadata, "status": {key: status[key] for key in _POD_STATUS if key in status}}
+
+
+def _metadata(item: Object, keys: tuple[str, ...]) -> dict[str, Any]:
+    metadata = item["metadata"]
+    return {key: metadata[key] for key in keys if key in metadata}
+
+
+def _owns_replicas(item: Object) -> bool:
+    return any(
+        entry.get("manager") == FIELD_MANAGER
+        and entry.get("operation") == "Apply"
+        and "f:replicas" in (entry.get("fieldsV1") or {}).get("f:spec", {})
+        for entry in item["metadata"].get("managedFields") or []
+    )

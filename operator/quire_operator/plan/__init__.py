@@ -1,0 +1,1 @@
+"""What is decided about an LLMService before anything is built for it."""

@@ -1,0 +1,79 @@
+"""Which children have to be applied or deleted. Decided here without any effect, then carried out by `children`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from quire_operator.api import LLMService
+from quire_operator.builders.identity import APPLIED_HASH, Manifest
+from quire_operator.kubeapi.client import Object
+from quire_operator.reconcile.difference import first_difference
+from quire_operator.reconcile.ownership import controller_of
+
+ChildKey = tuple[str, str]
+"""Kind and name."""
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Make the child as `manifest` says."""
+
+    manifest: Manifest
+    live: Object | None
+    """As last seen; None when the name is not among what we watch, which a stranger's object would not be either."""
+
+    why: str
+    """`missing`, or the first field that differs."""
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Remove a child that is no longer wanted."""
+
+    kind: str
+    live: Object
+
+
+Change = Apply | Delete
+
+
+def changes(
+    service: LLMService,
+    desired: Sequence[Manifest],
+    observed: Mapping[ChildKey, Object],
+    settled: Mapping[ChildKey, tuple[str, str]],
+) -> list[Change]:
+    """What to do, in order. Nothing at steady state.
+
+    `settled` holds digest and resourceVersion of children whose last apply changed nothing, though they look
+    different: the API server normalises some value in a way that we do not know of, and would be asked for ever.
+    """
+    result: list[Change] = []
+    for manifest in desired:
+        key = (manifest["kind"], manifest["metadata"]["name"])
+        why = _why_apply(manifest, observed.get(key), settled.get(key))
+        if why is not None:
+            result.append(Apply(manifest, observed.get(key), why))
+    wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
+    result += _unwanted(service, wanted, observed)
+    return result
+
+
+def _why_apply(manifest: Manifest, live: Object | None, settled: tuple[str, str] | None) -> str | None:
+    if live is None:
+        return "missing"
+    digest = manifest["metadata"]["annotations"][APPLIED_HASH]
+    if settled == (digest, live["metadata"]["resourceVersion"]):
+        return None
+    body = {key: value for key, value in manifest.items() if key not in ("apiVersion", "kind")}
+    return first_difference(body, live)
+
+
+def _unwanted(service: LLMService, wanted: Iterable[ChildKey], observed: Mapping[ChildKey, Object]) -> Iterable[Delete]:
+    keep = set(wanted)
+    for key, live in observed.items():
+        controller = controller_of(live)
+        ours = controller is not None and controller.get("uid") == service.metadata.uid
+        if key not in keep and ours and not live["metadata"].get("deletionTimestamp"):
+            yield Delete(key[0], live)

@@ -1,0 +1,126 @@
+"""Carries changes out, and says what stood in the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from quire_operator.api import LLMService
+from quire_operator.builders.identity import APPLIED_HASH, FIELD_MANAGER, Manifest
+from quire_operator.kubeapi.client import Client, Object
+from quire_operator.kubeapi.errors import ApiError
+from quire_operator.kubeapi.resources import CHILDREN, Resource, resource_of
+from quire_operator.kubeapi.trimming import OWNS_REPLICAS, trim_child
+from quire_operator.reconcile.changes import Apply, Change, ChildKey, Delete
+from quire_operator.reconcile.ownership import Ownership, ownership
+
+logger = logging.getLogger(__name__)
+
+HANDOVER_MANAGER = f"{FIELD_MANAGER}-handover"
+"""Holds spec.replicas when we let go of it: a field that loses its only owner falls back to its default."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a child is not as it should be, until somebody acts."""
+
+    reason: str
+    message: str
+
+
+@dataclass
+class Outcome:
+    """What came of the changes."""
+
+    applied: dict[ChildKey, Object] = field(default_factory=dict)
+    """Answers of the API server, whole."""
+
+    deleted: list[ChildKey] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    waiting_for: list[ChildKey] = field(default_factory=list)
+    """Children that must go before they can be made anew."""
+
+    settled: dict[ChildKey, tuple[str, str]] = field(default_factory=dict)
+    """Digest and resourceVersion of those that an apply did not change."""
+
+
+async def carry_out(client: Client, service: LLMService, todo: Iterable[Change]) -> Outcome:
+    """Apply and delete. Raises what is worth another attempt: UnreachableError, and ApiErrors that are no refusals."""
+    outcome = Outcome()
+    for change in todo:
+        match change:
+            case Apply():
+                await _apply(client, service, change, outcome)
+            case Delete(kind, live):
+                metadata = live["metadata"]
+                logger.info("deleting %s %s: no longer wanted", kind, metadata["name"])
+                resource = next(resource for resource in CHILDREN if resource.kind == kind)
+                await client.delete(resource, metadata["namespace"], metadata["name"], metadata["uid"])
+                outcome.deleted.append((kind, metadata["name"]))
+    return outcome
+
+
+async def _apply(client: Client, service: LLMService, change: Apply, outcome: Outcome) -> None:
+    manifest, resource = change.manifest, resource_of(change.manifest)
+    namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+    key = (resource.kind, name)
+    live = change.live
+    if live is None:
+        found = await client.get(resource, namespace, name)
+        live = trim_child(found) if found is not None else None
+    if live is not None:
+        match ownership(live, service):
+            case Ownership.FOREIGN:
+                outcome.problems.append(_name_conflict(resource, name))
+                return
+            case Ownership.LEAVING:
+                outcome.waiting_for.append(key)
+                return
+            case Ownership.OURS:
+                pass
+    try:
+        if live is not None:
+            await _hand_replicas_over(client, resource, manifest, live)
+        answer = await client.apply(resource, manifest, FIELD_MANAGER, force=True)
+    except ApiError as error:
+        if not error.is_refusal:
+            raise
+        outcome.problems.append(_refused(resource, name, error))
+        return
+    outcome.applied[key] = answer
+    version = answer["metadata"]["resourceVersion"]
+    if live is not None and live["metadata"]["resourceVersion"] == version:
+        outcome.settled[key] = (manifest["metadata"]["annotations"][APPLIED_HASH], version)
+    else:
+        logger.info("applied %s %s: %s", resource.kind, name, change.why)
+
+
+async def _hand_replicas_over(client: Client, resource: Resource, manifest: Manifest, live: Object) -> None:
+    if not live.get(OWNS_REPLICAS) or "replicas" in manifest["spec"]:
+        return
+    identity = {key: manifest["metadata"][key] for key in ("name", "namespace")}
+    count = {
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": identity,
+        "spec": {"replicas": live["spec"]["replicas"]},
+    }
+    await client.apply(resource, count, HANDOVER_MANAGER, force=False)
+
+
+def _name_conflict(resource: Resource, name: str) -> Problem:
+    return Problem(
+        "NameConflict",
+        f"{resource.kind} {name} exists and is not this LLMService's: "
+        "delete or rename it, or give the LLMService another name",
+    )
+
+
+def _refused(resource: Resource, name: str, error: ApiError) -> Problem:
+    reason = "QuotaExceeded" if "exceeded quota" in error.message else "ChildRefused"
+    return Problem(
+        reason,
+        f"the API server refuses {resource.kind} {name}: {error.message}. Change the field that it names, "
+        "spec.podTemplate among them, or have the policy changed",
+    )

@@ -1,0 +1,120 @@
+"""The conditions: Accepted, Available and Ready always; Reconciling and Stalled while they hold, and never both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from quire_operator.api import Condition, LLMService
+from quire_operator.plan.acceptance import Refusal
+from quire_operator.reconcile.children import Problem
+from quire_operator.reconcile.faults import Fault
+from quire_operator.reconcile.observation import Replicas
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One condition, before it is put beside the one that was."""
+
+    type: str
+    holds: bool
+    reason: str
+    message: str
+
+
+def verdicts(
+    service: LLMService,
+    replicas: Replicas,
+    *,
+    refusal: Refusal | None = None,
+    problems: Sequence[Problem] = (),
+    waiting_for: Sequence[tuple[str, str]] = (),
+    fault: Fault | None = None,
+    leaving: int = 0,
+) -> list[Verdict]:
+    """What holds now. `leaving` counts the pods that are still there of a suspended service."""
+    accepted = Verdict("Accepted", True, "Valid", "the spec can be served")
+    available = _available(replicas)
+    if refusal is not None:
+        accepted = Verdict("Accepted", False, refusal.reason, refusal.message)
+        return [_not_ready(refusal.reason, refusal.message), accepted, available, _stalled(refusal)]
+    if problems:
+        first = problems[0]
+        return [_not_ready(first.reason, first.message), accepted, available, _stalled(first)]
+    if service.spec.suspend:
+        return _suspended(accepted, leaving)
+    if waiting_for:
+        leftovers = ", ".join(f"{kind} {name}" for kind, name in waiting_for)
+        text = f"waiting until {leftovers} of a predecessor is gone"
+        return [_not_ready("Waiting", text), accepted, available, Verdict("Reconciling", True, "Waiting", text)]
+    if replicas.rolled_out:
+        if replicas.wanted == 0:
+            text = "no replica is wanted: scale up to serve"
+            return [
+                Verdict("Ready", True, "ScaledToZero", text),
+                accepted,
+                Verdict("Available", False, "ScaledToZero", text),
+            ]
+        text = f"{replicas.ready} of {replicas.wanted} replicas serve"
+        return [Verdict("Ready", True, "Serving", text), accepted, available]
+    if fault is not None:
+        verdict = Verdict("Stalled" if fault.needs_action else "Reconciling", True, fault.reason, fault.message)
+        return [_not_ready(fault.reason, fault.message), accepted, _available(replicas, fault), verdict]
+    reason, text = _progress(replicas)
+    return [_not_ready(reason, text), accepted, available, Verdict("Reconciling", True, reason, text)]
+
+
+def _suspended(accepted: Verdict, leaving: int) -> list[Verdict]:
+    text = "spec.suspend is true: set it to false to serve"
+    result = [_not_ready("Suspended", text), accepted, Verdict("Available", False, "Suspended", text)]
+    if leaving:
+        result.append(Verdict("Reconciling", True, "Suspending", f"{leaving} pods are finishing their requests"))
+    return result
+
+
+def _available(replicas: Replicas, fault: Fault | None = None) -> Verdict:
+    if replicas.available > 0:
+        return Verdict("Available", True, "Serving", f"{replicas.available} replicas serve")
+    reason = fault.reason if fault is not None else "NoReplicaReady"
+    message = fault.message if fault is not None else "no replica serves yet"
+    return Verdict("Available", False, reason, message)
+
+
+def _progress(replicas: Replicas) -> tuple[str, str]:
+    counts = f"{replicas.ready} of {replicas.wanted} replicas serve, {replicas.updated} are of the newest revision"
+    if replicas.available == 0:
+        return "Starting", f"{counts}: pods are being scheduled, pulled or loading the model"
+    if replicas.existing != replicas.updated or replicas.updated < min(replicas.wanted, replicas.existing):
+        return "RollingOut", f"{counts}: older pods serve until newer ones do"
+    return "Scaling", counts
+
+
+def _not_ready(reason: str, message: str) -> Verdict:
+    return Verdict("Ready", False, reason, message)
+
+
+def _stalled(cause: Refusal | Problem) -> Verdict:
+    return Verdict("Stalled", True, cause.reason, cause.message)
+
+
+def with_times(
+    verdicts: Iterable[Verdict], before: Iterable[Condition], generation: int | None, now: str
+) -> list[Condition]:
+    """Conditions as they are stored; the time is that of the last change of status, not of words."""
+    old = {condition.type: condition for condition in before}
+    result = []
+    for verdict in verdicts:
+        status: Literal["True", "False"] = "True" if verdict.holds else "False"
+        previous = old.get(verdict.type)
+        result.append(
+            Condition(
+                type=verdict.type,
+                status=status,
+                reason=verdict.reason,
+                message=verdict.message,
+                observed_generation=generation,
+                last_transition_time=previous.last_transition_time if previous and previous.status == status else now,
+            )
+        )
+    return result

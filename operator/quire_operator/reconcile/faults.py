@@ -1,0 +1,150 @@
+"""What is wrong with a pod, in its own words and with the next step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quire_operator.api import LLMService
+from quire_operator.builders.identity import TEMPLATE_HASH
+from quire_operator.kubeapi.client import Object
+
+_LONGEST = 700
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a pod does not serve."""
+
+    reason: str
+    message: str
+    needs_action: bool
+    """Waiting will not help: somebody has to change something."""
+
+
+def pod_fault(service: LLMService, pods: Iterable[Object], template_hash: str | None) -> Fault | None:
+    """The most telling fault of the pods that do not serve, those of the newest template first."""
+    silent = [pod for pod in pods if not is_ready(pod) and not pod["metadata"].get("deletionTimestamp")]
+    silent.sort(key=lambda pod: (_hash(pod) != template_hash, pod["metadata"].get("creationTimestamp", ""), _name(pod)))
+    faults = [fault for pod in silent for fault in _faults(service, pod)]
+    # one that needs somebody to act says more than one that may pass; otherwise the first
+    return next((fault for fault in faults if fault.needs_action), faults[0] if faults else None)
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether the pod is behind its Service."""
+    return any(
+        condition.get("type") == "Ready" and condition.get("status") == "True"
+        for condition in pod["status"].get("conditions") or []
+    )
+
+
+def _faults(service: LLMService, pod: Object) -> Iterator[Fault]:
+    status = pod["status"]
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        fault = _waiting(pod, container) or _terminated(service, pod, container)
+        if fault is not None:
+            yield fault
+    if status.get("phase") == "Failed" and status.get("reason"):
+        text = _short(status.get("message") or "no further word")
+        yield Fault(str(status["reason"]), f"pod {_name(pod)} was ended by its node: {text}", False)
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("reason") in ("Unschedulable", "SchedulerError"):
+            yield _unschedulable(service, pod, str(condition.get("message", "")))
+
+
+def _waiting(pod: Object, container: Mapping[str, Any]) -> Fault | None:
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    reason, detail = str(waiting.get("reason", "")), _short(str(waiting.get("message", "")))
+    name, image = _name(pod), container.get("image", "")
+    match reason:
+        case "InvalidImageName":
+            text = f"{image!r} is not the name of an image: correct spec.engine.image"
+        case "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" | "ErrImageNeverPull":
+            # the kubelet says the same once by itself and once inside its back-off
+            cause = detail.rpartition("ErrImagePull: ")[2]
+            reason = "ImagePullBackOff"
+            text = (
+                f"pod {name} cannot pull {image}: {cause}. Check spec.engine.image, and for a private registry "
+                "spec.podTemplate.spec.imagePullSecrets"
+            )
+        case "CreateContainerConfigError":
+            text = f"pod {name} cannot be configured: {detail}. Create what is missing, or correct its name in spec"
+        case "CreateContainerError" | "RunContainerError":
+            text = (
+                f"pod {name} cannot start {container.get('name')}: {detail}. Check spec.engine.image, spec.podTemplate"
+            )
+        case _:
+            return None
+    return Fault(reason, text, True)
+
+
+def _terminated(service: LLMService, pod: Object, container: Mapping[str, Any]) -> Fault | None:
+    last = (container.get("state") or {}).get("terminated") or (container.get("lastState") or {}).get("terminated")
+    if not last or container.get("ready") or last.get("exitCode") == 0:
+        return None
+    name, memory = _name(pod), service.spec.resources.memory
+    if last.get("reason") == "OOMKilled":
+        text = f"pod {name} needed more than its {memory} of memory: raise spec.resources.memory"
+        return Fault("OOMKilled", text, True)
+    line = _last_line(str(last.get("message") or ""))
+    told = re.match(r"([A-Z][A-Za-z0-9]+): (.+)", line)
+    if told and not told[1].endswith(("Error", "Exception", "Exit", "Interrupt", "Warning")):
+        return Fault(told[1], f"pod {name}: {told[2]}", True)
+    logs = f"`kubectl logs -n {service.metadata.namespace} {name} -c {container.get('name')} --previous` has the rest"
+    code = last.get("exitCode")
+    return Fault("EngineFailed", f"pod {name} exited with code {code}: {line or 'no last word'}. {logs}", True)
+
+
+def _unschedulable(service: LLMService, pod: Object, message: str) -> Fault:
+    name, text = _name(pod), _short(message)
+    missing = re.search(r'persistentvolumeclaim "([^"]+)" not found', message)
+    if missing:
+        text = f"pod {name} waits for claim {missing[1]}, which does not exist"
+        next_step = "create it, or correct spec.cache.claimName or spec.model.source"
+        return Fault("ClaimNotFound", f"{text}: {next_step}", True)
+    if "unbound immediate PersistentVolumeClaims" in message:
+        return Fault("ClaimPending", f"pod {name} waits for its claim: {text}", False)
+    lacking = sorted(set(re.findall(r"Insufficient ([^\s,.]+(?:\.[^\s,.]+)*)", message)))
+    if lacking:
+        wants = ", ".join(f"{_wanted(service, resource)} {resource}" for resource in lacking)
+        text = f"no node has {wants} free for pod {name}: {text}. Lower spec.resources, add a node, or free one"
+    elif "node affinity/selector" in message:
+        text = f"no node fits pod {name}: {text}. Check spec.scheduling.nodeSelector and spec.resources.gpu.product"
+    elif "taint" in message:
+        text = f"no node accepts pod {name}: {text}. Add to spec.scheduling.tolerations, or remove the taint"
+    else:
+        text = f"no node accepts pod {name}: {text}"
+    return Fault("Unschedulable", text, False)
+
+
+def _wanted(service: LLMService, resource: str) -> str:
+    resources = service.spec.resources
+    known = {
+        "cpu": resources.cpu,
+        "memory": resources.memory,
+        resources.gpu.resource_name: str(service.spec.gpus_per_pod),
+    }
+    return known.get(resource, "enough")
+
+
+def _last_line(text: str) -> str:
+    """The engine writes one line; where it could not, the kubelet gives the end of the log."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return _short(lines[-1]) if lines else ""
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _name(pod: Object) -> str:
+    return str(pod["metadata"]["name"])
+
+
+def _hash(pod: Object) -> str | None:
+    hash_of_template: str | None = (pod["metadata"].get("annotations") or {}).get(TEMPLATE_HASH)
+    return hash_of_template

@@ -1,0 +1,113 @@
+"""What is there of an LLMService, as numbers and faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quire_operator.api import LLMService
+from quire_operator.builders.claim import cache_claim_name
+from quire_operator.builders.identity import TEMPLATE_HASH
+from quire_operator.kubeapi.client import Object
+from quire_operator.reconcile.changes import ChildKey
+from quire_operator.reconcile.faults import Fault, pod_fault
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The state of the children at one moment."""
+
+    children: Mapping[ChildKey, Object] = field(default_factory=dict)
+    pods: Sequence[Object] = ()
+
+    def deployment(self, service: LLMService) -> Object | None:
+        """The workload, as last seen."""
+        return self.children.get(("Deployment", service.metadata.name))
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Counts of the Deployment."""
+
+    wanted: int
+    existing: int
+    ready: int
+    available: int
+    updated: int
+    rolled_out: bool
+    """All wanted replicas are of the newest template and serve, and no older one is left."""
+
+
+def count_replicas(service: LLMService, deployment: Object | None) -> Replicas:
+    """Counts; all zero but the wanted number before the Deployment exists."""
+    if deployment is None:
+        return Replicas(1 if service.spec.replicas is None else service.spec.replicas, 0, 0, 0, 0, False)
+    spec, status = deployment["spec"], deployment.get("status") or {}
+    wanted = spec.get("replicas", 1)
+    existing, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
+    available = status.get("availableReplicas", 0)
+    is_current = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
+    return Replicas(
+        wanted=wanted,
+        existing=existing,
+        ready=status.get("readyReplicas", 0),
+        available=available,
+        updated=updated,
+        rolled_out=is_current and existing == updated == available == wanted,
+    )
+
+
+def fault_of(service: LLMService, observation: Observation) -> Fault | None:
+    """Why the workload does not serve as wanted: the pods' own reasons first, then the Deployment's."""
+    deployment = observation.deployment(service)
+    if deployment is None:
+        return None
+    annotations = deployment["spec"]["template"]["metadata"].get("annotations") or {}
+    fault = pod_fault(service, observation.pods, annotations.get(TEMPLATE_HASH))
+    refused = _condition(deployment, "ReplicaFailure")
+    if fault is None and refused.get("status") == "True":
+        fault = _refused_pods(str(refused.get("message", "")))
+    if fault is not None and fault.reason == "ClaimPending":
+        fault = Fault(fault.reason, _claim_message(service, observation, fault.message), fault.needs_action)
+    progressing = _condition(deployment, "Progressing")
+    if progressing.get("reason") == "ProgressDeadlineExceeded" and progressing.get("status") == "False":
+        if fault is not None:
+            return Fault(fault.reason, fault.message, True)
+        seconds = deployment["spec"].get("progressDeadlineSeconds")
+        text = (
+            f"the rollout has made no progress for {seconds} s, and its pods give no reason: see their Events, "
+            "or raise spec.probes.startupSeconds if the model takes longer to load"
+        )
+        return Fault("ProgressDeadlineExceeded", text, True)
+    return fault
+
+
+def _refused_pods(message: str) -> Fault:
+    if "exceeded quota" in message:
+        next_step = "Have the quota raised, or lower spec.resources or spec.replicas"
+        return Fault("QuotaExceeded", f"{message}. {next_step}", False)
+    if "violates PodSecurity" in message:
+        return Fault("PodForbidden", f"{message}. Correct spec.podTemplate or the namespace's level", True)
+    return Fault("FailedCreate", f"pods cannot be created: {message}", False)
+
+
+def _claim_message(service: LLMService, observation: Observation, message: str) -> str:
+    name = cache_claim_name(service)
+    claim = observation.children.get(("PersistentVolumeClaim", name or ""))
+    if claim is None:
+        return f"{message}. `kubectl describe pvc -n {service.metadata.namespace}` says why"
+    storage_class = claim["spec"].get("storageClassName")
+    of_class = f"of storage class {storage_class}" if storage_class else "of no storage class, and there is no default"
+    modes = ", ".join(claim["spec"].get("accessModes") or [])
+    return (
+        f"claim {name} ({of_class}, {modes}) has no volume yet: `kubectl describe pvc -n {service.metadata.namespace} "
+        f"{name}` says why; set spec.cache.volume.storageClassName to a class that offers {modes}"
+    )
+
+
+def _condition(deployment: Object, kind: str) -> Mapping[str, Any]:
+    for condition in (deployment.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == kind:
+            return dict(condition)
+    return {}

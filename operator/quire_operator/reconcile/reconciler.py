@@ -1,0 +1,179 @@
+"""The one reconcile: whatever happened, it looks at what is there and does what is missing."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from quire_operator.api import InvalidLLMServiceError, LLMService, Status, parse_llmservice
+from quire_operator.builders.desired import desired_objects
+from quire_operator.builders.identity import FIELD_MANAGER
+from quire_operator.kubeapi.client import Client, Object
+from quire_operator.kubeapi.errors import ApiError, UnreachableError
+from quire_operator.kubeapi.reflector import Key
+from quire_operator.kubeapi.resources import EVENTS, LLMSERVICES
+from quire_operator.plan.acceptance import Refusal, refusal_of
+from quire_operator.reconcile.changes import ChildKey, changes
+from quire_operator.reconcile.children import Outcome, carry_out
+from quire_operator.reconcile.events import transition_event
+from quire_operator.reconcile.observation import Observation
+from quire_operator.reconcile.status import status_of
+from quire_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 2.0
+_PROBLEM_SECONDS = 30.0
+
+
+class Services(Protocol):
+    """The LLMServices as last seen."""
+
+    def get(self, key: Key) -> Object | None:
+        """The whole object, or None when there is none."""
+
+    def learn(self, item: Object) -> bool:
+        """Take in a state that the watch has not brought yet; True when it was news."""
+
+    def forget(self, key: Key) -> None:
+        """It is gone."""
+
+
+class Surroundings(Protocol):
+    """The children and pods as last seen."""
+
+    def children(self, key: Key) -> Mapping[ChildKey, Object]:
+        """Children of one LLMService."""
+
+    def pods(self, key: Key) -> list[Object]:
+        """Its pods."""
+
+    def learn(self, kind: str, item: Object) -> None:
+        """Take in the answer to an apply."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a reconcile ended."""
+
+    name: str
+    """unchanged, changed, waiting, refused or gone."""
+
+    again_after: float | None = None
+    """Seconds after which to look again though nothing was heard."""
+
+
+class Reconciler:
+    """Reconciles one LLMService at a time; holds nothing that could not be found out again."""
+
+    def __init__(self, client: Client, settings: Settings, services: Services, surroundings: Surroundings) -> None:
+        self._client, self._settings = client, settings
+        self._services, self._surroundings = services, surroundings
+        self._settled: dict[Key, dict[ChildKey, tuple[str, str]]] = {}
+
+    async def reconcile(self, key: Key) -> Result:
+        """Bring the cluster closer to the spec and the status closer to the cluster.
+
+        Raises ApiError and UnreachableError when another attempt may help.
+        """
+        manifest = self._services.get(key)
+        if manifest is None or manifest["metadata"].get("deletionTimestamp"):
+            return self._gone(key)
+        try:
+            service, refusal = parse_llmservice(manifest), None
+        except InvalidLLMServiceError as error:
+            return await self._report_unreadable(key, manifest, error)
+        refusal = refusal_of(service.spec)
+        outcome = Outcome()
+        if refusal is None:
+            desired = desired_objects(service, self._settings)
+            todo = changes(service, desired, self._surroundings.children(key), self._settled.get(key, {}))
+            if todo:
+                # only what exists may be acted for: its deletion may not have been heard of yet
+                fresh = await self._client.get(LLMSERVICES, *key)
+                if fresh is None or fresh["metadata"]["uid"] != service.metadata.uid:
+                    self._services.forget(key)
+                    if fresh is not None:
+                        self._services.learn(fresh)
+                        return Result("waiting", 0.0)
+                    return self._gone(key)
+                self._services.learn(fresh)
+                if fresh["metadata"]["generation"] != service.metadata.generation:
+                    return Result("waiting", 0.0)
+                if fresh["metadata"].get("deletionTimestamp"):
+                    return self._gone(key)
+                service = parse_llmservice(fresh)
+                outcome = await carry_out(self._client, service, todo)
+                self._remember(key, outcome)
+        wrote = await self._report(service, self._observe(key, outcome.deleted), outcome, refusal)
+        return _result(refusal, outcome, wrote)
+
+    def _observe(self, key: Key, deleted: Iterable[ChildKey]) -> Observation:
+        gone = set(deleted)
+        children = {child: live for child, live in self._surroundings.children(key).items() if child not in gone}
+        return Observation(children, self._surroundings.pods(key))
+
+    def _remember(self, key: Key, outcome: Outcome) -> None:
+        for (kind, _), item in outcome.applied.items():
+            self._surroundings.learn(kind, item)
+        if outcome.settled:
+            self._settled.setdefault(key, {}).update(outcome.settled)
+
+    def _gone(self, key: Key) -> Result:
+        self._settled.pop(key, None)
+        return Result("gone")
+
+    async def _report(
+        self, service: LLMService, observation: Observation, outcome: Outcome, refusal: Refusal | None
+    ) -> bool:
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        status = status_of(service, observation, outcome, refusal, self._settings, now)
+        if status == service.status:
+            return False
+        event = transition_event(service, service.status.conditions, status.conditions, now)
+        await self._write_status(service.metadata.namespace, service.metadata.name, service.metadata.uid, status)
+        if event is not None:
+            logger.info("%s: %s", event["reason"], event["message"])
+            await self._post(event)
+        return True
+
+    async def _write_status(self, namespace: str, name: str, uid: str, status: Status) -> None:
+        manifest = {
+            "apiVersion": LLMSERVICES.api_version,
+            "kind": LLMSERVICES.kind,
+            # with the uid, a status cannot land on a successor of the same name
+            "metadata": {"name": name, "namespace": namespace, "uid": uid},
+            "status": status.model_dump(by_alias=True, exclude_none=True, exclude_defaults=False),
+        }
+        answer = await self._client.apply(LLMSERVICES, manifest, FIELD_MANAGER, force=True, subresource="status")
+        self._services.learn(answer)
+
+    async def _post(self, event: Object) -> None:
+        try:
+            await self._client.create(EVENTS, event)
+        except (ApiError, UnreachableError) as error:
+            logger.warning("an Event was lost: %s", error)  # the condition says the same
+
+    async def _report_unreadable(self, key: Key, manifest: Object, error: InvalidLLMServiceError) -> Result:
+        """The API server let an object pass that we cannot read: its CRD is older or newer than this operator."""
+        metadata = manifest["metadata"]
+        stand_in = parse_llmservice({"metadata": metadata, "spec": _MINIMAL, "status": manifest.get("status")})
+        refusal = Refusal("Invalid", f"{error}. Correct it, and install the CRD of this operator's version")
+        wrote = await self._report(stand_in, self._observe(key, ()), Outcome(), refusal)
+        return _result(refusal, Outcome(), wrote)
+
+
+_MINIMAL = {"model": {"source": "image:///unknown"}}
+
+
+def _result(refusal: Refusal | None, outcome: Outcome, wrote: bool) -> Result:
+    if refusal is not None:
+        return Result("refused")
+    if outcome.problems:
+        return Result("refused", _PROBLEM_SECONDS)
+    if outcome.waiting_for:
+        return Result("waiting", _WAIT_SECONDS)
+    return Result("changed" if wrote or outcome.applied or outcome.deleted else "unchanged")

@@ -1,0 +1,57 @@
+"""The status of an LLMService, put together from what was observed."""
+
+from __future__ import annotations
+
+import re
+
+from quire_operator.api import LLMService, ModelStatus, Status
+from quire_operator.builders.identity import selector_labels
+from quire_operator.builders.service import service_url
+from quire_operator.plan.acceptance import Refusal
+from quire_operator.reconcile.children import Outcome
+from quire_operator.reconcile.conditions import verdicts, with_times
+from quire_operator.reconcile.observation import Observation, count_replicas, fault_of
+from quire_operator.settings import Settings
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def status_of(
+    service: LLMService,
+    observation: Observation,
+    outcome: Outcome,
+    refusal: Refusal | None,
+    settings: Settings,
+    now: str,
+) -> Status:
+    """What there is to say. A function of its arguments alone, and equal to the last one when nothing changed."""
+    replicas = count_replicas(service, observation.deployment(service))
+    holds = verdicts(
+        service,
+        replicas,
+        refusal=refusal,
+        problems=outcome.problems,
+        waiting_for=outcome.waiting_for,
+        fault=fault_of(service, observation),
+        leaving=len(observation.pods),
+    )
+    generation = service.metadata.generation
+    wanted = 0 if service.spec.suspend and refusal is None else replicas.wanted
+    return Status(
+        observed_generation=generation,
+        conditions=with_times(holds, service.status.conditions, generation, now),
+        url=service_url(service, settings),
+        ready=f"{replicas.ready}/{wanted}",
+        gpus=replicas.existing * service.spec.gpus_per_pod,
+        replicas=replicas.existing,
+        ready_replicas=replicas.ready,
+        updated_replicas=replicas.updated,
+        selector=",".join(f"{key}={value}" for key, value in selector_labels(service).items()),
+        model=ModelStatus(name=service.served_name, revision=_known_commit(service)),
+    )
+
+
+def _known_commit(service: LLMService) -> str | None:
+    """A branch or tag may point elsewhere tomorrow, so only a commit is reported as what is served."""
+    revision = service.spec.model.revision
+    return revision if revision is not None and _COMMIT.fullmatch(revision) else None

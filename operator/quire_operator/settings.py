@@ -1,0 +1,91 @@
+"""The operator's own settings, from flags and the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from quire_operator import __version__
+
+ENVIRONMENT_PREFIX = "QUIRE_OPERATOR_"
+
+
+class SettingsError(ValueError):
+    """A setting has a value that cannot be used; says which and what to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Each field is a flag of `quire-operator run` (`--engine-image`) and a variable (QUIRE_OPERATOR_ENGINE_IMAGE)."""
+
+    engine_image: str = f"quire/engine:{__version__}"
+    """Image of services that name none."""
+
+    hub_endpoint: str = ""
+    """URL of a Hugging Face mirror, given to every pod as HF_ENDPOINT."""
+
+    cluster_domain: str = "cluster.local"
+    """The cluster's DNS domain, as in status.url."""
+
+    namespaces: tuple[str, ...] = ()
+    """Namespaces to serve; all when empty. In the environment, separated by commas."""
+
+    workers: int = 20
+    """LLMServices that are reconciled at once."""
+
+    leader_election: bool = True
+    """Take a Lease before doing anything, so that several replicas can run."""
+
+    lease_namespace: str = ""
+    """Namespace of the Lease; the pod's own when empty."""
+
+    lease_name: str = "quire-operator"
+    """Name of the Lease."""
+
+    lease_seconds: int = 15
+    """How long a leader that has gone silent keeps the Lease."""
+
+    health_port: int = 8080
+    """Port of /healthz, /readyz and /metrics; 0 takes a free one."""
+
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise SettingsError(f"--workers is {self.workers}: write at least 1")
+        if self.lease_seconds < 3:
+            raise SettingsError(f"--lease-seconds is {self.lease_seconds}: write at least 3")
+        if not 0 <= self.health_port <= 65535:
+            raise SettingsError(f"--health-port is {self.health_port}: write a port, or 0 for a free one")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise SettingsError(f"--log-level is {self.log_level!r}: write debug, info, warning or error")
+        if not self.engine_image:
+            raise SettingsError("--engine-image is empty: name the engine's image with its tag")
+
+
+def settings_from(environment: Mapping[str, str] = os.environ, **flags: object) -> Settings:
+    """Settings from `QUIRE_OPERATOR_*`, with the flags that are not None put over them. Raises SettingsError."""
+    values: dict[str, object] = {}
+    for field in fields(Settings):
+        variable = ENVIRONMENT_PREFIX + field.name.upper()
+        if flags.get(field.name) is not None:
+            values[field.name] = flags[field.name]
+        elif environment.get(variable):
+            values[field.name] = _parsed(variable, environment[variable], field.default)
+    return Settings(**values)  # type: ignore[arg-type]
+
+
+def _parsed(variable: str, text: str, default: object) -> object:
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise SettingsError(f"{variable} is {text!r}: write true or false")
+        return text.lower() in ("true", "1")
+    if isinstance(default, int):
+        if not text.isdecimal():
+            raise SettingsError(f"{variable} is {text!r}: write a whole number")
+        return int(text)
+    if isinstance(default, tuple):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return text
