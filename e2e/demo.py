@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from e2e import release
-from e2e.cluster import binaries, packages
+from e2e import prepull, release
+from e2e.cluster import binaries, node, quire_images
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.locations import REPOSITORY
@@ -38,11 +39,10 @@ def main() -> int:
 
 
 def run(target: Target) -> None:
-    """All stages, on one cluster."""
+    """All stages, on one cluster. Raises ClusterError when one fails."""
     began = time.monotonic()
-    prepare(target)
-    kubectl = Kubectl(target.start())
-    operator_image, engine_image = target.provide(OPERATOR), target.provide(ENGINE)
+    target.require()
+    kubectl, operator_image, engine_image = prepare(target)
     release.install(kubectl, operator_image, engine_image)
     with stage(f"Applying {SAMPLE.relative_to(REPOSITORY)} and waiting until it is Ready"):
         kubectl("apply", "--server-side", "-n", NAMESPACE, "-f", str(SAMPLE))
@@ -53,25 +53,30 @@ def run(target: Target) -> None:
         print(f"\n> {QUESTION}")
         for piece in chat(url, QUESTION):
             print(piece, end="", flush=True)
-        print("\n")
-    say(f"The demo took {time.monotonic() - began:.0f} s")
-    print(farewell(target, kubectl))
+        print("\n", flush=True)
+        say(f"The demo took {time.monotonic() - began:.0f} s")
+        print(farewell(target, kubectl, url))
 
 
-def prepare(target: Target) -> None:
-    """Do at the same time what does not depend on each other: virtual environment, programs, images' lower layers."""
-    tasks: list[Callable[[], object]] = [_install, target.prepare_images]
+def prepare(target: Target) -> tuple[Kubectl, str, str]:
+    """Do at the same time what does not depend on each other, and give the cluster, the operator's and engine's image.
+
+    The virtual environment and the model it trains; the images' lower layers, which the node pulls once both are
+    there; and the node, whose programs are built first.
+    """
     if isinstance(target, OwnNode):
-        packages.ensure()
-        tasks.append(lambda: binaries.ensure(*binaries.NODE))
-    else:
-        tasks.append(lambda: (binaries.find("kubectl"), binaries.find("helm")))
-    with ThreadPoolExecutor(len(tasks)) as pool:
-        futures: list[Future[object]] = [pool.submit(task) for task in tasks]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        for future in futures:
-            if future.done():
-                future.result()
+        node.sweep()  # now, while nothing uses its registry
+    with ThreadPoolExecutor(4) as pool:
+        model = pool.submit(_install_and_train)
+        layers = pool.submit(target.prepare_images)
+        cluster = pool.submit(lambda: Kubectl(target.start()))
+        operator = pool.submit(lambda: (layers.result(), target.provide(OPERATOR))[1])
+        for reference in layers.result():
+            prepull.pull(cluster.result(), reference)
+        model.result()
+        engine_image = target.provide(ENGINE)
+        prepull.pull(cluster.result(), engine_image)
+        return cluster.result(), operator.result(), engine_image
 
 
 def wait_until_ready(kubectl: Kubectl) -> None:
@@ -106,32 +111,30 @@ def chat(url: str, question: str) -> Iterator[str]:
                 yield from _pieces(json.loads(data))
 
 
-def farewell(target: Target, kubectl: Kubectl) -> str:
+def farewell(target: Target, kubectl: Kubectl, url: str) -> str:
     """How to go on, and how to take it down."""
-    with target.reach(kubectl, SERVICE, NAMESPACE) as url:
-        address = url
     lines = [
         "Talk to it:",
-        f"  .venv/bin/quire-engine chat {address}/v1",
-        f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\",
+        f"  .venv/bin/quire-engine chat {url}",
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\",
         f'    -d \'{{"model": "{SERVICE}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}\'',
         "Look at it:",
-        f"  export KUBECONFIG={kubectl.kubeconfig} PATH={Path(binaries.find('kubectl')).parent}:$PATH",
+        f"  export KUBECONFIG={kubectl.kubeconfig} PATH={binaries.find('kubectl').parent}:$PATH",
         "  kubectl get llmservices,pods",
     ]
     if not isinstance(target, OwnNode):
-        lines[1:1] = [
-            f"  kubectl port-forward service/{SERVICE} {address.rpartition(':')[2]}:http   # first, beside it"
-        ]
+        lines[1:1] = [f"  kubectl port-forward service/{SERVICE} {url.rpartition(':')[2]}:http &"]
     return "\n".join([*lines, "Take it down:", f"  {target.how_to_remove}"])
 
 
-def _install() -> None:
+def _install_and_train() -> None:
     with stage("Installing Quire into .venv (make install)"):
         command = ["make", "--no-print-directory", "install"]
         result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         if result.returncode:
             raise ClusterError(f"make install failed and ends with:\n{(result.stdout + result.stderr)[-2000:]}")
+    with tempfile.TemporaryDirectory() as directory:
+        quire_images.tiny_model(Path(directory))
 
 
 def _pieces(chunk: dict[str, Any]) -> Iterator[str]:

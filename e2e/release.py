@@ -29,6 +29,11 @@ def install(kubectl: Kubectl, operator_image: str, engine_image: str, *settings:
             raise ClusterError(f"helm could not install {_CHART}: {result.stderr.strip()}\n{seen}")
 
 
+def is_installed(kubectl: Kubectl) -> bool:
+    """Whether there is a release of the operator in the cluster."""
+    return _helm(kubectl, "status", NAME, f"--namespace={NAMESPACE}").returncode == 0
+
+
 def uninstall(kubectl: Kubectl) -> None:
     """Remove the operator. The CRD and the LLMServices stay, as the chart says."""
     _helm(kubectl, "uninstall", NAME, f"--namespace={NAMESPACE}", "--wait", "--ignore-not-found")

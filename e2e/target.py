@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from e2e.cluster import images, locations, node, quire_images
+from e2e.cluster import binaries, images, locations, node, packages, quire_images
 from e2e.cluster.builders import Buildah, Builder, Docker
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubectl import Kubectl
@@ -34,10 +34,18 @@ class Target(ABC):
     def load(self, reference: str) -> str:
         """Make an image of the builder's store available to pods. Returns the name to write into manifests."""
 
-    def prepare_images(self) -> None:
-        """Build, while the cluster still comes up, what of the images takes long."""
+    def require(self) -> None:
+        """Raise ClusterError when this machine lacks what the cluster needs."""
+        binaries.require(*(name for name in ("kubectl", "helm") if not shutil.which(name)))
+
+    def prepare_images(self) -> list[str]:
+        """Build, while the cluster still comes up, what of the images takes long.
+
+        Returns the names of images that pods can pull already, and so have most of an image's layers.
+        """
         for image in quire_images.ALL:
             quire_images.build_dependencies(image, self.builder)
+        return []
 
     def provide(self, image: QuireImage) -> str:
         """Build one of Quire's images if it changed, and make it available to pods. Returns its name for manifests."""
@@ -76,11 +84,18 @@ class OwnNode(Target):
         images.push_if_absent(reference)
         return reference
 
-    def prepare_images(self) -> None:
+    def require(self) -> None:
+        """Raise ClusterError unless this is Linux, we are root, and Go is there to build what is missing."""
+        packages.require_bare_linux()
+        binaries.require(*binaries.NODE)
+
+    def prepare_images(self) -> list[str]:
         """Build the layers below the code and push them, so that later only the code's are."""
         images.base()
-        for image in quire_images.ALL:
-            images.push_if_absent(quire_images.build_dependencies(image, self.builder))
+        references = [quire_images.build_dependencies(image, self.builder) for image in quire_images.ALL]
+        for reference in references:
+            images.push_if_absent(reference)
+        return references
 
     def provide(self, image: QuireImage) -> str:
         """Build one of Quire's images if it changed and push it."""

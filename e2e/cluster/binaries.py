@@ -30,11 +30,21 @@ def ensure(*names: str) -> Path:
     """
     wanted = recipes(names)
     if any(not _is_built(recipe) for recipe in wanted):
+        require(*names)
         with _build_lock():
             missing = [recipe for recipe in wanted if not _is_built(recipe)]
             for _, group in itertools.groupby(sorted(missing, key=_same_build), key=_same_build):
                 _build(list(group))
     return locations.binaries()
+
+
+def require(*names: str) -> None:
+    """Raise ClusterError when a program of `names` is not built yet and there is no Go to build it with."""
+    missing = [recipe.name for recipe in recipes(names) if not _is_built(recipe)]
+    if missing and not shutil.which("go"):
+        raise ClusterError(
+            f"{', '.join(missing)} must be built and there is no `go` on PATH: install Go 1.26 or newer from go.dev/dl"
+        )
 
 
 def find(name: str) -> Path:
@@ -55,7 +65,7 @@ def _same_build(recipe: Recipe) -> tuple[str, ...]:
 def _build(group: Sequence[Recipe]) -> None:
     first = group[0]
     names = ", ".join(recipe.name for recipe in group)
-    environment = _go_environment(names)
+    environment = _go_environment()
     fresh = locations.cache() / "fresh"  # a running program's file cannot be written to, but it can be replaced
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -118,11 +128,7 @@ def _download(recipe: Recipe, environment: dict[str, str]) -> Path:
     return Path(json.loads(result.stdout)["Dir"])
 
 
-def _go_environment(names: str) -> dict[str, str]:
-    if not shutil.which("go"):
-        raise ClusterError(
-            f"{names} must be built and there is no `go` on PATH: install Go 1.26 or newer from go.dev/dl"
-        )
+def _go_environment() -> dict[str, str]:
     return {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false -trimpath"}
 
 

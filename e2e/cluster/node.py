@@ -8,7 +8,6 @@ from pathlib import Path
 
 from e2e.cluster import binaries, images, locations, network, node_config, packages, registry, teardown
 from e2e.cluster.control_plane import COMPONENTS, ControlPlane
-from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubeconfig import User
 from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.machine import Machine
@@ -46,14 +45,19 @@ def up(*, control_plane_only: bool = False) -> Path:
             _offer_fake_gpus(Kubectl(kubeconfig()))
         say(f"The cluster is already up: {kubeconfig()}")
         return kubeconfig()
-    if set(Daemons(locations.state()).names()) - {"registry"}:
-        say("A cluster that is not whole is in the way")
-        teardown.down()
+    sweep()
     if not control_plane_only:
         images.base()
     with stage("Starting the control plane" if control_plane_only else "Starting the node"):
         _start(bin_folder, control_plane_only)
     return kubeconfig()
+
+
+def sweep() -> None:
+    """Take down a node that is not whole, so that it can be made anew. A registry alone is in nobody's way."""
+    if locations.state().exists() and not is_up() and set(Daemons(locations.state()).names()) - {"registry"}:
+        say("A cluster that is not whole is in the way")
+        teardown.down()
 
 
 def status() -> str:
@@ -153,9 +157,3 @@ def _serves(socket: Path) -> Callable[[], bool]:
 
 def _offer_fake_gpus(kubectl: Kubectl) -> None:
     kubectl("patch", "node", node_config.NODE, "--subresource=status", "--patch", node_config.fake_gpus())
-
-
-def require_up() -> None:
-    """Raise ClusterError unless the node is up."""
-    if not is_up():
-        raise ClusterError("the node is not up: python3 -m e2e.cluster up")

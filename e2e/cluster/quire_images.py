@@ -17,6 +17,7 @@ from e2e.cluster.errors import ClusterError
 from e2e.cluster.locations import REPOSITORY
 from e2e.cluster.progress import say, stage
 
+_ENGINE_COMMAND = REPOSITORY / ".venv" / "bin" / "quire-engine"
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
 
 
@@ -75,10 +76,18 @@ def assemble(image: QuireImage, directory: Path) -> Path:
             shutil.copytree(source, directory / name, ignore=_IGNORED)
         else:
             shutil.copy2(source, directory)
-    engine = REPOSITORY / ".venv" / "bin" / "quire-engine"
-    if image.with_model and engine.exists():
-        _tiny_model(engine, directory / "models" / "tiny")
+    if image.with_model and _ENGINE_COMMAND.exists():
+        tiny_model(directory / "models" / "tiny")
     return directory
+
+
+def tiny_model(directory: Path) -> None:
+    """Put the tiny model into a folder, by the virtual environment's own engine. Raises ClusterError."""
+    with stage("Making the tiny model (trained once, in up to 3 minutes, then cached)"):
+        command: list[str | Path] = [_ENGINE_COMMAND, "tiny", directory]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise ClusterError(f"quire-engine tiny {directory} failed: {result.stderr.strip()[-1500:]}")
 
 
 def content_hash(dockerfile: Path, context: Path, arguments: dict[str, str]) -> str:
@@ -101,14 +110,6 @@ def _contents(dockerfile: Path, context: Path, arguments: dict[str, str]) -> Ite
 def _arguments(image: QuireImage) -> dict[str, str]:
     index = os.environ.get("QUIRE_TORCH_INDEX_URL", "")
     return {"TORCH_INDEX_URL": index} if index and image is ENGINE else {}
-
-
-def _tiny_model(engine: Path, directory: Path) -> None:
-    with stage("Making the tiny model (trained once, then cached)"):
-        command: list[str | Path] = [engine, "tiny", directory]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise ClusterError(f"quire-engine tiny {directory} failed: {result.stderr.strip()[-1500:]}")
 
 
 def _version() -> str:

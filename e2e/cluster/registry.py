@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import urllib.error
 import urllib.request
@@ -29,14 +30,17 @@ def config(address: str, directory: str) -> str:
 
 def start() -> None:
     """Start the registry unless it runs, and return when it serves. Its contents are in the cache."""
-    daemons = Daemons(locations.state())
-    if daemons.is_running("registry"):
-        return
-    network.add_address()
-    file = daemons.directory / "registry.yaml"
-    file.write_text(config(ADDRESS, str(locations.cache() / "registry")))
-    daemons.start("registry", ["docker-registry", "serve", file], environment={"OTEL_TRACES_EXPORTER": "none"})
-    daemons.wait_until("registry", is_up, seconds=20, what="the registry serves")
+    locations.cache().mkdir(parents=True, exist_ok=True)
+    with (locations.cache() / "registry.lock").open("w") as lock:  # an image and the node may ask at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        daemons = Daemons(locations.state())
+        if daemons.is_running("registry"):
+            return
+        network.add_address()
+        file = daemons.directory / "registry.yaml"
+        file.write_text(config(ADDRESS, str(locations.cache() / "registry")))
+        daemons.start("registry", ["docker-registry", "serve", file], environment={"OTEL_TRACES_EXPORTER": "none"})
+        daemons.wait_until("registry", is_up, seconds=20, what="the registry serves")
 
 
 def is_up() -> bool:
