@@ -1,0 +1,143 @@
+"""What is drawn follows the distribution that the parameters ask for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from quire_engine.core.randomness import uniform
+from quire_engine.core.step import NewSequence
+from quire_engine.execution.sampling_state import SamplingState
+from quire_engine.sampling.sampler import draw, restrict, sample
+from quire_engine.sampling_params import SamplingParams
+
+DRAWS = 4000
+VOCAB_SIZE = 40
+
+
+def logits_of(vocab_size: int = VOCAB_SIZE, seed: int = 0) -> torch.Tensor:
+    return torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def exact(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """The distribution, token by token in plain Python: temperature, then min-p, then top-k, then top-p."""
+    weights = [math.exp(x / params.temperature) for x in logits.double().tolist()]
+    order = sorted(range(len(weights)), key=lambda i: -weights[i])
+    kept = [i for i in order if weights[i] >= params.min_p * weights[order[0]]]
+    kept = kept[: params.top_k] if params.top_k > 0 else kept
+    total, seen, nucleus = sum(weights[i] for i in kept), 0.0, []
+    for i in kept:
+        if nucleus and seen >= params.top_p * total:
+            break
+        nucleus.append(i)
+        seen += weights[i]
+    return torch.tensor([weights[i] / seen if i in nucleus else 0.0 for i in range(len(weights))], dtype=torch.float64)
+
+
+def draw_many(logits: torch.Tensor, params: SamplingParams, draws: int = DRAWS) -> torch.Tensor:
+    """`draws` tokens of one request, one at each position."""
+    state = SamplingState(1, len(logits), ())
+    state.set(0, NewSequence("r", 0, params, seed=11))
+    batch = state.batch([0] * draws, list(range(draws)), torch.device("cpu"))
+    return sample(logits.repeat(draws, 1), batch)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.5),
+        SamplingParams(temperature=2.5),
+        SamplingParams(top_k=5),
+        SamplingParams(top_k=1),
+        SamplingParams(top_p=0.7),
+        SamplingParams(top_p=0.001),
+        SamplingParams(min_p=0.1),
+        SamplingParams(temperature=1.7, top_k=20, top_p=0.9, min_p=0.02),
+        SamplingParams(temperature=0.8, top_k=3, top_p=0.6),
+    ],
+    ids=lambda p: f"t={p.temperature} k={p.top_k} p={p.top_p} m={p.min_p}",
+)
+def test_tokens_come_as_often_as_they_should(params: SamplingParams) -> None:
+    logits = logits_of()
+    expected = exact(logits, params)
+    counts = torch.bincount(draw_many(logits, params), minlength=VOCAB_SIZE).double()
+    assert counts[expected == 0].sum() == 0, "a token came that is excluded"
+    likely = expected * DRAWS >= 5
+    observed = torch.cat([counts[likely], counts[~likely].sum()[None]])
+    wanted = torch.cat([expected[likely], expected[~likely].sum()[None]]) * DRAWS
+    observed, wanted = observed[wanted > 0], wanted[wanted > 0]
+    chi_squared = float(((observed - wanted) ** 2 / wanted).sum())
+    freedom = len(wanted) - 1
+    # Five standard deviations of a chi-squared variable: the draws are fixed by the seed, so this cannot flicker.
+    assert chi_squared <= freedom + 5 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=3.0, top_p=0.95),
+        SamplingParams(temperature=3.0, top_k=1500, top_p=0.9),
+        SamplingParams(temperature=3.0, top_k=1500),
+        SamplingParams(temperature=3.0, top_k=50, top_p=0.9),
+        SamplingParams(temperature=3.0, min_p=0.05, top_p=0.99),
+    ],
+    ids=lambda p: f"k={p.top_k} p={p.top_p} m={p.min_p}",
+)
+def test_a_large_vocabulary_is_cut_at_the_same_token_as_a_full_sort(params: SamplingParams) -> None:
+    logits = logits_of(5000)
+    probabilities = torch.softmax(logits.double() / params.temperature, -1)[None]
+    restrict(
+        probabilities,
+        torch.tensor([params.top_k or 5000]),
+        torch.tensor([params.top_p], dtype=torch.float64),
+        torch.tensor([params.min_p], dtype=torch.float64),
+    )
+    expected = exact(logits, params)
+    assert torch.equal(probabilities[0] > 0, expected > 0)
+    torch.testing.assert_close(probabilities[0] / probabilities[0].sum(), expected)
+
+
+def test_a_row_draws_the_same_whatever_its_neighbours_ask_for() -> None:
+    rows = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(),
+        SamplingParams(top_k=4),
+        SamplingParams(top_p=0.5, temperature=1.3),
+        SamplingParams(min_p=0.2),
+    ]
+    state = SamplingState(len(rows), 3000, ())
+    for i, params in enumerate(rows):
+        state.set(i, NewSequence(str(i), 0, params, seed=i))
+    logits = torch.stack([logits_of(3000, seed=i) for i in range(len(rows))])
+    together = sample(logits.clone(), state.batch(list(range(len(rows))), [7] * len(rows), torch.device("cpu")))
+    alone = [sample(logits[i : i + 1].clone(), state.batch([i], [7], torch.device("cpu"))) for i in range(len(rows))]
+    assert together.tolist() == torch.cat(alone).tolist()
+    assert together[0] == logits[0].argmax()
+
+
+def test_the_ends_of_the_unit_interval_draw_tokens_that_can_come() -> None:
+    weights = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]] * 2)
+    assert draw(weights, torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64)).tolist() == [1, 3]
+
+
+def test_uniform_numbers_depend_on_seed_and_position_and_fill_the_interval() -> None:
+    numbers = [uniform(seed, position) for seed in range(40) for position in range(100)]
+    assert len(set(numbers)) == 4000
+    assert all(0.0 <= n < 1.0 for n in numbers)
+    buckets = [sum(int(n * 20) == b for n in numbers) for b in range(20)]
+    assert sum((b - 200) ** 2 / 200 for b in buckets) < 19 + 5 * math.sqrt(38)
+    assert uniform(-1, 0) == uniform(2**64 - 1, 0)
+
+
+def test_tokens_that_end_an_answer_wait_for_min_tokens() -> None:
+    logits = torch.zeros(1, 8)
+    logits[0, 3], logits[0, 5] = 9.0, 8.0
+    state = SamplingState(1, 8, eos_token_ids=(3,))
+    state.set(0, NewSequence("r", 4, SamplingParams(temperature=0.0, min_tokens=2, stop_token_ids=[5]), seed=0))
+    at = [sample(logits.clone(), state.batch([0], [n], torch.device("cpu"))).item() for n in (4, 5, 6)]
+    assert at[0] not in (3, 5)
+    assert at[1] not in (3, 5)
+    assert at[2] == 3
