@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 
 from quire_engine.memory_plan.plan import GATHERED_TOKENS
@@ -16,7 +19,15 @@ def allocate_kv_cache(
     size = (2, num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
     caches = []
     for layer in model.attention_layers():
-        cache = torch.zeros(size, dtype=dtype, device=device)
+        cache = _zeros(size, dtype, device)
         layer.bind(cache[0], cache[1], GATHERED_TOKENS)
         caches.append(cache)
     return caches
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    # numpy asks the kernel for zeroed pages, which it hands out when they are first written: torch would write
+    # them all now, which takes seconds and holds memory that a small load never needs.
+    return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(size)

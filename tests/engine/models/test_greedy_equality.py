@@ -24,6 +24,8 @@ from tests.engine.models.checkpoints import (
     save,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_PROMPTS, LONGEST, NEW_TOKENS = 64, 90, 14
 BUDGETS: dict[str, dict[str, Any]] = {
     "chunked": {"max_num_batched_tokens": 512},
@@ -41,7 +43,7 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
+def references(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, Reference]:
     transformers.utils.logging.disable_progress_bar()
     made = {}
     for name, (cls, config) in FAMILIES.items():

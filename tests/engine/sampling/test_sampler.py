@@ -13,6 +13,8 @@ from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.sampling.sampler import draw, restrict, sample
 from quire_engine.sampling_params import SamplingParams
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DRAWS = 4000
 VOCAB_SIZE = 40
 

@@ -13,6 +13,8 @@ from quire_engine.engine import build_engine
 from quire_engine.sampling_params import SamplingParams
 from tests.engine.models.checkpoints import FAMILIES, MAX_MODEL_LEN, make_model, mixed_prompts, save
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = mixed_prompts(16, 60)
 
 
