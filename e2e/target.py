@@ -71,6 +71,7 @@ class OwnNode(Target):
     """The node that `e2e.cluster` brings up on this machine, whose Services are reachable from it."""
 
     how_to_remove = "make demo-down"
+    builder: Buildah
 
     def __init__(self) -> None:
         self.builder = Buildah()
@@ -82,6 +83,7 @@ class OwnNode(Target):
     def load(self, reference: str) -> str:
         """Push to the node's registry, where containerd looks every name up."""
         images.push_if_absent(reference)
+        self.builder.remove_others(reference)
         return reference
 
     def require(self) -> None:

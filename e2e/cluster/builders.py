@@ -72,6 +72,14 @@ class Buildah:
         with stage(f"Pushing {reference} to {destination.split('/')[0]}"):
             self.run("push", *plain, reference, f"docker://{destination}", log=reference)
 
+    def remove_others(self, reference: str) -> None:
+        """Remove this image's other tags, with the layers that only they have: each set of torch's is 6 GB."""
+        name = reference.rpartition(":")[0]
+        found = json.loads(self.run("images", "--json", name, log="others") or "null") or []
+        tags = {tag.removeprefix("localhost/") for image in found for tag in image["names"]}
+        for tag in sorted(tags - {reference}):
+            self.run("rmi", "--force", tag, log="others")
+
     def run(self, *arguments: str, log: str) -> str:
         """Run buildah, keep what it says in a log named after the image, and return it."""
         with store_lock().open("w") as lock:
