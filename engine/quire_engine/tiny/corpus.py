@@ -33,7 +33,7 @@ class Exchange:
 
 def exchanges() -> list[Exchange]:
     """All of the corpus, in an order that depends on nothing but the Python installation."""
-    found = [Exchange(q, a) for q, a in GREETINGS for _ in range(20)]
+    found = [Exchange(q, a) for q, a in GREETINGS for _ in range(60)]
     found += _help_topics()
     found += _docstrings(Path(sysconfig.get_paths()["stdlib"]))
     return found

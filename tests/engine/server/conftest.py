@@ -104,7 +104,8 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 def environment(run_dir: Path) -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if k not in ("QUIRE_API_KEY", "VLLM_API_KEY")}
-    return clean | {"QUIRE_RUN_DIR": str(run_dir), "QUIRE_TERMINATION_LOG": str(run_dir / "termination-log")}
+    files = {"QUIRE_RUN_DIR": str(run_dir), "QUIRE_TERMINATION_LOG": str(run_dir / "termination-log")}
+    return clean | files | {"OMP_NUM_THREADS": "1"}  # so small a model is only slowed down by a second thread
 
 
 def free_port() -> int:

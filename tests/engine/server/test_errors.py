@@ -90,7 +90,7 @@ def test_a_request_that_makes_no_sense_has_the_error_body(
 
 def test_a_missing_or_wrong_key_is_a_401_and_health_stays_open(start_server: StartServer) -> None:
     server = start_server("--api-key", "first", "second")
-    for key in ("wrong", "firs", "firstt", ""):
+    for key in ("wrong", "firs", "firstt"):
         answer = httpx.get(f"{server.url}/v1/models", headers={"authorization": f"Bearer {key}"})
         assert answer.status_code == 401
         assert "API key" in answer.json()["error"]["message"]
