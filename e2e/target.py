@@ -95,9 +95,7 @@ class OwnNode(Target):
         """Build the layers below the code and push them, so that later only the code's are."""
         images.base()
         references = [quire_images.build_dependencies(image, self.builder) for image in quire_images.ALL]
-        for reference in references:
-            images.push_if_absent(reference)
-        return references
+        return [self.load(reference) for reference in references]
 
     def provide(self, image: QuireImage) -> str:
         """Build one of Quire's images if it changed and push it."""

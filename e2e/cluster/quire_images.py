@@ -59,8 +59,10 @@ def build_dependencies(image: QuireImage, builder: Builder) -> str:
     shutil.rmtree(context, ignore_errors=True)
     context.mkdir(parents=True)
     shutil.copy2(REPOSITORY / "pyproject.toml", context)
-    reference = f"quire/{image.name}-dependencies:{_version()}"
-    builder.build(reference, image.dockerfile, context, target="dependencies", arguments=_arguments(image))
+    digest = content_hash(image.dockerfile, context, _arguments(image))
+    reference = f"quire/{image.name}-dependencies:{_version()}-{digest}"
+    if not builder.is_stored(reference):
+        builder.build(reference, image.dockerfile, context, target="dependencies", arguments=_arguments(image))
     return reference
 
 

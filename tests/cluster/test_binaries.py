@@ -1,0 +1,38 @@
+"""When a program counts as built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from e2e.cluster import binaries, versions
+from e2e.cluster.errors import ClusterError
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QUIRE_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "stamp").mkdir()
+    return tmp_path
+
+
+def test_a_program_of_this_version_is_not_built_again(cache: Path) -> None:
+    (cache / "bin" / "helm").touch()
+    (cache / "stamp" / f"helm@{versions.HELM}").touch()
+    assert binaries.ensure("helm") == cache / "bin"
+
+
+def test_a_program_of_another_version_is_built_again(cache: Path) -> None:
+    (cache / "bin" / "helm").touch()
+    (cache / "stamp" / "helm@v3.0.0").touch()
+    with pytest.raises(ClusterError, match="helm must be built and there is no `go`"):
+        binaries.ensure("helm")
+
+
+def test_a_stamp_without_its_file_does_not_count(cache: Path) -> None:
+    (cache / "stamp" / f"helm@{versions.HELM}").touch()
+    with pytest.raises(ClusterError, match="install Go"):
+        binaries.require("helm")
