@@ -20,7 +20,6 @@ from quire_engine.models.decoder import CausalLM
 from quire_engine.models.registry import decoder_spec
 from tests.engine.models.checkpoints import FAMILIES, make_model, save
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
