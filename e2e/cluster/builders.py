@@ -75,8 +75,9 @@ class Buildah:
     def remove_others(self, reference: str) -> None:
         """Remove this image's other tags, with the layers that only they have: each set of torch's is 6 GB."""
         name = reference.rpartition(":")[0]
-        found = json.loads(self.run("images", "--json", name, log="others") or "null") or []
-        tags = {tag.removeprefix("localhost/") for image in found for tag in image["names"]}
+        images = json.loads(self.run("images", "--json", log="others"))
+        tags = {tag.removeprefix("localhost/") for image in images for tag in image.get("names") or ()}
+        tags = {tag for tag in tags if tag.rpartition(":")[0] == name}
         for tag in sorted(tags - {reference}):
             self.run("rmi", "--force", tag, log="others")
 
