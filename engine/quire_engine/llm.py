@@ -178,7 +178,8 @@ class LLM:
             answer.finish_reason, answer.stop_reason = "stop", stop
             if output.finish_reason is None:
                 self.core.abort([output.request_id])
-        parent.num_cached_tokens = max(parent.num_cached_tokens, output.num_cached_tokens)
+        if answer.index == 0:  # the others find what the first one just computed
+            parent.num_cached_tokens = output.num_cached_tokens
         metrics = parent.metrics
         metrics.first_token_time = elapsed if metrics.first_token_time is None else metrics.first_token_time
         metrics.last_token_time = elapsed
