@@ -16,7 +16,7 @@ api_calls = Counter(
     ["verb", "resource", "code"],
 )
 watch_restarts = Counter("quire_operator_watch_restarts_total", "Watches that broke and were begun anew.", ["resource"])
-queue_depth = Gauge("quire_operator_queue_depth", "LLMServices that wait to be reconciled.")
+queue_depth = Gauge("quire_operator_queue_depth", "LLMServices that are due to be reconciled.")
 queue_running = Gauge("quire_operator_queue_running", "LLMServices that are being reconciled.")
 queue_retries = Counter("quire_operator_queue_retries_total", "Reconciles that failed and were put off.")
 leading = Gauge("quire_operator_leading", "1 while this replica holds the Lease.")

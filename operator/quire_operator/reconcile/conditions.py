@@ -85,7 +85,7 @@ def _progress(replicas: Replicas) -> tuple[str, str]:
     counts = f"{replicas.ready} of {replicas.wanted} replicas serve, {replicas.updated} are of the newest revision"
     if replicas.available == 0:
         return "Starting", f"{counts}: pods are being scheduled, pulled or loading the model"
-    if replicas.existing != replicas.updated or replicas.updated < min(replicas.wanted, replicas.existing):
+    if not replicas.is_current or replicas.existing != replicas.updated:
         return "RollingOut", f"{counts}: older pods serve until newer ones do"
     return "Scaling", counts
 

@@ -35,6 +35,9 @@ class Replicas:
     ready: int
     available: int
     updated: int
+    is_current: bool
+    """The counts are those of the newest template."""
+
     rolled_out: bool
     """All wanted replicas are of the newest template and serve, and no older one is left."""
 
@@ -42,7 +45,7 @@ class Replicas:
 def count_replicas(service: LLMService, deployment: Object | None) -> Replicas:
     """Counts; all zero but the wanted number before the Deployment exists."""
     if deployment is None:
-        return Replicas(1 if service.spec.replicas is None else service.spec.replicas, 0, 0, 0, 0, False)
+        return Replicas(1 if service.spec.replicas is None else service.spec.replicas, 0, 0, 0, 0, False, False)
     spec, status = deployment["spec"], deployment.get("status") or {}
     wanted = spec.get("replicas", 1)
     existing, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
@@ -54,6 +57,7 @@ def count_replicas(service: LLMService, deployment: Object | None) -> Replicas:
         ready=status.get("readyReplicas", 0),
         available=available,
         updated=updated,
+        is_current=is_current,
         rolled_out=is_current and existing == updated == available == wanted,
     )
 

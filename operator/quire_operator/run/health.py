@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 from aiohttp import web
@@ -23,9 +24,9 @@ class HealthServer:
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, None, self._port)
-        await site.start()
-        return int(self._runner.addresses[0][1])
+        listener = _listener(self._port)
+        await web.SockSite(self._runner, listener).start()
+        return int(listener.getsockname()[1])
 
     async def close(self) -> None:
         """Stop listening."""
@@ -42,3 +43,10 @@ class HealthServer:
     async def _metrics(self, request: web.Request) -> web.Response:
         self._count()
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _listener(port: int) -> socket.socket:
+    """One socket for IPv4 and IPv6, so that there is one port when a free one is asked for."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))

@@ -58,7 +58,7 @@ class Operator:
 
     async def run(self) -> None:
         """Until `stop`."""
-        health = HealthServer(self._settings.health_port, self._troubles, self._store.count)
+        health = HealthServer(self._settings.health_port, self._troubles, self._count)
         port = await health.start()
         logger.info("quire-operator %s on %s, health on port %d", __version__, self._client.info.server, port)
         namespace = self._settings.lease_namespace or own_namespace(self._client.info)
@@ -134,6 +134,10 @@ class Operator:
         delay = self._queue.failed(key, at_least=least, at_once=conflict)
         if not conflict:
             logger.warning("reconcile failed, again in %.1f s: %s", delay, error)
+
+    def _count(self) -> None:
+        self._store.count()
+        self._queue.count()
 
     def _troubles(self) -> list[str]:
         if not self._is_leading:

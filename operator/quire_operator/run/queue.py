@@ -79,6 +79,12 @@ class WorkQueue:
         """Seconds for which the most patient key has waited though it was due."""
         return max((time.monotonic() - due for due in self._due.values()), default=0.0)
 
+    def count(self) -> None:
+        """Set the gauges of what is due and what is running."""
+        now = time.monotonic()
+        metrics.queue_depth.set(sum(due <= now for due in self._due.values()))
+        metrics.queue_running.set(len(self._running))
+
     def _next(self) -> tuple[Key | None, float | None]:
         """A key to run now, else how long to wait for one."""
         blocked: list[tuple[float, int, Key]] = []
@@ -109,8 +115,6 @@ class WorkQueue:
         self._changed()
 
     def _changed(self) -> None:
-        metrics.queue_depth.set(len(self._due))
-        metrics.queue_running.set(len(self._running))
         while self._idle:
             waiter = self._idle.popleft()
             if not waiter.done():

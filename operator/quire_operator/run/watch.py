@@ -115,8 +115,8 @@ class ServiceWatch:
             self._store.forget(key, metadata["resourceVersion"])
         else:
             self._heard[key] = metadata["resourceVersion"]
-            if not self._store.learn(dict(item)):
-                return
+            self._store.learn(dict(item))
+        # even when the answer to a write of ours brought this state already: nobody may have looked at it yet
         self._changed(key)
 
     def _heard_of(self, key: Key, version: str) -> bool:

@@ -1,0 +1,103 @@
+"""A real etcd and kube-apiserver for the session, and the operator beside them as a process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from e2e.cluster import binaries
+from e2e.cluster.control_plane import ControlPlane, start_control_plane
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.kubeconfig import User
+from quire_operator.api import custom_resource_definition
+from tests.operator.api_client import ApiClient, Namespace, eventually
+from tests.operator.operator_process import OperatorProcess
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OPERATOR_USER = "the-operator"
+
+_numbers = itertools.count(1)
+
+
+def _program(*names: str) -> Path:
+    """The folder of `names`; without a way to build them a skip, and in CI a failure."""
+    if not shutil.which("go") and os.environ.get("CI") != "true":
+        try:
+            return binaries.ensure(*names)
+        except ClusterError as error:
+            pytest.skip(str(error))
+    return binaries.ensure(*names)
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    _program("etcd", "kube-apiserver", "kubectl")
+    plane = start_control_plane(tmp_path_factory.mktemp("control-plane"), users=[User(OPERATOR_USER, ())])
+    yield plane
+    plane.stop()
+
+
+@pytest.fixture(scope="session")
+def api(control_plane: ControlPlane) -> ApiClient:
+    """The admin's client. The CRD is there, and the operator's user has exactly the rights that are shipped."""
+    authority = control_plane.authority.pair.certificate
+    client = ApiClient(control_plane.server_url, authority, control_plane.users["admin"].token)
+    crd = custom_resource_definition()
+    client.apply(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}", crd)
+    client.make_namespace("quire-system")
+    for body in yaml.safe_load_all((REPOSITORY / "manifests/base/rbac.yaml").read_text()):
+        if body["kind"].startswith(("Role", "ClusterRole")):
+            _grant(client, body)
+    eventually(lambda: client.request("GET", "/apis/serving.quire.dev/v1alpha1/llmservices"))
+    return client
+
+
+def _grant(client: ApiClient, body: dict[str, object]) -> None:
+    metadata = body["metadata"]
+    assert isinstance(metadata, dict)
+    if "subjects" in body:
+        body["subjects"] = [{"kind": "User", "name": OPERATOR_USER, "apiGroup": "rbac.authorization.k8s.io"}]
+    below = f"namespaces/{metadata['namespace']}/" if "namespace" in metadata else ""
+    plural = f"{str(body['kind']).lower()}s"
+    client.apply(f"/apis/rbac.authorization.k8s.io/v1/{below}{plural}/{metadata['name']}", body)
+
+
+@pytest.fixture
+def namespace(api: ApiClient) -> Namespace:
+    name = f"test-{next(_numbers)}"
+    api.make_namespace(name)
+    return Namespace(api, name)
+
+
+@pytest.fixture(scope="module")
+def start_operator(
+    control_plane: ControlPlane, api: ApiClient, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., OperatorProcess]]:
+    """Start an operator with the rights of `user`; the shipped ones by default."""
+    directory = tmp_path_factory.mktemp("operators")
+    started: list[OperatorProcess] = []
+
+    def start(*flags: str, user: str = OPERATOR_USER) -> OperatorProcess:
+        log = directory / f"operator-{len(started)}.log"
+        process = OperatorProcess(control_plane.kubeconfig_of(user), log, *flags)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.process.poll() is None:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def operator(start_operator: Callable[..., OperatorProcess]) -> OperatorProcess:
+    """One operator for all namespaces, shared by a module's tests."""
+    process = start_operator("--engine-image=quire/engine:test", "--lease-seconds=3")
+    process.wait_until_leading()
+    return process

@@ -1,0 +1,80 @@
+"""`quire-operator run` as a process of its own, as it runs in its pod."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.operator.api_client import eventually
+
+
+class OperatorProcess:
+    """Started at once. `stop` is SIGTERM, `kill` is SIGKILL."""
+
+    def __init__(self, kubeconfig: Path, log: Path, *flags: str) -> None:
+        self.log = log
+        environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "POD_NAMESPACE": "quire-system"}
+        command = [sys.executable, "-m", "quire_operator.cli", "run", "--health-port=0", *flags]
+        with log.open("w") as output:
+            self.process = subprocess.Popen(command, env=environment, stderr=output)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The log so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def says(self, text: str) -> bool:
+        """Whether a line of the log contains `text`."""
+        return any(text in line["message"] for line in self.lines())
+
+    def wait_until_leading(self) -> None:
+        eventually(lambda: self.says("leading as"))
+
+    @property
+    def url(self) -> str:
+        def port() -> str | None:
+            heads = [line["message"] for line in self.lines() if "health on port" in line["message"]]
+            return heads[0].rsplit(" ", 1)[1] if heads else None
+
+        return f"http://127.0.0.1:{eventually(port)}"
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of the samples `name` with these labels."""
+        text = httpx.get(f"{self.url}/metrics").text
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def calls(self) -> float:
+        """Calls to the API, without those that keep the Lease."""
+        everything = self.metric("quire_operator_api_calls_total")
+        return everything - self.metric("quire_operator_api_calls_total", resource="leases")
+
+    def wait_until_idle(self, seconds: float = 60) -> None:
+        """Return when nothing is queued or running, and no call was made for a second."""
+
+        def idle() -> bool:
+            before = self.calls()
+            time.sleep(1.0)
+            busy = self.metric("quire_operator_queue_depth") + self.metric("quire_operator_queue_running")
+            return busy == 0 and self.calls() == before
+
+        eventually(idle, seconds)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(timeout=20)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(timeout=10)
