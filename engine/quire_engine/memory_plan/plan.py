@@ -8,6 +8,8 @@ from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 
 GIB = 1 << 30
 CPU_POOL_AT_MOST = 4 * GIB
+# The HTTP server process shares the cgroup; it takes some 90 MB with a tokenizer loaded.
+HTTP_SERVER_BYTES = 128 << 20
 # Tokens whose keys and values attention may copy at once into a scratch buffer.
 GATHERED_TOKENS = 32768
 
@@ -38,6 +40,7 @@ class MemoryPlan:
     limit: int
     utilization: float
     resident: int
+    http_server: int
     weights: int
     activations: int
     kv_cache: int
@@ -54,6 +57,7 @@ class MemoryPlan:
         rows = [
             (f"limit x {self.utilization:.2f}", int(self.limit * self.utilization)),
             ("in use before", self.resident),
+            ("HTTP server", self.http_server),
             ("weights", self.weights),
             ("activations, at most", self.activations),
             ("KV cache", self.kv_cache),
@@ -70,7 +74,9 @@ def plan_memory(request: MemoryRequest) -> MemoryPlan:
     """
     activations = activation_bytes(request)
     block_bytes = request.shape.kv_bytes_per_token(request.dtype) * request.block_size
-    allowed = int(request.limit * request.utilization) - request.resident - request.weights - activations
+    http_server = 0 if request.on_gpu else HTTP_SERVER_BYTES
+    used = request.resident + http_server + request.weights + activations
+    allowed = int(request.limit * request.utilization) - used
     pool = allowed if request.on_gpu else min(allowed, CPU_POOL_AT_MOST)
     if request.kv_cache_memory_bytes is not None:
         pool = request.kv_cache_memory_bytes
@@ -81,6 +87,7 @@ def plan_memory(request: MemoryRequest) -> MemoryPlan:
         limit=request.limit,
         utilization=request.utilization,
         resident=request.resident,
+        http_server=http_server,
         weights=request.weights,
         activations=activations,
         kv_cache=num_blocks * block_bytes,
@@ -107,7 +114,8 @@ def activation_bytes(request: MemoryRequest) -> int:
 
 def _shortage(plan: MemoryPlan, request: MemoryRequest) -> str:
     allowed = int(plan.limit * plan.utilization)
-    used = f"weights {_gib(plan.weights)}, activations {_gib(plan.activations)}, in use before {_gib(plan.resident)}"
+    others = plan.resident + plan.http_server
+    used = f"weights {_gib(plan.weights)}, activations {_gib(plan.activations)}, others {_gib(others)}"
     sizes = f"of {_gib(plan.limit)} x {plan.utilization:.2f} = {_gib(allowed)}: {used}"
     longest = plan.num_tokens
     fits = f"set --max-model-len to at most {longest}" if longest >= 16 else "use a smaller model"

@@ -55,6 +55,14 @@ def test_all_of_the_allowed_memory_is_given_out_and_no_more() -> None:
     assert plan.kv_cache == plan.num_blocks * block
 
 
+def test_the_http_server_beside_the_engine_has_its_share_on_cpu() -> None:
+    plan = plan_memory(replace(ON_GPU, on_gpu=False, limit=22 * GIB))
+    total = plan.resident + plan.http_server + plan.weights + plan.activations + plan.kv_cache
+    assert plan.http_server > 0
+    assert plan.kv_cache < CPU_POOL_AT_MOST
+    assert total <= 22 * GIB * 0.9
+
+
 def test_the_cache_on_cpu_is_4_gib_at_most() -> None:
     plan = plan_memory(replace(ON_GPU, on_gpu=False))
     assert CPU_POOL_AT_MOST - LLAMA_8B.kv_bytes_per_token() * 16 < plan.kv_cache <= CPU_POOL_AT_MOST
