@@ -79,7 +79,8 @@ class InputBatch:
 
         inputs = self._inputs[:, :end]
         if self._inputs is not self._staging:
-            inputs.copy_(self._staging[:, :end], non_blocking=True)
+            # Waits for the copy: the next step writes to the staging buffer again.
+            inputs.copy_(self._staging[:, :end])
         context = AttentionContext(inputs[2], num_decodes, lengths, torch.from_numpy(tables).to(self._device), spans)
 
         lasts = [(s, i) for i, s in enumerate(decodes)]
