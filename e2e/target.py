@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from e2e.cluster import binaries, images, locations, node, packages, quire_images
@@ -84,6 +86,8 @@ class OwnNode(Target):
         """Push to the node's registry, where containerd looks every name up."""
         images.push_if_absent(reference)
         self.builder.remove_others(reference)
+        if node.is_up():
+            node.remove_other_images(reference)
         return reference
 
     def require(self) -> None:
@@ -104,9 +108,17 @@ class OwnNode(Target):
 
     @contextmanager
     def reach(self, kubectl: Kubectl, service: str, namespace: str) -> Iterator[str]:
-        """The Service's own address."""
-        where = "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}"
-        yield f"http://{kubectl('get', 'service', service, '-n', namespace, '-o', where)}"
+        """The Service's own address, once kube-proxy has heard of its endpoints: a second after they are ready."""
+        where = "jsonpath={.spec.clusterIP} {.spec.ports[0].port}"
+        address, port = kubectl("get", "service", service, "-n", namespace, "-o", where).split()
+        deadline = time.monotonic() + 30
+        while True:
+            with suppress(ConnectionRefusedError), socket.create_connection((address, int(port)), timeout=30):
+                break
+            if time.monotonic() > deadline:
+                raise ClusterError(f"service/{service} refuses connections at {address}:{port}: no endpoint is ready")
+            time.sleep(0.1)
+        yield f"http://{address}:{port}"
 
 
 class Kind(Target):

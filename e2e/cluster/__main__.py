@@ -37,6 +37,10 @@ def _parser() -> argparse.ArgumentParser:
 
     down = commands.add_parser("down", help="take it down and leave nothing behind but the cache")
     down.set_defaults(run=lambda options: teardown.down())
+    prune = commands.add_parser(
+        "prune", help="remove old image layers and the node's copies of images, which only ever grow"
+    )
+    prune.set_defaults(run=lambda options: node.prune())
     status = commands.add_parser("status", help="what runs")
     status.set_defaults(run=lambda options: print(node.status()))
     kubeconfig = commands.add_parser("kubeconfig", help="print the path of the admin's kubeconfig")

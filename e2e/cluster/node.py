@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from e2e.cluster import binaries, images, locations, network, node_config, packages, registry, teardown
+from e2e.cluster.builders import Buildah
 from e2e.cluster.control_plane import COMPONENTS, ControlPlane
+from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubeconfig import User
 from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.machine import Machine
@@ -58,6 +61,29 @@ def sweep() -> None:
     if locations.state().exists() and not is_up() and set(Daemons(locations.state()).names()) - {"registry"}:
         say("A cluster that is not whole is in the way")
         teardown.down()
+
+
+def remove_other_images(reference: str) -> None:
+    """Remove an image's other tags from the node's content store. A container that runs keeps what it needs."""
+    control = ["ctr", f"--address={node_config.containerd_socket(locations.state())}", "--namespace=k8s.io", "images"]
+    listed = subprocess.run([*control, "list", "--quiet"], capture_output=True, text=True, check=True).stdout.split()
+    name, _, tag = f"docker.io/{reference}".rpartition(":")
+    others = [image for image in listed if image.startswith(f"{name}:") and not image.endswith(f":{tag}")]
+    if others:
+        subprocess.run([*control, "remove", *others], capture_output=True, check=False)
+
+
+def prune() -> None:
+    """Remove what only ever grows: old image layers, the registry's contents and the node's content store.
+
+    The current images stay in buildah's store; the next `up` pushes and pulls them again. Raises ClusterError if up.
+    """
+    if locations.state().exists():
+        raise ClusterError("the node is up and uses its images: python3 -m e2e.cluster down, then prune")
+    with stage("Removing old image layers, the registry's contents and the node's content store"):
+        for folder in ("registry", "containerd"):
+            shutil.rmtree(locations.cache() / folder, ignore_errors=True)
+        Buildah().run("rmi", "--prune", log="prune")
 
 
 def status() -> str:

@@ -113,6 +113,7 @@ def kube_proxy(kubeconfig: Path) -> str:
             "kind": "KubeProxyConfiguration",
             "clientConnection": {"kubeconfig": str(kubeconfig)},
             "mode": "nftables",
+            "nftables": {"minSyncPeriod": "100ms"},  # a new Service answers at once, not after a second
             "clusterCIDR": POD_RANGE,
             "hostnameOverride": NODE,
             "oomScoreAdj": 0,
