@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -22,10 +23,12 @@ from tests.operator.operator_process import OperatorProcess
 REPOSITORY = Path(__file__).resolve().parents[2]
 OPERATOR_USER = "the-operator"
 
+StartOperator = Callable[..., OperatorProcess]
+
 _numbers = itertools.count(1)
 
 
-def _program(*names: str) -> Path:
+def program(*names: str) -> Path:
     """The folder of `names`; without a way to build them a skip, and in CI a failure."""
     if not shutil.which("go") and os.environ.get("CI") != "true":
         try:
@@ -37,7 +40,7 @@ def _program(*names: str) -> Path:
 
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    _program("etcd", "kube-apiserver", "kubectl")
+    program("etcd", "kube-apiserver", "kubectl")
     plane = start_control_plane(tmp_path_factory.mktemp("control-plane"), users=[User(OPERATOR_USER, ())])
     yield plane
     plane.stop()
@@ -75,12 +78,8 @@ def namespace(api: ApiClient) -> Namespace:
     return Namespace(api, name)
 
 
-@pytest.fixture(scope="module")
-def start_operator(
-    control_plane: ControlPlane, api: ApiClient, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., OperatorProcess]]:
-    """Start an operator with the rights of `user`; the shipped ones by default."""
-    directory = tmp_path_factory.mktemp("operators")
+@contextlib.contextmanager
+def _operators(control_plane: ControlPlane, directory: Path) -> Iterator[StartOperator]:
     started: list[OperatorProcess] = []
 
     def start(*flags: str, user: str = OPERATOR_USER) -> OperatorProcess:
@@ -95,9 +94,19 @@ def start_operator(
             process.kill()
 
 
+@pytest.fixture
+def start_operator(control_plane: ControlPlane, api: ApiClient, tmp_path: Path) -> Iterator[StartOperator]:
+    """Start an operator for this test, with the rights of `user`: by default those that are shipped."""
+    with _operators(control_plane, tmp_path) as start:
+        yield start
+
+
 @pytest.fixture(scope="module")
-def operator(start_operator: Callable[..., OperatorProcess]) -> OperatorProcess:
+def operator(
+    control_plane: ControlPlane, api: ApiClient, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorProcess]:
     """One operator for all namespaces, shared by a module's tests."""
-    process = start_operator("--engine-image=quire/engine:test", "--lease-seconds=3")
-    process.wait_until_leading()
-    return process
+    with _operators(control_plane, tmp_path_factory.mktemp("operator")) as start:
+        process = start("--engine-image=quire/engine:test", "--lease-seconds=3")
+        process.wait_until_leading()
+        yield process

@@ -64,7 +64,7 @@ def _means_something(desired: Any) -> bool:
 
 def _same_quantity(desired: Any, live: Any, path: str) -> bool:
     # a resource's name has dots of its own, as in limits.nvidia.com/gpu
-    below_quantities = any(f".{parent}." in path for parent in _QUANTITIES)
+    below_quantities = any(f".{parent}." in f".{path}" for parent in _QUANTITIES)
     if not below_quantities and path.rsplit(".", 1)[-1] not in _QUANTITY_FIELDS:
         return False
     try:

@@ -1,0 +1,216 @@
+"""The conditions, and that tools which read them by kstatus's rules come to the right end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from quire_operator.api import Condition
+from quire_operator.plan.acceptance import Refusal, refusal_of
+from quire_operator.reconcile.children import Outcome, Problem
+from quire_operator.reconcile.conditions import Verdict, verdicts, with_times
+from quire_operator.reconcile.events import transition_event
+from quire_operator.reconcile.faults import Fault
+from quire_operator.reconcile.observation import Observation, count_replicas
+from quire_operator.reconcile.status import status_of
+from tests.operator.services import SETTINGS, service
+
+CRASH, FULL = Fault("ModelNotFound", "no such model", True), Fault("Unschedulable", "no GPU", False)
+
+
+def deployment(wanted: int = 2, *, existing: int = 2, updated: int = 2, available: int = 2, lag: int = 0) -> Any:
+    counts = {
+        "replicas": existing,
+        "updatedReplicas": updated,
+        "availableReplicas": available,
+        "readyReplicas": available,
+    }
+    return {
+        "metadata": {"name": "llama", "generation": 2},
+        "spec": {"replicas": wanted, "template": {"metadata": {}}},
+        "status": {**counts, "observedGeneration": 2 - lag},
+    }
+
+
+def judged(live: Any = None, spec: dict[str, Any] | None = None, **facts: Any) -> dict[str, tuple[str, str]]:
+    owner = service(**(spec or {}))
+    return {v.type: (str(v.holds), v.reason) for v in verdicts(owner, count_replicas(owner, live), **facts)}
+
+
+def test_all_replicas_serving_is_ready_and_nothing_else() -> None:
+    assert judged(deployment()) == {
+        "Ready": ("True", "Serving"),
+        "Accepted": ("True", "Valid"),
+        "Available": ("True", "Serving"),
+    }
+
+
+CASES: dict[str, tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]] = {
+    "before the Deployment exists": (
+        judged(),
+        {"Ready": ("False", "Starting"), "Available": ("False", "NoReplicaReady"), "Reconciling": ("True", "Starting")},
+    ),
+    "a change not yet taken up": (
+        judged(deployment(lag=1)),
+        {"Ready": ("False", "RollingOut"), "Available": ("True", "Serving"), "Reconciling": ("True", "RollingOut")},
+    ),
+    "a rollout on its way": (
+        judged(deployment(existing=3, updated=1)),
+        {"Ready": ("False", "RollingOut"), "Available": ("True", "Serving"), "Reconciling": ("True", "RollingOut")},
+    ),
+    "scaling up": (
+        judged(deployment(wanted=3)),
+        {"Ready": ("False", "Scaling"), "Available": ("True", "Serving"), "Reconciling": ("True", "Scaling")},
+    ),
+    "a failing rollout while old pods serve": (
+        judged(deployment(existing=3, updated=1), fault=CRASH),
+        {"Ready": ("False", "ModelNotFound"), "Available": ("True", "Serving"), "Stalled": ("True", "ModelNotFound")},
+    ),
+    "nothing serves and somebody must act": (
+        judged(deployment(available=0), fault=CRASH),
+        {
+            "Ready": ("False", "ModelNotFound"),
+            "Available": ("False", "ModelNotFound"),
+            "Stalled": ("True", "ModelNotFound"),
+        },
+    ),
+    "nothing serves and it may pass": (
+        judged(deployment(available=0), fault=FULL),
+        {
+            "Ready": ("False", "Unschedulable"),
+            "Available": ("False", "Unschedulable"),
+            "Reconciling": ("True", "Unschedulable"),
+        },
+    ),
+    "a wish for no replica": (
+        judged(deployment(0, existing=0, updated=0, available=0)),
+        {"Ready": ("True", "ScaledToZero"), "Available": ("False", "ScaledToZero")},
+    ),
+    "suspended": (
+        judged(None, {"suspend": True}),
+        {"Ready": ("False", "Suspended"), "Available": ("False", "Suspended")},
+    ),
+    "suspended with pods that finish": (
+        judged(None, {"suspend": True}, leaving=2),
+        {"Ready": ("False", "Suspended"), "Available": ("False", "Suspended"), "Reconciling": ("True", "Suspending")},
+    ),
+    "a child's name taken": (
+        judged(None, problems=[Problem("NameConflict", "x")]),
+        {
+            "Ready": ("False", "NameConflict"),
+            "Available": ("False", "NoReplicaReady"),
+            "Stalled": ("True", "NameConflict"),
+        },
+    ),
+    "refused while serving": (
+        judged(deployment(), refusal=Refusal("NotSupportedYet", "x")),
+        {
+            "Ready": ("False", "NotSupportedYet"),
+            "Accepted": ("False", "NotSupportedYet"),
+            "Available": ("True", "Serving"),
+            "Stalled": ("True", "NotSupportedYet"),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("found", "expected"), CASES.values(), ids=CASES.keys())
+def test_conditions_are(found: dict[str, tuple[str, str]], expected: dict[str, tuple[str, str]]) -> None:
+    assert found == {"Accepted": ("True", "Valid"), **expected}
+
+
+@pytest.mark.parametrize("found", [found for found, _ in CASES.values()], ids=CASES.keys())
+def test_nothing_is_ever_stalled_and_reconciling_at_once(found: dict[str, tuple[str, str]]) -> None:
+    assert not {"Stalled", "Reconciling"} <= found.keys()
+    if found["Ready"][0] == "True":
+        assert not {"Stalled", "Reconciling"} & found.keys()
+
+
+def test_a_conditions_time_is_that_of_its_last_change_of_status() -> None:
+    (first,) = with_times([Verdict("Ready", False, "Starting", "a")], [], 1, "2026-01-01T00:00:00Z")
+    (second,) = with_times([Verdict("Ready", False, "Scaling", "b")], [first], 2, "2026-01-02T00:00:00Z")
+    (third,) = with_times([Verdict("Ready", True, "Serving", "c")], [second], 2, "2026-01-03T00:00:00Z")
+    times = [condition.last_transition_time[:10] for condition in (first, second, third)]
+    assert times == ["2026-01-01", "2026-01-01", "2026-01-03"]
+    assert (second.reason, second.observed_generation) == ("Scaling", 2)
+
+
+def test_a_status_that_says_nothing_new_is_equal_so_that_it_is_not_written() -> None:
+    observation = Observation({("Deployment", "llama"): deployment()})
+    first = status_of(service(), observation, Outcome(), None, SETTINGS, "2026-01-01T00:00:00Z")
+    later = service().model_copy(update={"status": first})
+    assert status_of(later, observation, Outcome(), None, SETTINGS, "2026-02-02T00:00:00Z") == first
+
+
+def test_gpus_are_counted_over_all_pods() -> None:
+    owner = service(parallelism={"tensor": 4}, resources={"gpu": {"count": 4}})
+    observation = Observation({("Deployment", "llama"): deployment()})
+    assert status_of(owner, observation, Outcome(), None, SETTINGS, "x").gpus == 8
+
+
+def test_only_a_commit_is_reported_as_the_revision_that_is_served() -> None:
+    def revision(text: str) -> str | None:
+        owner = service(model={"source": "hf://a/b", "revision": text})
+        model = status_of(owner, Observation(), Outcome(), None, SETTINGS, "x").model
+        return model.revision if model else None
+
+    assert revision("main") is None
+    assert revision("0123456789abcdef0123456789abcdef01234567") == "0123456789abcdef0123456789abcdef01234567"
+
+
+def ready(status: str, reason: str) -> list[Condition]:
+    return with_times([Verdict("Ready", status == "True", reason, "words")], [], 1, "2026-01-01T00:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ([], ready("False", "Starting"), ("Normal", "Starting")),
+        (ready("False", "Starting"), ready("False", "Starting"), None),
+        (ready("False", "Starting"), ready("True", "Serving"), ("Normal", "Serving")),
+        (ready("True", "Serving"), ready("False", "OOMKilled"), ("Warning", "OOMKilled")),
+    ],
+)
+def test_an_event_tells_of_a_transition_and_of_nothing_else(
+    before: list[Condition], after: list[Condition], told: tuple[str, str] | None
+) -> None:
+    event = transition_event(service(), before, after, "2026-01-01T00:00:00Z")
+    assert (event and (event["type"], event["reason"])) == told
+
+
+NOT_YET: dict[str, dict[str, Any]] = {
+    "spec.model.quantization": {"model": {"quantization": "awq"}},
+    "spec.model.kvCacheDtype": {"model": {"kvCacheDtype": "fp8"}},
+    "spec.model.adapters": {"model": {"adapters": [{"name": "a", "source": "hf://a/b"}]}},
+    "spec.engine.type": {"engine": {"type": "vllm"}},
+    "spec.engine.speculative": {"engine": {"speculative": {"method": "ngram"}}},
+    "spec.parallelism.pipeline": {"parallelism": {"pipeline": 2}},
+    "spec.parallelism.nodes": {"parallelism": {"nodes": 2, "tensor": 2}},
+    "spec.resources.gpu.memoryGiB": {"resources": {"gpu": {"memoryGiB": 80}}},
+    "spec.autoscaling": {"autoscaling": {"maxReplicas": 2}},
+    "spec.cache.local": {"cache": {"local": {"hostPath": "/x"}}},
+    "spec.security.networkPolicy": {"security": {"networkPolicy": {"allowedNamespaces": ["a"]}}},
+    "spec.monitoring.serviceMonitor": {"monitoring": {"serviceMonitor": "enabled"}},
+    "spec.monitoring.alerts": {"monitoring": {"alerts": "enabled"}},
+    "spec.monitoring.interval": {"monitoring": {"interval": "30s"}},
+    "spec.monitoring.labels": {"monitoring": {"labels": {"a": "b"}}},
+    "spec.plan": {"plan": "warn"},
+}
+
+
+@pytest.mark.parametrize(("field", "spec"), NOT_YET.items(), ids=NOT_YET.keys())
+def test_a_field_without_its_machinery_is_refused_by_name(field: str, spec: dict[str, Any]) -> None:
+    refusal = refusal_of(service(**spec).spec)
+    assert refusal is not None
+    assert refusal.reason == "NotSupportedYet"
+    assert f"{field} (" in refusal.message
+
+
+def test_defaults_are_never_refused() -> None:
+    defaults = {
+        "monitoring": {"interval": "15s", "serviceMonitor": "auto"},
+        "plan": "enforce",
+        "engine": {"type": "quire"},
+    }
+    assert refusal_of(service(**defaults).spec) is None

@@ -1,0 +1,121 @@
+"""The Helm chart and the Kustomize base: valid, equal, and with no right that is not used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from quire_operator.kubeapi.resources import LLMSERVICES
+from tests.operator.api_client import ApiClient, Namespace
+from tests.operator.conftest import REPOSITORY, program
+
+CHART = REPOSITORY / "charts/quire-operator"
+SAMPLES = sorted((REPOSITORY / "manifests/samples").glob("*.yaml"))
+
+pytestmark = pytest.mark.control_plane
+
+
+@pytest.fixture(scope="module")
+def helm() -> Path:
+    return program("helm") / "helm"
+
+
+@pytest.fixture(scope="module")
+def kubectl() -> Path:
+    return program("kubectl") / "kubectl"
+
+
+def template(helm: Path, *settings: str) -> list[dict[str, Any]]:
+    command = [helm, "template", "quire", CHART, "--namespace=quire-system", *(f"--set={s}" for s in settings)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [document for document in yaml.safe_load_all(result.stdout) if document]
+
+
+def test_the_chart_passes_helms_own_strict_check(helm: Path) -> None:
+    result = subprocess.run([helm, "lint", "--strict", CHART], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_kustomize_installs_what_helm_does(helm: Path, kubectl: Path) -> None:
+    command = [kubectl, "kustomize", REPOSITORY / "manifests/base"]
+    built = list(yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+    def comparable(documents: list[dict[str, Any]]) -> dict[str, str]:
+        found = {}
+        for document in documents:
+            if document["kind"] in ("Namespace", "CustomResourceDefinition"):
+                continue
+            text = json.dumps(document, sort_keys=True)
+            text = text.replace('"app.kubernetes.io/managed-by": "Helm", ', "")
+            found[f"{document['kind']}/{document['metadata']['name']}"] = text
+        return found
+
+    assert comparable(built) == comparable(template(helm))
+    crds = [[d["spec"] for d in documents if "CustomResource" in d["kind"]] for documents in (built, template(helm))]
+    assert crds[0] == crds[1]
+
+
+def test_an_uninstall_leaves_the_crd(helm: Path) -> None:
+    (crd,) = [d for d in template(helm) if d["kind"] == "CustomResourceDefinition"]
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert "CustomResourceDefinition" not in [d["kind"] for d in template(helm, "crds.install=false")]
+
+
+def test_a_namespaced_installation_needs_no_cluster_role(helm: Path) -> None:
+    documents = template(helm, "watchNamespaces={a,b}")
+    assert not [d for d in documents if d["kind"].startswith("Cluster")]
+    roles = {
+        d["metadata"]["namespace"] for d in documents if d["kind"] == "Role" and "lease" not in d["metadata"]["name"]
+    }
+    assert roles == {"a", "b"}
+    (deployment,) = [d for d in documents if d["kind"] == "Deployment"]
+    arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert [argument for argument in arguments if "--namespace" in argument] == ["--namespace=a", "--namespace=b"]
+
+
+def test_values_reach_the_operator(helm: Path) -> None:
+    documents = template(helm, "image.repository=r/op", "image.tag=t", "engineImage=r/engine:x", "replicas=2")
+    (deployment,) = [d for d in documents if d["kind"] == "Deployment"]
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert deployment["spec"]["replicas"] == 2
+    assert container["image"] == "r/op:t"
+    assert "--engine-image=r/engine:x" in container["args"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["engineImage=quire/engine:latest:x y", "replicas=-1", "logLevel=loud", "imgae.tag=x", "image.tag=latest"],
+)
+def test_a_value_that_cannot_be_right_is_refused(helm: Path, setting: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        template(helm, setting)
+
+
+def test_the_api_server_accepts_every_object_of_the_chart(helm: Path, api: ApiClient) -> None:
+    api.make_namespace("quire-system")
+    for document in template(helm):
+        group = document["apiVersion"]
+        root = f"/api/{group}" if "/" not in group else f"/apis/{group}"
+        metadata = document["metadata"]
+        below = f"/namespaces/{metadata['namespace']}" if "namespace" in metadata else ""
+        plural = f"{document['kind'].lower()}s"
+        path = f"{root}{below}/{plural}/{metadata['name']}"
+        query = "?fieldManager=helm&force=true&dryRun=All&fieldValidation=Strict"
+        api.request("PATCH", f"{path}{query}", document, "application/apply-patch+yaml")
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_every_sample_is_accepted_strictly(namespace: Namespace, sample: Path) -> None:
+    body = yaml.safe_load(sample.read_text())
+    body["metadata"]["namespace"] = namespace.name
+    path = f"{LLMSERVICES.path(namespace.name)}?fieldValidation=Strict&dryRun=All"
+    namespace.api.request("POST", path, body)
+    body["spec"]["modle"] = {}
+    with pytest.raises(httpx.HTTPStatusError):
+        namespace.api.request("POST", path, body)
