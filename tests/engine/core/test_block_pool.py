@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from quire_engine.core.block_hash import block_hash, root_hash
 from quire_engine.core.block_pool import BlockPool
 

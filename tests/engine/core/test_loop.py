@@ -7,10 +7,10 @@ import sys
 from dataclasses import replace
 
 import pytest
+
 from quire_engine.core.loop import CoreConfig, EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.sampling_params import SamplingParams
-
 from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate
 
 CONFIG = CoreConfig(

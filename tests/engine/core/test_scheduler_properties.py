@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quire_engine.core.loop import CoreConfig, EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.sampling_params import SamplingParams
-
 from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate
 
 EOS = (11, 12)
