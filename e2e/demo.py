@@ -85,12 +85,14 @@ def wait_until_ready(kubectl: Kubectl) -> None:
     shown: dict[str, str] = {}
     while True:
         found = json.loads(kubectl("get", "llmservice", SERVICE, "-n", NAMESPACE, "-o", "json"))
-        conditions = {c["type"]: _in_words(c) for c in found.get("status", {}).get("conditions", [])}
+        status = found.get("status", {})
+        conditions = {c["type"]: _in_words(c) for c in status.get("conditions", [])}
         for kind, words in conditions.items():
             if shown.get(kind) != words:
                 say(f"  {kind}: {words}")
         shown = conditions
-        if shown.get("Ready", "").startswith("True"):
+        is_current = status.get("observedGeneration") == found["metadata"]["generation"]
+        if is_current and shown["Ready"].startswith("True") and not shown.get("Reconciling", "").startswith("True"):
             return
         if time.monotonic() > deadline:
             pods = kubectl.attempt("get", "pods", "-n", NAMESPACE).stdout
