@@ -49,6 +49,11 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 @pytest.fixture(scope="session")
 def api(control_plane: ControlPlane) -> ApiClient:
     """The admin's client. The CRD is there, and the operator's user has exactly the rights that are shipped."""
+    return prepare(control_plane)
+
+
+def prepare(control_plane: ControlPlane) -> ApiClient:
+    """Install the CRD and the operator's rights, and return the admin's client."""
     authority = control_plane.authority.pair.certificate
     client = ApiClient(control_plane.server_url, authority, control_plane.users["admin"].token)
     crd = custom_resource_definition()
@@ -79,7 +84,8 @@ def namespace(api: ApiClient) -> Namespace:
 
 
 @contextlib.contextmanager
-def _operators(control_plane: ControlPlane, directory: Path) -> Iterator[StartOperator]:
+def operators(control_plane: ControlPlane, directory: Path) -> Iterator[StartOperator]:
+    """What starts operators, and kills those that are left in the end."""
     started: list[OperatorProcess] = []
 
     def start(*flags: str, user: str = OPERATOR_USER) -> OperatorProcess:
@@ -88,16 +94,18 @@ def _operators(control_plane: ControlPlane, directory: Path) -> Iterator[StartOp
         started.append(process)
         return process
 
-    yield start
-    for process in started:
-        if process.process.poll() is None:
-            process.kill()
+    try:
+        yield start
+    finally:
+        for process in started:
+            if process.process.poll() is None:
+                process.kill()
 
 
 @pytest.fixture
 def start_operator(control_plane: ControlPlane, api: ApiClient, tmp_path: Path) -> Iterator[StartOperator]:
     """Start an operator for this test, with the rights of `user`: by default those that are shipped."""
-    with _operators(control_plane, tmp_path) as start:
+    with operators(control_plane, tmp_path) as start:
         yield start
 
 
@@ -106,7 +114,7 @@ def operator(
     control_plane: ControlPlane, api: ApiClient, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OperatorProcess]:
     """One operator for all namespaces, shared by a module's tests."""
-    with _operators(control_plane, tmp_path_factory.mktemp("operator")) as start:
+    with operators(control_plane, tmp_path_factory.mktemp("operator")) as start:
         process = start("--engine-image=quire/engine:test", "--lease-seconds=3")
         process.wait_until_leading()
         yield process

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from quire_operator.api import LLMService, ModelStatus, Status
+from quire_operator.api import CacheStatus, LLMService, ModelStatus, Status
+from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.identity import selector_labels
 from quire_operator.builders.service import service_url
 from quire_operator.plan.acceptance import Refusal
@@ -35,7 +36,7 @@ def status_of(
         fault=fault_of(service, observation),
         leaving=len(observation.pods),
     )
-    generation = service.metadata.generation
+    generation, claim = service.metadata.generation, cache_claim_name(service)
     wanted = 0 if service.spec.suspend and refusal is None else replicas.wanted
     return Status(
         observed_generation=generation,
@@ -47,6 +48,7 @@ def status_of(
         ready_replicas=replicas.ready,
         updated_replicas=replicas.updated,
         selector=",".join(f"{key}={value}" for key, value in selector_labels(service).items()),
+        cache=CacheStatus(claim_name=claim) if claim is not None else None,
         model=ModelStatus(name=service.served_name, revision=_known_commit(service)),
     )
 

@@ -80,16 +80,16 @@ class Operator:
             for coroutine in [*beside, *self._surroundings.loops()]:
                 spawn(coroutine)
             self._is_leading = True
-            if not await self._unless_stopped(self._first_list(), spawn.failed):
+            if not await self._unless_stopped(self._first_list(), spawn.ended):
                 return
             ready = asyncio.Event()
             spawn(self._watch.run(self._stop, ready))
             spawn(self._watch.relist())
             for _ in range(self._settings.workers):
                 spawn(self._worker())
-            await self._unless_stopped(ready.wait(), spawn.failed)
+            await self._unless_stopped(ready.wait(), spawn.ended)
             _stop_on_signals(self._stop)  # kopf has put its own handlers in, which take seconds to end
-            await self._unless_stopped(asyncio.Event().wait(), spawn.failed)
+            await self._unless_stopped(asyncio.Event().wait(), spawn.ended)
 
     async def _first_list(self) -> None:
         """Know the children before the first reconcile, or each would be read one by one."""
@@ -154,13 +154,13 @@ class Operator:
             troubles.append("the watch of LLMServices misses changes")
         return troubles
 
-    async def _unless_stopped(self, work: Coroutine[Any, Any, Any], failed: asyncio.Future[None] | None = None) -> bool:
-        """Await `work`; False when `stop` came first. Raises what `failed` does."""
+    async def _unless_stopped(self, work: Coroutine[Any, Any, Any], ended: asyncio.Future[None] | None = None) -> bool:
+        """Await `work`; False when `stop` came first or a task `ended`, whose error is raised."""
         tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())]
         try:
-            await asyncio.wait([*tasks, *([failed] if failed else [])], return_when=asyncio.FIRST_COMPLETED)
-            if failed is not None and failed.done():
-                failed.result()
+            await asyncio.wait([*tasks, *([ended] if ended else [])], return_when=asyncio.FIRST_COMPLETED)
+            if ended is not None and ended.done():
+                ended.result()
             if tasks[0].done():
                 tasks[0].result()
                 return True
@@ -174,7 +174,7 @@ class _Together:
     """Tasks that stand and fall together."""
 
     def __init__(self) -> None:
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.tasks: list[asyncio.Task[None]] = []
 
     def __call__(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -183,8 +183,13 @@ class _Together:
         self.tasks.append(task)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None and not self.failed.done():
-            self.failed.set_exception(task.exception() or RuntimeError())
+        if task.cancelled() or self.ended.done():
+            return
+        error = task.exception()
+        if error is not None:
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)  # kopf ends by itself when a signal comes while it starts
 
 
 @contextlib.asynccontextmanager
