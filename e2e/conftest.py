@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from e2e import prepull, release
+from e2e import demo, prepull, release
 from e2e.cluster import node, teardown
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubectl import Kubectl
@@ -38,8 +38,11 @@ def cluster() -> Iterator[Target]:
 
 @pytest.fixture(scope="session")
 def kubectl(cluster: Target) -> Kubectl:
-    """kubectl against the cluster."""
-    return Kubectl(cluster.start())
+    """kubectl against the cluster. What a demo left on a node of our own is removed: it holds half of the CPUs."""
+    kubectl = Kubectl(cluster.start())
+    if isinstance(cluster, OwnNode):
+        kubectl.attempt("delete", "llmservices", "--all", "-n", demo.NAMESPACE)
+    return kubectl
 
 
 @pytest.fixture(scope="session")
