@@ -155,6 +155,8 @@ class Reconciler:
         try:
             await self._client.create(EVENTS, event)
         except (ApiError, UnreachableError) as error:
+            if isinstance(error, ApiError) and error.namespace_is_going:
+                return
             logger.warning("an Event was lost: %s", error)  # the condition says the same
 
     async def _report_unreadable(self, key: Key, manifest: Object, error: InvalidLLMServiceError) -> Result:

@@ -132,7 +132,8 @@ class Operator:
         conflict = isinstance(error, ApiError) and error.status == 409
         least = (error.retry_after or 0.0) if isinstance(error, ApiError) else 0.0
         delay = self._queue.failed(key, at_least=least, at_once=conflict)
-        if not conflict:
+        going = isinstance(error, ApiError) and error.namespace_is_going
+        if not conflict and not going:
             logger.warning("reconcile failed, again in %.1f s: %s", delay, error)
 
     def _count(self) -> None:
