@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -73,7 +74,8 @@ class EngineClient:
         self._tasks: list[asyncio.Task[None]] = []
         self._folder = tempfile.mkdtemp(prefix="quire-")
         self._context = zmq.asyncio.Context()
-        self._requests = self._context.socket(zmq.PUSH)
+        # Not an asyncio socket: one without a high-water mark takes a message at once, or has no peer any more.
+        self._requests: zmq.Socket[bytes] = zmq.Context.shadow(self._context).socket(zmq.PUSH)
         self._replies = self._context.socket(zmq.PULL)
         for socket in (self._requests, self._replies):
             socket.setsockopt(zmq.SNDHWM, 0)
@@ -101,20 +103,19 @@ class EngineClient:
             asyncio.create_task(self._ping()),
         ]
 
-    async def submit(self, requests: list[EngineRequest], mailbox: Mailbox) -> None:
+    def submit(self, requests: list[EngineRequest], mailbox: Mailbox) -> None:
         """Hand over requests whose outputs go to `mailbox`. Raises `ApiError` when the engine is gone."""
         if self.failure is not None:
             raise ApiError(500, f"the engine has failed: {self.failure}")
         for request in requests:
             self._mailboxes[request.request_id] = mailbox
-        await self._send(wire.Add(requests))
+        self._send(wire.Add(requests))
 
     def abort(self, request_ids: list[str]) -> None:
         """Forget these requests and free their pages. Ids that have ended already are ignored."""
         known = [i for i in request_ids if self._mailboxes.pop(i, None) is not None]
         if known and self.failure is None:
-            # A PUSH socket without a high-water mark takes a message at once.
-            self._requests.send(wire.encode(wire.Abort(known)))
+            self._send(wire.Abort(known))
 
     def fail_unfinished(self, failure: ApiError) -> None:
         """End every request that is still running with an error."""
@@ -130,7 +131,10 @@ class EngineClient:
     async def close(self) -> None:
         """End the engine process and free the sockets."""
         if self._process.poll() is None:
-            await self._send(wire.Stop())
+            if self.failure is None and self.ready.is_set():
+                self._send(wire.Stop())
+            else:
+                self._process.kill()  # it loads, and hears nothing; or it failed, and does not end
             try:
                 await asyncio.to_thread(self._process.wait, 5)
             except subprocess.TimeoutExpired:
@@ -145,8 +149,10 @@ class EngineClient:
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def _send(self, message: wire.ToEngine) -> None:
-        await self._requests.send(wire.encode(message))
+    def _send(self, message: wire.ToEngine) -> None:
+        # No peer: the engine process has ended, and whoever waits hears of it from _watch_process.
+        with contextlib.suppress(zmq.Again):
+            self._requests.send(wire.encode(message), zmq.NOBLOCK)
 
     async def _receive(self) -> None:
         while True:
@@ -189,7 +195,7 @@ class EngineClient:
         while True:
             await asyncio.sleep(PING_SECONDS)
             if self.seconds_silent() >= PING_SECONDS / 2:
-                await self._send(wire.Ping())
+                self._send(wire.Ping())
 
     def _die(self, message: str) -> None:
         if self.failure is not None:

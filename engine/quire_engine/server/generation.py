@@ -57,7 +57,7 @@ class Generation:
         for prompt, own in zip(prompts, params, strict=True):
             self._add_sequences(sequences, prompt, own)
         mailbox = Mailbox()
-        await self._client.submit([s.request for s in sequences.values()], mailbox)
+        self._client.submit([s.request for s in sequences.values()], mailbox)
         unfinished = len(sequences)
         try:
             while unfinished:

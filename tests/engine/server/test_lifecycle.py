@@ -212,13 +212,13 @@ def test_before_it_is_ready_it_answers_503_and_says_what_it_does(start_server: S
     ("files", "reason", "says"),
     [
         (None, "ModelNotFound", "does not exist"),
-        ({}, "ModelNotFound", "config.json"),
+        ({}, "InvalidCheckpoint", "config.json"),
         (
             {"config.json": '{"architectures": ["NoSuchModel"], "model_type": "llama"}'},
             "UnsupportedModel",
             "NoSuchModel",
         ),
-        ({"config.json": "{"}, "BadModel", "config.json"),
+        ({"config.json": "{"}, "InvalidCheckpoint", "config.json"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_ends_it_with_one_line_that_says_why(
@@ -230,7 +230,7 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_one_line_that_says_why(
         for name, text in files.items():
             (model / name).write_text(text)
     server = start_server(model=model, wait=False)
-    assert server.process.wait(60) == 1
+    assert server.process.wait(30) == 1
     assert server.termination_message.startswith(f"{reason}: ")
     assert says in server.termination_message
     assert "\n" not in server.termination_message
@@ -238,8 +238,8 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_one_line_that_says_why(
 
 def test_too_little_memory_is_refused_with_the_numbers_and_the_flag(start_server: StartServer) -> None:
     server = start_server("--kv-cache-memory-bytes=1000", wait=False)
-    assert server.process.wait(60) == 1
-    assert server.termination_message.startswith("OutOfMemory: ")
+    assert server.process.wait(30) == 1
+    assert server.termination_message.startswith("InsufficientMemory: ")
     assert "--kv-cache-memory-bytes" in server.termination_message
 
 
