@@ -28,7 +28,10 @@ def neighbour(kubectl: Kubectl, module_namespace: str, operator: str) -> Iterato
     [
         (tiny_spec(engine={"image": "quire/engine:no-such-tag"}), "ImagePullBackOff", "quire/engine:no-such-tag"),
         (
-            tiny_spec(resources={"gpu": {"count": 512}, "cpu": "100m", "memory": "1Gi", "sharedMemory": "64Mi"}),
+            tiny_spec(
+                resources={"cpu": "100m", "memory": "1Gi", "sharedMemory": "64Mi"},
+                parallelism={"tensor": 64},
+            ),
             "Unschedulable",
             "nvidia.com/gpu",
         ),
@@ -47,7 +50,7 @@ def test_the_condition_names_the_fault_and_the_neighbour_serves_on(
         condition = until(
             f"a condition that says {says}",
             lambda: next((c for c in [faulty.condition("Ready")] if says in c.get("message", "")), None),
-            60,
+            30,
         )
         assert condition["status"] == "False"
         if reason:
@@ -69,14 +72,13 @@ def test_an_operator_that_is_killed_converges_and_pods_never_notice(
     service.apply(tiny_spec())
     service.wait_ready()
     before = {p["metadata"]["name"] for p in service.pods()}
+    killed: set[str] = set()
     stop = threading.Event()
 
     def kill_now_and_then() -> None:
         while not stop.wait(1.7):
-            kubectl.attempt(
-                *("delete", "pod", "-n", operator, "-l", "app.kubernetes.io/name=quire-operator"),
-                *("--grace-period=0", "--force", "--wait=false"),
-            )
+            killing = ("-l", "app.kubernetes.io/name=quire-operator", "--grace-period=0", "--force", "--wait=false")
+            killed.update(kubectl.attempt("delete", "pod", "-n", operator, "-o", "name", *killing).stdout.split())
 
     killer = threading.Thread(target=kill_now_and_then)
     others = [LLMService(kubectl, namespace, f"other-{i}") for i in range(3)]
@@ -90,6 +92,7 @@ def test_an_operator_that_is_killed_converges_and_pods_never_notice(
         time.sleep(2)
         stop.set()
         killer.join()
+        assert len(killed) >= 2
         service.apply(tiny_spec(model={"source": "image:///models/tiny", "name": "tiny"}, service={"port": 8000}))
         until("the suspended ones reported", lambda: others[1].condition("Ready").get("reason") == "Suspended", 90)
         until("the third reported too", lambda: others[2].condition("Ready").get("reason") == "Suspended", 60)
