@@ -87,9 +87,9 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
         dtype = pick_dtype(config.dtype, spec.shape.dtype, device)
         core_config = _core_config(config, spec, checkpoint, device)
     resident = device_memory(device).used
-    with phase("weights", "BadModel"):
+    with phase("weights", "InvalidCheckpoint"):
         model = _load(config, spec, checkpoint, DTYPES[dtype], device)
-    with phase("memory", "OutOfMemory"):
+    with phase("memory", "InsufficientMemory"):
         plan = plan_memory(_memory_request(config, core_config, spec, model, dtype, device, resident))
         core_config = replace(core_config, num_blocks=plan.num_blocks)
         runner = _runner(core_config, model, plan, DTYPES[dtype], device)

@@ -24,7 +24,7 @@ class Checkpoint:
         """Find `model`, a directory or a name on the hub. Raises `CheckpointError`."""
         directory = _locate(model, revision, download_dir, weights)
         if not (directory / "config.json").is_file():
-            raise CheckpointError("ModelNotFound", f"{directory} has no config.json: name a model's directory")
+            raise CheckpointError("InvalidCheckpoint", f"{directory} has no config.json: name a model's directory")
         config = _read_json(directory / "config.json")
         if config.get("quantization_config"):
             raise CheckpointError(
@@ -64,7 +64,7 @@ def _read_json(file: Path) -> dict[str, object]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError("BadModel", f"{file} cannot be read as JSON: {error}") from error
+        raise CheckpointError("InvalidCheckpoint", f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError("BadModel", f"{file} holds no JSON object")
+        raise CheckpointError("InvalidCheckpoint", f"{file} holds no JSON object")
     return content

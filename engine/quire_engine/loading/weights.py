@@ -52,11 +52,11 @@ def load_weights(model: nn.Module, directory: Path) -> None:
                     _fill(targets, name, tensors.get_tensor(name), file)
                     filled.add(name)
     except (ValueError, SafetensorError) as error:
-        raise CheckpointError("BadModel", str(error)) from error
+        raise CheckpointError("InvalidCheckpoint", str(error)) from error
     missing = sorted(targets.keys() - filled)
     if missing:
         raise CheckpointError(
-            "BadModel",
+            "InvalidCheckpoint",
             f"{directory} lacks {len(missing)} of {len(targets)} tensors, {missing[0]} for one: "
             "config.json and the weights do not belong together, or a file is missing",
         )

@@ -118,15 +118,19 @@ def _shortage(plan: MemoryPlan, request: MemoryRequest) -> str:
     used = f"weights {_gib(plan.weights)}, activations {_gib(plan.activations)}, others {_gib(others)}"
     sizes = f"of {_gib(plan.limit)} x {plan.utilization:.2f} = {_gib(allowed)}: {used}"
     longest = plan.num_tokens
-    fits = f"set --max-model-len to at most {longest}" if longest >= 16 else "use a smaller model"
-    where = "--gpu-memory-utilization" if request.on_gpu else "the container's memory limit"
+    wanted = -(-request.max_model_len // request.block_size)
     if request.num_blocks is not None:
-        where = "--num-gpu-blocks-override"
+        ways = [f"raise --num-gpu-blocks-override to {wanted}"]
     elif request.kv_cache_memory_bytes is not None:
-        where = "--kv-cache-memory-bytes"
+        block_bytes = request.shape.kv_bytes_per_token(request.dtype) * request.block_size
+        ways = [f"raise --kv-cache-memory-bytes to {wanted * block_bytes}"]
+    else:
+        ways = ["raise --gpu-memory-utilization" if request.on_gpu else "raise the container's memory limit"]
+    if longest > 0:
+        ways.append(f"set --max-model-len to at most {longest}")
     return (
         f"the KV cache holds {longest} tokens and one request may need {request.max_model_len} ({sizes}): "
-        f"{fits}, or raise {where}"
+        f"{', or '.join(ways)}"
     )
 
 

@@ -54,8 +54,8 @@ def edit_weights(model_dir: Path, edit: Callable[[dict[str, torch.Tensor]], obje
 @pytest.mark.parametrize(
     ("break_it", "reason", "message"),
     [
-        (lambda d: (d / "config.json").unlink(), "ModelNotFound", "has no config.json"),
-        (lambda d: (d / "config.json").write_text("{"), "BadModel", "cannot be read as JSON"),
+        (lambda d: (d / "config.json").unlink(), "InvalidCheckpoint", "has no config.json"),
+        (lambda d: (d / "config.json").write_text("{"), "InvalidCheckpoint", "cannot be read as JSON"),
         (
             lambda d: edit_config(d, architectures=["GPT2LMHeadModel"]),
             "UnsupportedModel",
@@ -70,31 +70,31 @@ def edit_weights(model_dir: Path, edit: Callable[[dict[str, torch.Tensor]], obje
             "the rope type 'dynamic' is not supported: use one of default, linear, llama3, yarn",
         ),
         (lambda d: edit_config(d, quantization_config={"quant_method": "fp8"}), "UnsupportedModel", "bfloat16 weights"),
-        (lambda d: (d / "model.safetensors").unlink(), "BadModel", "has no safetensors files"),
+        (lambda d: (d / "model.safetensors").unlink(), "InvalidCheckpoint", "has no safetensors files"),
         (
             lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
-            "BadModel",
+            "InvalidCheckpoint",
             "only pytorch_model.bin: convert the weights to safetensors",
         ),
         (
             lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-100]),
-            "BadModel",
+            "InvalidCheckpoint",
             "cut off",
         ),
-        (lambda d: (d / "model.safetensors").write_bytes(b"<html>"), "BadModel", "not a safetensors file"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"<html>"), "InvalidCheckpoint", "not a safetensors file"),
         (
             lambda d: edit_weights(d, lambda t: t.pop("model.norm.weight")),
-            "BadModel",
+            "InvalidCheckpoint",
             "lacks 1 of .* tensors, model.norm.weight",
         ),
         (
             lambda d: edit_weights(d, lambda t: t.update({"model.extra.weight": torch.zeros(1)})),
-            "BadModel",
+            "InvalidCheckpoint",
             "holds model.extra.weight",
         ),
         (
             lambda d: edit_config(d, intermediate_size=112),
-            "BadModel",
+            "InvalidCheckpoint",
             r"shape \[.*\] and config.json asks for",
         ),
     ],
@@ -119,9 +119,13 @@ def test_a_broken_checkpoint_is_refused_with_its_fault(
             "InvalidFlag",
             "raise it to --max-model-len, 128",
         ),
-        ({"num_gpu_blocks_override": 2}, "OutOfMemory", "--max-model-len to at most 32, or raise --num-gpu-bl"),
-        ({"kv_cache_memory_bytes": 10_000}, "OutOfMemory", "or raise --kv-cache-memory-bytes"),
-        ({"gpu_memory_utilization": 0.001}, "OutOfMemory", "use a smaller model, or raise the container's"),
+        (
+            {"num_gpu_blocks_override": 2},
+            "InsufficientMemory",
+            "raise --num-gpu-blocks-override to 8, or set --max-model-len to at most 32",
+        ),
+        ({"kv_cache_memory_bytes": 10_000}, "InsufficientMemory", "raise --kv-cache-memory-bytes to 65536"),
+        ({"gpu_memory_utilization": 0.001}, "InsufficientMemory", "raise the container's memory limit"),
     ],
 )
 def test_a_setting_that_does_not_fit_the_model_is_refused_with_the_flag(

@@ -77,10 +77,10 @@ def test_bytes_win_over_the_computed_size_and_blocks_win_over_bytes() -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (replace(ON_GPU, limit=16 * GIB), "use a smaller model, or raise --gpu-memory-utilization"),
+        (replace(ON_GPU, limit=16 * GIB), "holds 0 tokens.*: raise --gpu-memory-utilization$"),
         (
             replace(ON_GPU, num_blocks=100),
-            "holds 1600 tokens and one request may need 8192.*at most 1600, or raise --n",
+            "holds 1600 tokens.*need 8192.*raise --num-gpu-blocks-override to 512, or set --max-model-len to.* 1600",
         ),
         (replace(ON_GPU, limit=16 * GIB, on_gpu=False), "14.40 GiB: weights 14.96 GiB.*the container's memory limit"),
     ],
