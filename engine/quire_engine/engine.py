@@ -102,7 +102,7 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
     log.info("%s in %s on %s, %d threads", spec.shape.architecture, dtype, device.type, threads)
     log.info("# GPU blocks: %d, # CPU blocks: %d", gpu_blocks, cpu_blocks)
     info = EngineInfo(
-        model=config.model,
+        model=str(checkpoint.directory),
         max_model_len=core_config.max_model_len,
         vocab_size=spec.shape.vocab_size,
         eos_token_ids=list(core_config.eos_token_ids),

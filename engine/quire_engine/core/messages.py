@@ -53,7 +53,7 @@ class EngineStats:
 class EngineInfo:
     """What the engine found out while starting; the server needs it to validate and to report."""
 
-    model: str
+    model: str  # the directory that it was loaded from
     max_model_len: int
     vocab_size: int
     eos_token_ids: list[int]

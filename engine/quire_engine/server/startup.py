@@ -43,8 +43,10 @@ async def complete(config: EngineConfig, service: Service) -> None:
 def _load(name: str, config: EngineConfig) -> PreTrainedTokenizerBase:
     from quire_engine.text.tokenizer import load_tokenizer
 
-    revision = config.revision if config.tokenizer is None else None
-    return load_tokenizer(name, revision=revision, trust_remote_code=config.trust_remote_code)
+    revision = config.revision if name == config.model else None
+    return load_tokenizer(
+        name, revision=revision, trust_remote_code=config.trust_remote_code, download_dir=config.download_dir
+    )
 
 
 def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
