@@ -21,7 +21,7 @@ from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.weights import draw_weights, load_weights
-from quire_engine.memory_plan.plan import MemoryPlan, MemoryRequest, plan_memory
+from quire_engine.memory_plan.plan import TOKENS_PER_STEP, MemoryPlan, MemoryRequest, plan_memory
 from quire_engine.models.decoder import CausalLM, DecoderSpec
 from quire_engine.models.registry import decoder_spec
 
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 OnPhase = Callable[[str, float], None]
 
-_TOKENS_PER_STEP = {"cpu": 2048, "cuda": 8192}
 _WARM_UP_TOKENS = {"cpu": 64, "cuda": 8192}
 
 
@@ -123,7 +122,7 @@ def _core_config(config: EngineConfig, spec: DecoderSpec, checkpoint: Checkpoint
         raise StartupError("InvalidFlag", f"--max-model-len is {max_model_len}: the model's positions end at {longest}")
     if max_model_len < 2:
         raise StartupError("InvalidFlag", "--max-model-len is 1: it must be at least 2, to hold a prompt and an answer")
-    budget = config.max_num_batched_tokens or _TOKENS_PER_STEP[device.type]
+    budget = config.max_num_batched_tokens or TOKENS_PER_STEP[device.type]
     if not config.enable_chunked_prefill and budget < max_model_len:
         if config.max_num_batched_tokens is not None:
             raise StartupError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from quire_engine.memory_plan.host_memory import cpu_limit, memory_limit, resident_bytes
+from quire_engine.memory_plan.model_shape import serving_dtype
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _ALIASES = {"float": "float32", "half": "float16"}
@@ -30,9 +31,7 @@ def pick_device(wanted: str) -> torch.device:
 
 def pick_dtype(wanted: str, of_checkpoint: str, device: torch.device) -> str:
     """The name of the dtype for --dtype."""
-    if wanted != "auto":
-        return _ALIASES.get(wanted, wanted)
-    return "bfloat16" if of_checkpoint == "float32" and device.type == "cuda" else of_checkpoint
+    return serving_dtype(_ALIASES.get(wanted, wanted), of_checkpoint, on_gpu=device.type == "cuda")
 
 
 def limit_threads() -> int:

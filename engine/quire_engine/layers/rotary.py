@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from quire_engine.memory_plan.context_length import stretched
+
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -49,11 +51,7 @@ class RopeSettings:
 
     def longest(self) -> int:
         """Positions that the stretched embedding covers."""
-        if self.rope_type == "linear":
-            return int(self.max_position_embeddings * self.number("factor"))
-        if self.rope_type == "yarn" and self.parameters.get("original_max_position_embeddings"):
-            return int(self.number("original_max_position_embeddings") * self.number("factor"))
-        return self.max_position_embeddings
+        return stretched(self.rope_type, self.parameters, self.max_position_embeddings)
 
 
 class RotaryEmbedding(nn.Module):

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+# What config.json may leave out, by the class that it names: the architectures whose memory is known from `ModelShape`.
+_DEFAULTS: dict[str, dict[str, object]] = {
+    "LlamaForCausalLM": {},
+    "MistralForCausalLM": {},
+    "Qwen2ForCausalLM": {},
+    "Qwen3ForCausalLM": {"head_dim": 128},
+}
+ARCHITECTURES = tuple(_DEFAULTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +61,31 @@ class ModelShape:
             tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         )
 
+    @staticmethod
+    def of_known_architecture(config: Mapping[str, object]) -> ModelShape:
+        """As `from_config`, for the first of the architectures that is known. Raises `ValueError` when none is."""
+        architectures = config.get("architectures")
+        names = architectures if isinstance(architectures, list) else []
+        for name in names:
+            if name in _DEFAULTS:
+                return ModelShape.from_config({**_DEFAULTS[name], **config, "architectures": [name]})
+        found = names[0] if names else "missing"
+        raise ValueError(f"config.json: the architecture is {found}: known are {', '.join(ARCHITECTURES)}")
+
+    def can_split(self, tensor: int) -> bool:
+        """Whether `tensor` GPUs can share each layer: whole heads, and whole or repeated KV heads on each."""
+        whole_kv = self.num_kv_heads % tensor == 0 or tensor % self.num_kv_heads == 0
+        return self.num_heads % tensor == 0 and whole_kv and self.intermediate_size % tensor == 0
+
+    def shard(self, tensor: int) -> ModelShape:
+        """The part of each layer that one of `tensor` GPUs holds. Hidden states and logits are whole on each."""
+        return replace(
+            self,
+            num_heads=self.num_heads // tensor,
+            num_kv_heads=max(1, self.num_kv_heads // tensor),
+            intermediate_size=self.intermediate_size // tensor,
+        )
+
     def kv_bytes_per_token(self, dtype: str | None = None) -> int:
         """Bytes of keys and values that one token takes in all layers, stored as `dtype` or the checkpoint's."""
         return self.num_layers * self.kv_bytes_per_token_and_layer(dtype)
@@ -65,6 +99,13 @@ class ModelShape:
         mlp = 3 * self.hidden_size * self.intermediate_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         return (self.num_layers * (attention + mlp) + embeddings) * BYTES_OF_DTYPE[dtype or self.dtype]
+
+
+def serving_dtype(wanted: str, of_checkpoint: str, *, on_gpu: bool) -> str:
+    """The name of the dtype that weights, activations and the KV cache have, for --dtype."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if of_checkpoint == "float32" and on_gpu else of_checkpoint
 
 
 def positive_int(config: Mapping[str, object], name: str, *, default: int | None = None) -> int:

@@ -12,6 +12,8 @@ CPU_POOL_AT_MOST = 4 * GIB
 HTTP_SERVER_BYTES = 128 << 20
 # Tokens whose keys and values attention may copy at once into a scratch buffer.
 GATHERED_TOKENS = 32768
+# Tokens that one step may compute where --max-num-batched-tokens is unset.
+TOKENS_PER_STEP = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,14 @@ def plan_memory(request: MemoryRequest) -> MemoryPlan:
     Raises `ValueError`, with the numbers and the flags to change, when one request of `max_model_len` tokens
     does not fit.
     """
+    plan = size_memory(request)
+    if plan.num_tokens < request.max_model_len:
+        raise ValueError(_shortage(plan, request))
+    return plan
+
+
+def size_memory(request: MemoryRequest) -> MemoryPlan:
+    """As `plan_memory`, also where no request of `max_model_len` tokens fits."""
     activations = activation_bytes(request)
     block_bytes = request.shape.kv_bytes_per_token(request.dtype) * request.block_size
     http_server = 0 if request.on_gpu else HTTP_SERVER_BYTES
@@ -83,7 +93,7 @@ def plan_memory(request: MemoryRequest) -> MemoryPlan:
     num_blocks = max(0, pool // block_bytes)
     if request.num_blocks is not None:
         num_blocks = request.num_blocks
-    plan = MemoryPlan(
+    return MemoryPlan(
         limit=request.limit,
         utilization=request.utilization,
         resident=request.resident,
@@ -94,9 +104,6 @@ def plan_memory(request: MemoryRequest) -> MemoryPlan:
         num_blocks=num_blocks,
         block_size=request.block_size,
     )
-    if plan.num_tokens < request.max_model_len:
-        raise ValueError(_shortage(plan, request))
-    return plan
 
 
 def activation_bytes(request: MemoryRequest) -> int:

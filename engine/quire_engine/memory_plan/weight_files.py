@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from quire_engine.memory_plan.safetensors_header import tensor_bytes
+from quire_engine.memory_plan.safetensors_header import TensorHeader, tensor_bytes, tensor_headers
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -37,3 +37,8 @@ def weight_files(directory: Path) -> list[Path]:
 def checkpoint_bytes(directory: Path) -> int:
     """Bytes of all weights in `directory`, from the files' headers. Raises `ValueError` on a broken file."""
     return sum(sum(tensor_bytes(file).values()) for file in weight_files(directory))
+
+
+def checkpoint_headers(directory: Path) -> dict[str, TensorHeader]:
+    """All tensors in `directory`, by name. Raises `ValueError` on a broken file."""
+    return {name: tensor for file in weight_files(directory) for name, tensor in tensor_headers(file).items()}

@@ -1,0 +1,65 @@
+"""How large a checkpoint's weights are once they are loaded, on one GPU or shared by several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
+from quire_engine.memory_plan.safetensors_header import TensorHeader
+
+# Converted to the dtype that is served. Every other type is part of a quantized format, and stays as it is.
+_FLOATS = ("F64", "F32", "F16", "BF16")
+# Tensors that old checkpoints carry and that are computed.
+_COMPUTED = ("rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSizes:
+    """Elements of the tensors that are loaded, by how GPUs share them, and bytes of those kept as they are stored."""
+
+    split: int  # elements of matrices that are split over all GPUs
+    kv: int  # elements of the projections to keys and values: split over as many GPUs as there are KV heads
+    whole: int  # elements that each GPU has: norms and biases
+    stored: int  # bytes of quantized tensors, split over all GPUs
+    linear: int  # those of split and kv that are in layers, which quantization makes smaller
+
+    @staticmethod
+    def of(tensors: Mapping[str, TensorHeader], shape: ModelShape) -> WeightSizes:
+        """Sum up a checkpoint's tensors, by name."""
+        split = kv = whole = stored = linear = 0
+        for name, tensor in tensors.items():
+            if name.endswith(_COMPUTED) or (shape.tied_embeddings and name == "lm_head.weight"):
+                continue
+            elements = math.prod(tensor.shape)
+            if tensor.dtype not in _FLOATS:
+                stored += tensor.size
+                continue
+            if len(tensor.shape) < 2:
+                whole += elements
+                continue
+            if ".k_proj." in name or ".v_proj." in name:
+                kv += elements
+            else:
+                split += elements
+            if ".layers." in name:
+                linear += elements
+        return WeightSizes(split=split, kv=kv, whole=whole, stored=stored, linear=linear)
+
+    @property
+    def elements(self) -> int:
+        """Parameters that are not quantized."""
+        return self.split + self.kv + self.whole
+
+    def bytes_per_gpu(self, shape: ModelShape, dtype: str, tensor: int = 1, bits: float | None = None) -> int:
+        """Bytes that one of `tensor` GPUs holds of the whole model's `shape`, served as `dtype`.
+
+        With `bits`, as if the layers' matrices were quantized to so many bits an element, scales included.
+        """
+        item = BYTES_OF_DTYPE[dtype]
+        shared = -(-(self.split * item + self.stored) // tensor)
+        keys_and_values = -(-self.kv * item // min(tensor, shape.num_kv_heads))
+        total = shared + keys_and_values + self.whole * item
+        saved = int(self.linear * (item - bits / 8)) // tensor if bits is not None else 0
+        return total - saved
