@@ -1,4 +1,4 @@
-"""Write the flag tables of engine.md from the settings: `python docs/write_flags.py` (`make docs`)."""
+"""Write the flag tables of engine.md from the settings: `python docs/write_flags.py` (`make crds`)."""
 
 from __future__ import annotations
 

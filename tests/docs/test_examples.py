@@ -1,0 +1,119 @@
+"""The examples of the pages, run as a reader would."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from quire_engine.config import EngineConfig
+from quire_engine.flags import FlagParser, from_namespace
+from quire_engine.server.settings import ServerSettings
+from quire_operator.api import KIND, LLMService, parse_llmservice
+from quire_operator.builders.desired import desired_objects
+from quire_operator.builders.engine_args import engine_args
+from quire_operator.plan.acceptance import refusal_of
+from quire_operator.settings import Settings
+from tests.docs.pages import REPOSITORY, Block, blocks
+from tests.engine.server.conftest import Server, launch
+from tests.operator.conftest import program
+
+EXAMPLES = [block for block in blocks("yaml") if f"kind: {KIND}\n" in block.text]
+SCRIPTS = [block for block in blocks("python") if "from quire_engine import" in block.text]
+CLIENTS = [block for block in blocks("python") if "openai" in block.text]
+
+
+def parsed(example: Block) -> LLMService:
+    return parse_llmservice(yaml.safe_load(example.text), strict=True)
+
+
+def test_every_situation_has_an_example_and_no_block_is_passed_over() -> None:
+    assert len(EXAMPLES) >= 10
+    assert {block.page for block in EXAMPLES} == {"README.md", "llmservice.md"}
+    assert {block.page for block in SCRIPTS} == {"README.md", "engine.md"}
+    assert {block.page for block in CLIENTS} == {"engine.md", "llmservice.md"}
+    assert len(SCRIPTS) + len(CLIENTS) == len(blocks("python"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_an_example_is_accepted_and_becomes_a_deployment(example: Block) -> None:
+    service = parsed(example)
+    assert refusal_of(service.spec) is None
+    kinds = [child["kind"] for child in desired_objects(service, Settings())]
+    assert ("Deployment" in kinds) is not service.spec.suspend
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_the_engine_takes_the_flags_of_an_example(example: Block) -> None:
+    parser = FlagParser("quire-engine serve")
+    parser.add_settings(EngineConfig)
+    parser.add_settings(ServerSettings)
+    service = parsed(example)
+    flags = parser.parse_args(engine_args(service))
+    from_namespace(ServerSettings, flags)
+    if service.spec.parallelism.tensor > 1:  # the page says so
+        with pytest.raises(ValueError, match="tensor-parallel-size 4 is not supported yet"):
+            from_namespace(EngineConfig, flags)
+    else:
+        from_namespace(EngineConfig, flags)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which ./tiny is the model, as after `quire-engine tiny ./tiny`."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "tiny").symlink_to(tiny_model_dir)
+    return folder
+
+
+def run(code: str, folder: Path) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_a_script_prints_what_the_model_says(script: Block, folder: Path) -> None:
+    assert run(script.text, folder).strip()
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    """What `quire-engine serve ./tiny` starts, on a free port."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        started = launch(folder / "run", "./tiny")
+    try:
+        started.wait_until_ready()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=str)
+def test_a_client_prints_an_answer(client: Block, folder: Path, server: Server) -> None:
+    code, addresses = re.subn(r'base_url="http://[^"]+/v1"', f'base_url="{server.url}/v1"', client.text)
+    assert addresses == 1
+    # the LLMService `tiny` serves under its own name, this server under its model's
+    assert run(code.replace('model="tiny"', 'model="./tiny"'), folder).strip()
+
+
+@pytest.mark.control_plane
+def test_the_readmes_helm_command_installs_the_images_that_it_names() -> None:
+    (command,) = {text for block in blocks("bash") for text in re.findall(r"helm install (?:.*\\\n)*.*", block.text)}
+    words = command.replace("\\\n", "").replace("--create-namespace", "").split()
+    line = [str(program("helm") / "helm"), "template", *words[2:]]
+    result = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "image: REGISTRY/quire/operator:0.1.0" in result.stdout
+    assert "--engine-image=REGISTRY/quire/engine:0.1.0" in result.stdout

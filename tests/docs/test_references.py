@@ -1,0 +1,86 @@
+"""What the pages name exists: paths, make targets, commands, flags."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs.write_flags import with_tables
+from tests.docs.pages import PAGES, REPOSITORY, blocks
+
+IDS = [page.name for page in PAGES]
+TOP = "|".join(
+    re.escape(name)
+    for name in ("docs", "manifests", "charts", "crds", "e2e", "tests", "engine", "operator", "benchmarks", ".ci")
+)
+PATH = re.compile(rf"(?<![\w./-])((?:{TOP})/[\w./-]*[\w/])(?![\w/-]*[{{*])")
+FILE = re.compile(r"`([A-Z][\w.]*\.(?:md|engine|operator)|LICENSE|Makefile|pyproject\.toml)`")
+COMMAND = re.compile(r"\b(quire-engine|quire-operator|python3 -m e2e\.cluster) ([a-z]+)\b([^`\n#]*)")
+MODULES = {
+    "quire-engine": "quire_engine.cli",
+    "quire-operator": "quire_operator.cli",
+    "python3 -m e2e.cluster": "e2e.cluster",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_path_that_is_named_exists(page: Path) -> None:
+    text = page.read_text()
+    named = {*PATH.findall(text), *FILE.findall(text)}
+    assert [path for path in sorted(named) if not (REPOSITORY / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([a-z0-9-]+)", page.read_text(), re.MULTILINE)) <= targets
+
+
+def test_paths_and_targets_are_found_at_all() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    assert {"docs/llmservice.md", "manifests/samples/llama-8b-gpu.yaml"} <= set(PATH.findall(readme))
+    assert "CONTRIBUTING.md" in FILE.findall(readme)
+    assert {name for name, _, _ in _commands()} == set(MODULES)
+
+
+def _commands() -> list[tuple[str, str, str]]:
+    """Program, subcommand and the rest of the line, wherever a page shows one."""
+    return sorted({found for page in PAGES for found in COMMAND.findall(page.read_text())})
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[tuple[str, str], str]:
+    """The help of every command that is named."""
+    found = {}
+    for program, command in {(program, command) for program, command, _ in _commands()}:
+        line = [sys.executable, "-m", MODULES[program], command, "--help"]
+        result = subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+        assert result.returncode == 0, f"{program} {command}: {result.stderr}"
+        found[program, command] = result.stdout
+    return found
+
+
+def test_every_command_and_its_flags_exist(helps: dict[tuple[str, str], str]) -> None:
+    for program, command, rest in _commands():
+        for flag in re.findall(r"(?<=\s)--[a-z-]+", rest):
+            assert re.search(rf"{flag}\b", helps[program, command]), f"{program} {command} has no {flag}"
+
+
+def test_the_tables_of_flags_are_those_of_the_code() -> None:
+    page = (REPOSITORY / "docs/engine.md").read_text()
+    assert with_tables(page) == page, "run `make crds`"
+
+
+def test_the_kustomize_overlay_names_things_that_the_base_has() -> None:
+    (overlay,) = [block.text for block in blocks("yaml") if "kind: Kustomization" in block.text]
+    base = (REPOSITORY / "manifests/base/kustomization.yaml").read_text()
+    deployment = (REPOSITORY / "manifests/base/deployment.yaml").read_text()
+    assert "manifests/base" in overlay
+    assert "name: quire/operator" in overlay
+    assert "name: quire/operator" in base
+    assert "name: quire-operator" in deployment
+    assert "        args:\n" in deployment
