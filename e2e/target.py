@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from e2e.cluster import binaries, images, locations, node, packages, quire_images
+from e2e.cluster import binaries, containerd, images, locations, node, packages, quire_images
 from e2e.cluster.builders import Buildah, Builder, Docker
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubectl import Kubectl
@@ -87,7 +87,7 @@ class OwnNode(Target):
         images.push_if_absent(reference)
         self.builder.remove_others(reference)
         if node.is_up():
-            node.remove_other_images(reference)
+            containerd.remove_other_images(reference)
         return reference
 
     def require(self) -> None:

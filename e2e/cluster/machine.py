@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from e2e.cluster import network
+from e2e.cluster.errors import ClusterError
 
 _SYSCTLS = (
     "net.ipv4.ip_forward",
@@ -72,8 +77,7 @@ class Machine:
                 subprocess.run(["nft", "delete", *table.split()], check=False)
         for family in ("", "6"):
             _remove_kubelet_chains(family)
-        for directory in _kubepods():
-            directory.rmdir()
+        _remove_kubepods()
         for name, value in self.sysctls.items():
             _sysctl(name).write_text(value)
         if self.propagation == "private":
@@ -98,10 +102,31 @@ def _remove_kubelet_chains(family: str) -> None:
         subprocess.run([f"ip{family}tables-restore"], input=kept, text=True, check=True)
 
 
-def _kubepods() -> list[Path]:
-    """The control groups that the kubelet made, the innermost first."""
-    folders = (Path(folder) for folder, _, _ in os.walk("/sys/fs/cgroup", topdown=False))
-    return [folder for folder in folders if any(part.startswith("kubepods") for part in folder.parts)]
+def _remove_kubepods() -> None:
+    """Remove the control groups that the kubelet made, the innermost first, and kill what is still in them."""
+    folders = [Path(folder) for folder, _, _ in os.walk("/sys/fs/cgroup", topdown=False)]
+    for folder in folders:
+        if any(part.startswith("kubepods") for part in folder.parts):
+            for pid in (folder / "cgroup.procs").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            _remove_group(folder)
+
+
+def _remove_group(folder: Path, seconds: float = 10.0) -> None:
+    """A control group is busy until the last of its killed processes is gone."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise ClusterError(f"the control group {folder} cannot be removed: {error}") from error
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _nft_tables() -> list[str]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
-from e2e.cluster import binaries, images, locations, network, node_config, packages, registry, teardown
+from e2e.cluster import binaries, containerd, images, locations, network, node_config, packages, registry, teardown
 from e2e.cluster.builders import Buildah
 from e2e.cluster.control_plane import COMPONENTS, ControlPlane
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubeconfig import User
 from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.machine import Machine
+from e2e.cluster.one_at_a_time import alone
 from e2e.cluster.processes import Daemons
 from e2e.cluster.progress import say, stage
 
@@ -43,34 +42,30 @@ def up(*, control_plane_only: bool = False) -> Path:
     packages.ensure()
     wanted = binaries.CONTROL_PLANE if control_plane_only else binaries.NODE
     bin_folder = binaries.ensure(*wanted)
-    if is_up() or (control_plane_only and _runs(_CONTROL_PLANE_DAEMONS)):
-        if not control_plane_only:
-            _offer_fake_gpus(Kubectl(kubeconfig()))
-        say(f"The cluster is already up: {kubeconfig()}")
-        return kubeconfig()
-    sweep()
     if not control_plane_only:
         images.base()
-    with stage("Starting the control plane" if control_plane_only else "Starting the node"):
-        _start(bin_folder, control_plane_only)
+    with alone():
+        if is_up() or (control_plane_only and _runs(_CONTROL_PLANE_DAEMONS)):
+            if not control_plane_only:
+                _offer_fake_gpus(Kubectl(kubeconfig()))
+            say(f"The cluster is already up: {kubeconfig()}")
+            return kubeconfig()
+        _sweep()
+        with stage("Starting the control plane" if control_plane_only else "Starting the node"):
+            _start(bin_folder, control_plane_only)
     return kubeconfig()
 
 
 def sweep() -> None:
     """Take down a node that is not whole, so that it can be made anew. A registry alone is in nobody's way."""
+    with alone():
+        _sweep()
+
+
+def _sweep() -> None:
     if locations.state().exists() and not is_up() and set(Daemons(locations.state()).names()) - {"registry"}:
         say("A cluster that is not whole is in the way")
-        teardown.down()
-
-
-def remove_other_images(reference: str) -> None:
-    """Remove an image's other tags from the node's content store. A container that runs keeps what it needs."""
-    control = ["ctr", f"--address={node_config.containerd_socket(locations.state())}", "--namespace=k8s.io", "images"]
-    listed = subprocess.run([*control, "list", "--quiet"], capture_output=True, text=True, check=True).stdout.split()
-    name, _, tag = f"docker.io/{reference}".rpartition(":")
-    others = [image for image in listed if image.startswith(f"{name}:") and not image.endswith(f":{tag}")]
-    if others:
-        subprocess.run([*control, "remove", *others], capture_output=True, check=False)
+        teardown.take_down()
 
 
 def prune() -> None:
@@ -159,9 +154,7 @@ def _write_files(plane: ControlPlane) -> None:
 
 def _start_node_daemons(bin_folder: Path, plane: ControlPlane) -> None:
     state, daemons = plane.directory, plane.daemons
-    socket = node_config.containerd_socket(state)
-    daemons.start("containerd", ["containerd", "--config", state / "containerd.toml"])
-    daemons.wait_until("containerd", _serves(socket), seconds=30, what="containerd serves")
+    containerd.start(daemons)
     kubelet: list[str | Path] = [
         bin_folder / "kubelet",
         f"--config={state / 'kubelet.json'}",
@@ -174,11 +167,6 @@ def _start_node_daemons(bin_folder: Path, plane: ControlPlane) -> None:
     daemons.start("kubelet", kubelet)
     daemons.start("kube-proxy", [bin_folder / "kube-proxy", f"--config={state / 'kube-proxy.json'}"])
     daemons.start("coredns", [bin_folder / "coredns", "-conf", state / "Corefile"])
-
-
-def _serves(socket: Path) -> Callable[[], bool]:
-    command = ["ctr", f"--address={socket}", "version"]
-    return lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _offer_fake_gpus(kubectl: Kubectl) -> None:

@@ -9,19 +9,26 @@ import signal
 import subprocess
 from pathlib import Path
 
-from e2e.cluster import locations, network, node_config
+from e2e.cluster import containerd, locations, network, node_config
 from e2e.cluster.builders import RUN_ROOT, store_lock
 from e2e.cluster.machine import Machine, unmount_below
+from e2e.cluster.one_at_a_time import alone
 from e2e.cluster.processes import Daemons
 from e2e.cluster.progress import say, stage
 
 
 def down() -> None:
     """Remove everything that `up` made, whatever state it is in. Does nothing when there is no node."""
+    with alone():
+        if locations.state().exists():
+            take_down()
+        else:
+            say(f"There is no cluster in {locations.state()}")
+
+
+def take_down() -> None:
+    """What `down` does, for a caller that is `alone` already."""
     state = locations.state()
-    if not state.exists():
-        say(f"There is no cluster in {state}")
-        return
     with stage("Taking the cluster down"):
         daemons = Daemons(state)
         _remove_pods(daemons)
@@ -36,10 +43,15 @@ def down() -> None:
 
 
 def _remove_pods(daemons: Daemons) -> None:
-    """Let containerd remove the pods while it still can: that takes their network devices and rules with them."""
-    if not daemons.is_running("containerd"):
-        return
+    """Let containerd remove the pods, which takes their network devices and rules with them.
+
+    One that died is started again for it: it finds its pods by what it wrote down.
+    """
     daemons.stop("kubelet", "kube-proxy")  # the kubelet would start them again
+    if not (daemons.directory / "containerd.toml").exists():
+        return
+    if not daemons.is_running("containerd"):
+        containerd.start(daemons)
     podrm = locations.binaries() / "podrm"
     subprocess.run([podrm, node_config.containerd_socket(daemons.directory)], check=False)
     daemons.stop("containerd", "registry")
