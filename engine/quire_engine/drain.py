@@ -20,7 +20,10 @@ def control_socket(port: int) -> Path:
 
 
 async def serve_control(path: Path, drain: Callable[[], Awaitable[None]]) -> asyncio.Server:
-    """Answer each `drain` line with `drained` once `drain()` has returned."""
+    """Answer each `drain` line with `drained` once `drain()` has returned.
+
+    Raises `ValueError` where no socket can be made at `path`.
+    """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -33,10 +36,15 @@ async def serve_control(path: Path, drain: Callable[[], Awaitable[None]]) -> asy
         finally:
             writer.close()
 
-    path.unlink(missing_ok=True)
     old_mask = os.umask(0o177)
     try:
+        path.unlink(missing_ok=True)
         return await asyncio.start_unix_server(answer, path)
+    except OSError as error:
+        raise ValueError(
+            f"the control socket {path} cannot be made ({error.strerror or error}): "
+            "set QUIRE_RUN_DIR to a directory with a short path that can be written"
+        ) from error
     finally:
         os.umask(old_mask)
 
@@ -56,4 +64,6 @@ def request_drain(port: int, timeout: float) -> str | None:
             return f"the server that made {path} is gone"
         except TimeoutError:
             return f"the server on port {port} did not finish draining within {timeout:.0f} s"
+        except OSError as error:
+            return f"{path} cannot be used ({error.strerror or error}): run as the server's user"
     return None if answer == DRAINED else f"the server on port {port} ended while draining"

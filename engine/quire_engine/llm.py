@@ -147,8 +147,8 @@ class LLM:
             answers = [CompletionOutput(i) for i in range(own.n)]
             results.append(RequestOutput(name, text, ids, answers, False, RequestMetrics(time.time())))
             for answer in answers:
-                seed = None if own.seed is None else own.seed + answer.index
-                request = EngineRequest(f"{name}-{answer.index}", ids, replace(own, n=1, seed=seed), time.monotonic())
+                alone = replace(own, n=1, seed=own.seed_of(answer.index))
+                request = EngineRequest(f"{name}-{answer.index}", ids, alone, time.monotonic())
                 detokenizer = IncrementalDetokenizer(self._tokenizer, ids, request.params)
                 sequences[request.request_id] = _Sequence(request, results[-1], answer, detokenizer)
         with tqdm(total=len(results), desc="prompts", disable=not use_tqdm) as bar:

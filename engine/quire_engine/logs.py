@@ -26,6 +26,7 @@ class JsonFormatter(logging.Formatter):
 
 def configure_logging(level: str = "info", log_format: str = "text") -> None:
     """Send everything to standard error. `level` is a name such as "info"; `log_format` is "text" or "json"."""
+    level = "debug" if level == "trace" else level  # uvicorn's finest is not Python's
     handler = logging.StreamHandler(sys.stderr)
     if log_format == "json":
         handler.setFormatter(JsonFormatter())

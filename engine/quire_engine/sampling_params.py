@@ -39,7 +39,7 @@ class SamplingParams:
         _check("n", self.n, 1 <= self.n <= MAX_N, f"between 1 and {MAX_N}")
         _check("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "between 0 and 100")
         _check("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1")
-        _check("top_k", self.top_k, self.top_k >= -1, "0 or -1 for all tokens, else at least 1")
+        _check("top_k", self.top_k, -1 <= self.top_k < 2**63, "0 or -1 for all tokens, else at least 1 and 64-bit")
         _check("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "between 0 and 1")
         _check("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "at least 1")
         _check("min_tokens", self.min_tokens, self.min_tokens >= 0, "at least 0")
@@ -50,6 +50,10 @@ class SamplingParams:
             raise ValueError("stop holds an empty string: every stop string needs at least one character")
         if self.seed is not None:
             _check("seed", self.seed, -(2**63) <= self.seed < 2**63, "a 64-bit integer")
+
+    def seed_of(self, child: int) -> int | None:
+        """The seed of one of the `n` answers: `seed + child` in 64 bits, where the lowest follows the highest."""
+        return None if self.seed is None else (self.seed + child + 2**63) % 2**64 - 2**63
 
     @property
     def greedy(self) -> bool:

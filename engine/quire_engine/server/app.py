@@ -69,7 +69,9 @@ class Service:
     def check_queue(self) -> None:
         """Raises `ApiError` 429 when as many requests wait as `--max-waiting` allows."""
         limit = self.settings.max_waiting
-        if limit and self.client.stats.num_waiting >= limit:
+        # The engine's number is that of its last step: the requests of a burst have to be counted here.
+        full = self.lifecycle.in_flight > self.client.config.max_num_seqs + limit
+        if limit and (full or self.client.stats.num_waiting >= limit):
             raise ApiError(429, f"{limit} requests are waiting already: try again", headers={"retry-after": "1"})
 
 
@@ -111,8 +113,8 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> ModelCard:
-        service.checked_model(name)
-        return next(card for card in service.cards if card.id == name)
+        served = service.checked_model(name)
+        return next(card for card in service.cards if card.id == served)
 
 
 def _add_generation_routes(app: FastAPI, service: Service) -> None:

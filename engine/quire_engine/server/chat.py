@@ -47,6 +47,7 @@ class Chat:
         return self._events(request, model, pieces, count)
 
     async def _start(self, request: ChatCompletionRequest) -> tuple[AsyncGenerator[Piece], TokenCount]:
+        self._prompts.check_ids(request.stop_token_ids or [], "stop_token_ids")
         messages = [m.as_template_input() for m in request.messages]
         ids = await self._prompts.from_chat(messages, request.add_generation_prompt, request.chat_template_kwargs)
         newer = request.max_completion_tokens is not None

@@ -36,6 +36,7 @@ class Completions:
         return _events(request, model, pieces, count)
 
     async def _start(self, request: CompletionRequest) -> tuple[AsyncGenerator[Piece], TokenCount]:
+        self._prompts.check_ids(request.stop_token_ids or [], "stop_token_ids")
         prompts = await self._prompts.from_completion(request.prompt)
         asked = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         params = [checked_params(request, self._prompts.max_tokens(ids, asked, "max_tokens")) for ids in prompts]

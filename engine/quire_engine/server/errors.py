@@ -49,6 +49,8 @@ async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
         message = f"there is nothing at {request.url.path}: /v1/models lists what is served"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"{request.method} is not allowed at {request.url.path}"
+    elif error.status_code == HTTPStatus.BAD_REQUEST:  # fastapi's, which does not say what is wrong
+        message = "the body cannot be read: send one JSON object in UTF-8, not too deeply nested"
     return ApiError(error.status_code, message, headers=error.headers).response()
 
 
@@ -59,14 +61,16 @@ async def on_validation_error(_: Request, error: Exception) -> JSONResponse:
 
 
 def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """The first of pydantic's errors as (message, field)."""
-    first = errors[0]
+    """One of pydantic's errors as (message, field): the deepest, as it tells most where a field has several forms."""
+    first = max(errors, key=lambda e: len(e["loc"]))
     path = [str(p) for p in first["loc"] if p != "body"]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return f"the body is not JSON: {reason} at character {first['loc'][-1]}", None
     field = ".".join(p for p in path if not p.startswith(("list[", "function-", "str", "constrained")))
     message = str(first["msg"]).removeprefix("Value error, ")
+    if not field and first["type"] == "model_attributes_type":
+        return "the body is not a JSON object: send one, with the header `content-type: application/json`", None
     if first["type"] == "missing":
         return (f"{field or 'the body'} is missing", field or None)
     return (f"{field}: {message}" if field and field not in message else message), field or None

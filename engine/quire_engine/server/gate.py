@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire_engine.server.errors import ApiError
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/metrics", "/version", "/load"})
 RETRY_SECONDS = "5"
+# A prompt of a million tokens, spelled as text or ids, fits.
+MAX_BODY_BYTES = 32 * 2**20
+TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES} bytes, the most that is read: send less in one request"
 Observe = Callable[[str, str, int, float], None]  # handler, method, status, seconds
 
 
@@ -38,7 +42,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 500
+        begun, status, received = time.monotonic(), 500, 0
 
         async def send_and_look(message: Message) -> None:
             nonlocal status
@@ -48,6 +52,14 @@ class Gate:
                     MutableHeaders(raw=message["headers"])["connection"] = "close"
             await send(message)
 
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY_BYTES:  # sent in chunks, so that no header told
+                raise HTTPException(413, TOO_LARGE, headers={"connection": "close"})
+            return message
+
         counted = scope["path"] not in OPEN_PATHS
         refusal = self._refusal(scope) if counted else None
         if counted and refusal is None:
@@ -56,7 +68,7 @@ class Gate:
             if refusal is not None:
                 await refusal.response()(scope, receive, send_and_look)
             else:
-                await self._app(scope, receive, send_and_look)
+                await self._app(scope, receive_within_limit, send_and_look)
         finally:
             if counted and refusal is None:
                 self._lifecycle.leave()
@@ -75,6 +87,8 @@ class Gate:
             return ApiError(503, self._starting(), headers={"retry-after": RETRY_SECONDS})
         if self._lifecycle.state is State.STOPPING:
             return ApiError(503, "this server is shutting down: try again", headers={"retry-after": "1"})
+        if int(Headers(scope=scope).get("content-length", "0")) > MAX_BODY_BYTES:
+            return ApiError(413, TOO_LARGE, headers={"connection": "close"})
         return None
 
     def _key_is_known(self, authorization: str) -> bool:

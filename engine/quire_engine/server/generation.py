@@ -79,8 +79,7 @@ class Generation:
     def _add_sequences(self, into: dict[str, _Sequence], prompt: list[int], params: SamplingParams) -> None:
         parent, arrival = uuid.uuid4().hex, time.monotonic()
         for child in range(params.n):
-            seed = None if params.seed is None else params.seed + child
-            own = dataclasses.replace(params, seed=seed)
+            own = dataclasses.replace(params, seed=params.seed_of(child))
             request = EngineRequest(f"{parent}-{child}", prompt, own, arrival_time=arrival)
             detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, own)
             times = RequestTimes(arrival, len(prompt), own)

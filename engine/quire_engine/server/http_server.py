@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Generator
 
@@ -19,6 +20,7 @@ class HttpServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http="httptools",
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 log_level="warning",
@@ -34,6 +36,11 @@ class HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    async def stop(self, serving: asyncio.Task[None]) -> None:
+        """End the task that runs `serve`, and with it every connection."""
+        self.should_exit = True
+        await asyncio.wait({serving}, timeout=5)
 
     def retire_busy_connections(self) -> None:
         """Have connections that are in use close once their answer is complete.

@@ -20,8 +20,8 @@ class Prompts:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, max_model_len: int, vocab_size: int, chat_template: str | None = None
     ) -> None:
-        self._tokenizer, self._max_model_len, self._vocab_size = tokenizer, max_model_len, vocab_size
-        self._chat_template = chat_template
+        self._tokenizer, self._max_model_len, self._chat_template = tokenizer, max_model_len, chat_template
+        self._vocab_size = vocab_size
 
     async def from_completion(self, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
         """The token ids of each prompt of a completion request. Raises `ApiError` on an empty or foreign one."""
@@ -60,6 +60,7 @@ class Prompts:
                 add_generation_prompt=add_generation_prompt,
                 **template_kwargs,
             )
+            str(text).encode()  # kwargs may smuggle in what no tokenizer takes
         except Exception as error:
             raise ApiError(400, f"the chat template refused the messages: {error}", param="messages") from error
         return await self._encode(str(text), special=False)
@@ -81,13 +82,17 @@ class Prompts:
         room = limit - length
         return room if asked is None else min(asked, room)
 
+    def check_ids(self, ids: list[int], field: str) -> None:
+        """Raise `ApiError` for a token id that the model does not have."""
+        if ids and max(ids) >= self._vocab_size:
+            raise ApiError(
+                400, f"{field} holds token id {max(ids)}: this model's ids end at {self._vocab_size - 1}", param=field
+            )
+
     def _checked(self, ids: list[int]) -> list[int]:
         if not ids:
             raise ApiError(400, "prompt holds an empty list: each prompt needs at least one token", param="prompt")
-        if max(ids) >= self._vocab_size:
-            raise ApiError(
-                400, f"prompt holds token id {max(ids)}: this model's ids end at {self._vocab_size - 1}", param="prompt"
-            )
+        self.check_ids(ids, "prompt")
         return ids
 
     async def _encode(self, text: str, *, special: bool) -> list[int]:

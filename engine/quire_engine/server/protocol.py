@@ -6,11 +6,27 @@ import time
 import uuid
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from quire_engine.sampling_params import MAX_N, SamplingParams
 
-TokenIds = list[Annotated[int, Field(ge=0)]]
+MAX_STOP_TOKEN_IDS = 1024
+MAX_ANSWERS = 1024  # of one request: its prompts, n times each
+
+
+def _whole_characters(text: str) -> str:
+    """JSON can spell half a surrogate pair, which is no character: no tokenizer and no encoding takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ord(text[error.start])
+        raise ValueError(f"\\u{half:x} is half of a surrogate pair: write both halves, or leave it out") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
+# The first wrong element is reported, and no error is made for each of a million others.
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 
 class StreamOptions(BaseModel):
@@ -48,8 +64,8 @@ class GenerationRequest(BaseModel):
     min_p: float | None = None
     n: int | None = Field(default=1, ge=1, le=MAX_N)
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: TokenIds | None = None
+    stop: Text | Annotated[list[Text], Field(fail_fast=True)] | None = None
+    stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int = 0
@@ -98,19 +114,35 @@ class CompletionRequest(GenerationRequest):
         "suffix": (None, ""),
     }
 
-    prompt: str | list[str] | TokenIds | list[TokenIds]
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(fail_fast=True)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(fail_fast=True)]
+    )
+
+    @model_validator(mode="after")
+    def _bound_the_answers(self) -> CompletionRequest:
+        one = isinstance(self.prompt, str) or isinstance(next(iter(self.prompt), None), int)
+        prompts, n = 1 if one else len(self.prompt), self.n or 1
+        if prompts * n > MAX_ANSWERS:
+            raise ValueError(
+                f"prompt holds {prompts} prompts and n is {n}: one request gives at most {MAX_ANSWERS} answers, "
+                "send several"
+            )
+        return self
 
 
 class TextPart(BaseModel):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Annotated[str, Field(min_length=1)]
-    content: str | list[TextPart] | None = None
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
 
     def as_template_input(self) -> dict[str, Any]:
         """The message as chat templates expect it, its text parts joined."""
@@ -131,7 +163,7 @@ class ChatCompletionRequest(GenerationRequest):
         "echo": (False, None),
     }
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(default=None, ge=1)
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -20,22 +21,25 @@ from quire_engine.config import EngineConfig
 from quire_engine.drain import control_socket, serve_control
 from quire_engine.logs import configure_logging
 from quire_engine.server.engine_client import EngineClient
+from quire_engine.server.lifecycle import Lifecycle
 from quire_engine.server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
 STATS_SECONDS = 10.0
+BACKLOG = 4096
 
 
 def serve(config: EngineConfig, settings: ServerSettings) -> int:
     """Serve until SIGTERM or until the engine fails. Returns the process's exit status."""
-    level = "debug" if settings.uvicorn_log_level == "trace" else settings.uvicorn_log_level
-    configure_logging(level, settings.log_format)
+    configure_logging(settings.uvicorn_log_level, settings.log_format)
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
-        hint = "name a free one with --port" if error.errno == 98 else "name another address with --host"
-        return _give_up(f"AddressInUse: cannot listen on {settings.host}:{settings.port} ({error.strerror}): {hint}")
+        taken = error.errno == errno.EADDRINUSE
+        reason = "AddressInUse" if taken else "InvalidFlag"
+        hint = "name a free one with --port" if taken else "name another address with --host, or another --port"
+        return _give_up(f"{reason}: cannot listen on {settings.host}:{settings.port} ({error.strerror}): {hint}")
     failure = uvloop.run(_Process(config, settings, listener).run())
     return 0 if failure is None else _give_up(failure)
 
@@ -45,6 +49,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
+    listener.listen(BACKLOG)  # now, as two sockets may be bound to a port, and the second finds out here
     return listener
 
 
@@ -70,53 +75,58 @@ class _Process:
 
     async def run(self) -> str | None:
         """Returns what made the server fail; None when it was asked to stop."""
+        lifecycle = Lifecycle(self.settings.endpoints_lag, self.settings.shutdown_timeout)
+        # At once: a container's first process never gets a signal that it has no handler for.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, lifecycle.stop)
+        try:
+            async with contextlib.AsyncExitStack() as at_end:
+                return await self._serve(lifecycle, at_end)
+        except Exception as error:
+            log.exception("the server failed")
+            return f"EngineFailed: {error}"
+
+    async def _serve(self, lifecycle: Lifecycle, at_end: contextlib.AsyncExitStack) -> str | None:
+        """Start everything, each with its end on `at_end`, and wait for the end. Returns what `run` does."""
+        at_end.push_async_callback(self._cancel_tasks)
         # First of all the engine process: it imports torch and reads weights while this one imports the rest.
         client = EngineClient(
             self.config, log_level=self.settings.uvicorn_log_level, log_format=self.settings.log_format
         )
+        at_end.push_async_callback(client.close)
         client.start()
         from quire_engine.server.app import Service, create_app
         from quire_engine.server.errors import ApiError
         from quire_engine.server.http_server import HttpServer
-        from quire_engine.server.lifecycle import Lifecycle
         from quire_engine.server.metrics import Metrics
 
         names = self.settings.served_model_name or (self.config.model,)
-        lifecycle = Lifecycle(self.settings.endpoints_lag, self.settings.shutdown_timeout)
         service = Service(self.settings, lifecycle, Metrics(names[0]), client, names)
         server = HttpServer(create_app(service))
         lifecycle.on_retire = server.retire_busy_connections
         lifecycle.on_close_idle = server.close_idle_connections
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, lifecycle.stop)
-        port = self.listener.getsockname()[1]
-        http = self._start(server.serve(sockets=[self.listener]))
-        control = await serve_control(control_socket(port), lifecycle.drain)
+        path = control_socket(self.listener.getsockname()[1])
+        control = await serve_control(path, lifecycle.drain)
+        at_end.callback(path.unlink, missing_ok=True)
+        at_end.callback(control.close)
+        at_end.push_async_callback(server.stop, self._start(server.serve(sockets=[self.listener])))
         if not self.settings.disable_log_stats:
             self._start(_log_throughput(service))
         becoming_ready = self._start(_become_ready(self.config, service))
         dead, stop = self._start(client.dead.wait()), self._start(lifecycle.stop_requested.wait())
-        try:
-            await _any_of(dead, stop, becoming_ready)
-            if becoming_ready.done():
-                becoming_ready.result()  # raises what went wrong
-                await _any_of(dead, stop)
-            if not dead.done():
-                await _any_of(dead, self._start(lifecycle.finished()))
-                client.fail_unfinished(ApiError(503, "the server was stopped before this request was finished"))
-            return client.failure if dead.done() else None
-        except Exception as error:
-            log.exception("the server failed")
-            return f"EngineFailed: {error}"
-        finally:
-            control.close()
-            control_socket(port).unlink(missing_ok=True)
-            server.should_exit = True
-            await asyncio.wait({http}, timeout=5)
-            await client.close()
-            for task in self.tasks:
-                task.cancel()
-            await asyncio.gather(*self.tasks, return_exceptions=True)
+        await _any_of(dead, stop, becoming_ready)
+        if becoming_ready.done():
+            becoming_ready.result()  # raises what went wrong
+            await _any_of(dead, stop)
+        if not dead.done():
+            await _any_of(dead, self._start(lifecycle.finished()))
+            client.fail_unfinished(ApiError(503, "the server was stopped before this request was finished"))
+        return client.failure if dead.done() else None
+
+    async def _cancel_tasks(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

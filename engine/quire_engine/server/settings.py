@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from quire_engine.config import setting
@@ -32,7 +33,11 @@ class ServerSettings:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}: it must be between 0 and 65535")
         for name in ("shutdown_timeout", "endpoints_lag", "stall_timeout"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 0")
+        if self.max_waiting < 0:
+            raise ValueError(f"--max-waiting is {self.max_waiting}: it must be at least 0")
+        if not self.disable_log_requests:
+            raise ValueError("--disable-log-requests false is not supported yet: leave it at true")
         if self.log_format not in ("text", "json"):
             raise ValueError(f"--log-format is {self.log_format!r}: it must be text or json")

@@ -58,6 +58,10 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except ApiError as error:
             await send({"type": "http.response.body", "body": error_event(error) + DONE, "more_body": True})
+        except Exception as error:  # the head says 200 already: only an event can tell the client
+            log.exception("a stream failed")
+            fault = ApiError(500, f"this is a fault of the server: {type(error).__name__}")
+            await send({"type": "http.response.body", "body": error_event(fault) + DONE, "more_body": True})
         finally:
             await self._source.aclose()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
