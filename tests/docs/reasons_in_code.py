@@ -59,11 +59,17 @@ def _of_calls(file: Path) -> Iterator[str]:
 
 
 def _of_last_words(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
-            found = _FIRST_WORD.match(str(node.values[0].value))
-            if found:
-                yield found[1]
+    tree = ast.parse(file.read_text())
+    for function in _functions(tree):
+        for node in _own_nodes(function):
+            if not isinstance(node, ast.JoinedStr):
+                continue
+            match node.values:
+                case [ast.Constant(value=str(text)), *_]:
+                    yield from _FIRST_WORD.findall(text)[:1] if _FIRST_WORD.match(text) else ()
+                case [ast.FormattedValue(value=ast.Name() | ast.Call(func=ast.Name()) as first), *_]:
+                    if ast.unparse(first).split("(")[0].endswith("reason"):
+                        yield from _values(first, function, tree, f"{file.name}:{node.lineno}")
 
 
 def _values(node: ast.expr, function: ast.FunctionDef, module: ast.Module, where: str) -> Iterator[str]:
@@ -80,6 +86,8 @@ def _values(node: ast.expr, function: ast.FunctionDef, module: ast.Module, where
             if not found:
                 raise UnknownReasonError(f"{where}: cannot tell what {name} is")
             yield from found
+        case ast.Call(func=ast.Name(id=called)) if any(f.name == called for f in _functions(module)):
+            yield from _returned(called, None, module, where)
         case ast.Name():
             return  # an argument: its callers are looked at
         case _ if ast.unparse(node) in _SPOKEN_BY_OTHERS:
@@ -106,11 +114,15 @@ def _assigned(name: str, function: ast.FunctionDef, module: ast.Module, where: s
                         yield from _patterns(case.pattern)
 
 
-def _returned(called: str, position: int, module: ast.Module, where: str) -> Iterator[str]:
+def _returned(called: str, position: int | None, module: ast.Module, where: str) -> Iterator[str]:
+    """What a function of the module returns, or at this position of the tuple that it returns."""
     for function in _functions(module):
         for node in _own_nodes(function) if function.name == called else ():
-            if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
-                yield from _values(node.value.elts[position], function, module, where)
+            match node:
+                case ast.Return(value=ast.Tuple(elts=elements)) if position is not None:
+                    yield from _values(elements[position], function, module, where)
+                case ast.Return(value=ast.expr() as value) if position is None:
+                    yield from _values(value, function, module, where)
 
 
 def _patterns(pattern: ast.pattern) -> Iterator[str]:
