@@ -99,21 +99,25 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
             return
         content = (self.hub.repositories[repository] / name).read_bytes()
-        start = 0
-        if asked := re.match(r"bytes=(\d+)-", self.headers.get("range", "")):
+        start, stop = 0, len(content)
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", "")):
             start = int(asked[1])
-        self.send_response(HTTPStatus.PARTIAL_CONTENT if start else HTTPStatus.OK)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            stop = min(stop, int(asked[2]) + 1) if asked[2] else stop
+        whole = start == 0 and stop == len(content)
+        self.send_response(HTTPStatus.OK if whole else HTTPStatus.PARTIAL_CONTENT)
+        if not whole:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", self.hub.commit(repository))
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Length", str(max(0, stop - start)))
         self.end_headers()
         if with_body:
+            # who reads a part looks at a header, and is counted by its own name
+            counted = f"{name} (part)" if asked and asked[2] else name
             with self.hub.lock:
-                self.hub.sent[name] += 1
-            self.wfile.write(content[start:])
+                self.hub.sent[counted] += 1
+            self.wfile.write(content[start:stop])
 
     def _refuse(self, status: HTTPStatus, code: str) -> None:
         body = json.dumps({"error": code}).encode()

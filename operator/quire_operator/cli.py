@@ -1,4 +1,4 @@
-"""The command line: run, crd, render."""
+"""The command line: run, crd, render, plan."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from typing import Any
 import yaml
 
 from quire_operator import __version__
-from quire_operator.api import KIND, InvalidLLMServiceError, crd_manifest, parse_llmservice
+from quire_operator.api import KIND, InvalidLLMServiceError, LLMService, crd_manifest, parse_llmservice
 from quire_operator.builders.desired import desired_objects
 from quire_operator.plan.acceptance import refusal_of
+from quire_operator.plan.table import plan_table
 from quire_operator.settings import Settings, SettingsError, settings_from
+from quire_operator.sources.offline import InvalidCheckpointError, plan_offline
 from quire_operator.yaml_output import yaml_text
 
 _EPILOG = """\
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (SettingsError, InvalidLLMServiceError, OSError, yaml.YAMLError) as error:
+    except (SettingsError, InvalidLLMServiceError, InvalidCheckpointError, OSError, yaml.YAMLError) as error:
         sys.exit(f"quire-operator {options.name}: {error}")
 
 
@@ -72,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PORT",
         help="port of /healthz, /readyz and /metrics; 0 takes a free one (default: 8080)",
     )
+    _add_product_flag(run)
+    run.add_argument(
+        "--plan-reads-tokens",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="read the Secrets of gated models' tokens, to plan them (default: off)",
+    )
     run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default: info")
     _add_building_flags(run)
 
@@ -83,6 +92,18 @@ def _parser() -> argparse.ArgumentParser:
     render = _command(commands, "render", _render, "print what the LLMServices of a file become, without a cluster")
     render.add_argument("file", metavar="FILE", help="YAML file, or - for standard input; other kinds are passed over")
     _add_building_flags(render)
+
+    plan = _command(commands, "plan", _plan, "say whether the LLMServices of a file fit their GPUs, without a cluster")
+    plan.add_argument("file", metavar="FILE", help="YAML file, or - for standard input; other kinds are passed over")
+    plan.add_argument(
+        "--config", type=Path, metavar="DIR", help="read the model from this checkpoint and not from the hub"
+    )
+    plan.add_argument(
+        "--gpu-memory-gib", type=int, metavar="N", help="memory of a GPU, for services that do not say (default: table)"
+    )
+    plan.add_argument("--hub-endpoint", metavar="URL", help="a Hugging Face mirror; HF_TOKEN is its token")
+    plan.add_argument("--cluster-domain", metavar="DOMAIN", help=argparse.SUPPRESS)
+    _add_product_flag(plan)
     return parser
 
 
@@ -100,10 +121,21 @@ def _add_building_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster-domain", metavar="DOMAIN", help="the cluster's DNS domain (default: cluster.local)")
 
 
+def _add_product_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpu-product",
+        action="append",
+        dest="gpu_products",
+        metavar="NAME=MIB",
+        help="memory of a GPU that the plan does not know; may be repeated",
+    )
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     flags = {key: value for key, value in vars(options).items() if key in Settings.__dataclass_fields__}
-    if flags.get("namespaces") is not None:
-        flags["namespaces"] = tuple(flags["namespaces"])
+    for repeated in ("namespaces", "gpu_products"):
+        if flags.get(repeated) is not None:
+            flags[repeated] = tuple(flags[repeated])
     return settings_from(os.environ, **flags)
 
 
@@ -134,19 +166,38 @@ def _crd(options: argparse.Namespace) -> None:
 
 def _render(options: argparse.Namespace) -> None:
     settings = _settings(options)
-    text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text()
+    children = []
+    for service in _services(options.file):
+        children += desired_objects(service, settings)
+    sys.stdout.write(yaml_text(children))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    settings = _settings(options)
+    plans = [
+        (service.metadata.name, plan_offline(service, settings, options.config, options.gpu_memory_gib))
+        for service in _services(options.file)
+    ]
+    sys.stdout.write("\n".join(plan_table(name, plan) for name, plan in plans))
+    if any(plan.verdict == "DoesNotFit" for _, plan in plans):
+        sys.exit(1)
+
+
+def _services(file: str) -> list[LLMService]:
+    """The LLMServices of a file. Raises InvalidLLMServiceError when there is none, or one that cannot be served."""
+    text = sys.stdin.read() if file == "-" else Path(file).read_text()
     manifests = [document for document in yaml.safe_load_all(text) if isinstance(document, dict)]
     services = [manifest for manifest in manifests if manifest.get("kind") == KIND]
     if not services:
-        raise InvalidLLMServiceError(f"{options.file} holds no LLMService: write kind: {KIND}")
-    children = []
+        raise InvalidLLMServiceError(f"{file} holds no LLMService: write kind: {KIND}")
+    found = []
     for manifest in services:
         service = parse_llmservice(manifest, strict=True)
         refusal = refusal_of(service.spec)
         if refusal is not None:
             raise InvalidLLMServiceError(f"{service.metadata.name}: {refusal.reason}: {refusal.message}")
-        children += desired_objects(service, settings)
-    sys.stdout.write(yaml_text(children))
+        found.append(service)
+    return found
 
 
 if __name__ == "__main__":

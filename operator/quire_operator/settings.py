@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from quire_operator import __version__
+from quire_operator.plan.gpu_memory import parse_product
 
 ENVIRONMENT_PREFIX = "QUIRE_OPERATOR_"
 
@@ -49,6 +50,12 @@ class Settings:
     health_port: int = 8080
     """Port of /healthz, /readyz and /metrics; 0 takes a free one."""
 
+    gpu_products: tuple[str, ...] = ()
+    """GPUs that the plan's table lacks or has otherwise, as NAME=MIB. In the environment, separated by commas."""
+
+    plan_reads_tokens: bool = False
+    """Read the Secrets that services name for a gated model, to plan it. Needs `get` of secrets."""
+
     log_level: str = "info"
     """debug, info, warning or error."""
 
@@ -61,8 +68,16 @@ class Settings:
             raise SettingsError(f"--health-port is {self.health_port}: write a port, or 0 for a free one")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise SettingsError(f"--log-level is {self.log_level!r}: write debug, info, warning or error")
+        try:
+            self.products()
+        except ValueError as error:
+            raise SettingsError(f"--gpu-product: {error}") from None
         if not self.engine_image:
             raise SettingsError("--engine-image is empty: name the engine's image with its tag")
+
+    def products(self) -> dict[str, int]:
+        """MiB of a GPU by product, from `gpu_products`."""
+        return dict(parse_product(text) for text in self.gpu_products)
 
 
 def settings_from(environment: Mapping[str, str] = os.environ, **flags: object) -> Settings:

@@ -187,7 +187,6 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "spec.engine.speculative": {"engine": {"speculative": {"method": "ngram"}}},
     "spec.parallelism.pipeline": {"parallelism": {"pipeline": 2}},
     "spec.parallelism.nodes": {"parallelism": {"nodes": 2, "tensor": 2}},
-    "spec.resources.gpu.memoryGiB": {"resources": {"gpu": {"memoryGiB": 80}}},
     "spec.autoscaling": {"autoscaling": {"maxReplicas": 2}},
     "spec.cache.local": {"cache": {"local": {"hostPath": "/x"}}},
     "spec.security.networkPolicy": {"security": {"networkPolicy": {"allowedNamespaces": ["a"]}}},

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from quire_operator.api.fields import Fields
-from quire_operator.api.names import Opaque
 
 
 class Condition(Fields):
@@ -74,6 +73,61 @@ class AutoscalingStatus(Fields):
     """Replicas that it asks for."""
 
 
+class PlanStatus(Fields):
+    """How the model fits its device, computed before a pod starts. Sizes are of one GPU, or of the pod on CPU."""
+
+    verdict: Literal["Fits", "DoesNotFit", "Skipped"]
+    """Whether one request of the greatest length fits beside the weights; Skipped when it cannot be known."""
+
+    reason: str | None = None
+    """Why there is no plan, as one CamelCase word."""
+
+    message: Annotated[str, Field(max_length=4096)] = ""
+    """The sum in words, or why there is none."""
+
+    device: str | None = None
+    """The GPU's product, or CPU."""
+
+    tensor: int | None = None
+    """GPUs that share each layer."""
+
+    smallest_tensor: int | None = None
+    """The fewest GPUs that would hold the model."""
+
+    memory_bytes: int | None = None
+    """Memory of the device."""
+
+    usable_bytes: int | None = None
+    """What gpuMemoryUtilization leaves of it."""
+
+    weights_bytes: int | None = None
+    """Of that, weights."""
+
+    activations_bytes: int | None = None
+    """Of that, the most that one step takes."""
+
+    other_bytes: int | None = None
+    """Of that, what the process takes by itself."""
+
+    kv_cache_bytes: int | None = None
+    """What is left for the KV cache."""
+
+    kv_bytes_per_token: int | None = None
+    """Bytes of KV cache that one token takes."""
+
+    tokens: int | None = None
+    """Tokens that the KV cache holds."""
+
+    max_model_len: int | None = None
+    """Longest prompt plus answer that was planned with."""
+
+    full_length_requests: int | None = None
+    """Requests of that length that fit at once."""
+
+    suggestions: Annotated[list[str], Field(max_length=16)] = Field(default_factory=list)
+    """What would fit, or cost less, instead."""
+
+
 class Status(Fields):
     """The state of an LLMService, written by the operator alone."""
 
@@ -110,7 +164,7 @@ class Status(Fields):
     model: ModelStatus | None = None
     """The model that is served."""
 
-    plan: Opaque | None = None
+    plan: PlanStatus | None = None
     """How the model fits the GPUs."""
 
     cache: CacheStatus | None = None

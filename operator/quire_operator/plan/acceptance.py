@@ -29,7 +29,6 @@ _LATER: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     ("spec.engine.speculative", lambda spec: spec.engine.speculative is not None, "leave it out"),
     ("spec.parallelism.pipeline", lambda spec: spec.parallelism.pipeline != 1, "write 1"),
     ("spec.parallelism.nodes", lambda spec: spec.parallelism.nodes != 1, "write 1"),
-    ("spec.resources.gpu.memoryGiB", lambda spec: spec.resources.gpu.memory_gib is not None, "leave it out"),
     ("spec.autoscaling", lambda spec: spec.autoscaling is not None, "write a number of replicas"),
     ("spec.cache.local", lambda spec: spec.cache is not None and spec.cache.local is not None, "leave it out"),
     ("spec.security.networkPolicy", lambda spec: spec.security.network_policy is not None, "leave it out"),

@@ -1,0 +1,103 @@
+"""What fits on a device: the engine's own memory plan, asked with sizes that were not tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from quire_engine.memory_plan.model_shape import serving_dtype
+from quire_engine.memory_plan.plan import TOKENS_PER_STEP, MemoryPlan, MemoryRequest, size_memory
+from quire_operator.api import Spec
+from quire_operator.plan.gpu_memory import Device
+from quire_operator.plan.model_facts import ModelFacts
+
+GPU_RESIDENT_BYTES = 1 << 30
+"""In use before the engine allocates: CUDA's context, kernels, and what the driver keeps of the memory it reports."""
+
+CPU_RESIDENT_BYTES = 448 << 20
+"""The engine's process with torch loaded."""
+
+MOST_GPUS = 64
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to serve the model, and the memory that it takes."""
+
+    spec: Spec
+    facts: ModelFacts
+    device: Device
+    tensor: int
+    max_model_len: int
+    utilization: float
+    bits: float | None = None
+    """Bits of a weight in the layers, as if the model were quantized; None as it is."""
+
+    @staticmethod
+    def of(spec: Spec, facts: ModelFacts, device: Device) -> Trial:
+        """As the spec asks."""
+        return Trial(
+            spec,
+            facts,
+            device,
+            spec.parallelism.tensor if device.on_gpu else 1,
+            spec.model.max_model_len or facts.longest,
+            spec.engine.gpu_memory_utilization,
+        )
+
+    @property
+    def dtype(self) -> str:
+        """Of weights, activations and KV cache."""
+        return serving_dtype(self.spec.model.dtype, self.facts.shape.dtype, on_gpu=self.device.on_gpu)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes on one GPU of one token's keys and values."""
+        return self.facts.shape.shard(self.tensor).kv_bytes_per_token(self.dtype)
+
+    def memory(self) -> MemoryPlan:
+        """Bytes by purpose on one GPU, or in the pod on CPU."""
+        engine, on_gpu = self.spec.engine, self.device.on_gpu
+        step = engine.max_num_batched_tokens or TOKENS_PER_STEP["cuda" if on_gpu else "cpu"]
+        if not engine.chunked_prefill and engine.max_num_batched_tokens is None:
+            step = max(step, self.max_model_len)
+        return size_memory(
+            MemoryRequest(
+                shape=self.facts.shape.shard(self.tensor),
+                dtype=self.dtype,
+                on_gpu=on_gpu,
+                limit=self.device.memory,
+                resident=GPU_RESIDENT_BYTES if on_gpu else CPU_RESIDENT_BYTES,
+                weights=self.facts.weights.bytes_per_gpu(self.facts.shape, self.dtype, self.tensor, self.bits),
+                utilization=self.utilization,
+                block_size=engine.block_size,
+                max_model_len=self.max_model_len,
+                max_num_seqs=engine.max_num_seqs,
+                max_num_batched_tokens=step,
+            )
+        )
+
+    def fits(self) -> bool:
+        """Whether one request of the greatest length fits beside the weights."""
+        return self.memory().num_tokens >= self.max_model_len
+
+
+def smallest_tensor(trial: Trial) -> int | None:
+    """The fewest GPUs on which the trial fits; None when no number does, or on CPU."""
+    if not trial.device.on_gpu:
+        return None
+    shape = trial.facts.shape
+    sizes = (size for size in range(1, MOST_GPUS + 1) if shape.can_split(size))
+    return next((size for size in sizes if replace(trial, tensor=size).fits()), None)
+
+
+def longest_that_fits(trial: Trial) -> int:
+    """The greatest length, in whole pages, of which one request fits; 0 when none does."""
+    page = trial.spec.engine.block_size
+    low, high = 0, trial.max_model_len // page
+    while low < high:
+        middle = (low + high + 1) // 2
+        if replace(trial, max_model_len=middle * page).fits():
+            low = middle
+        else:
+            high = middle - 1
+    return low * page

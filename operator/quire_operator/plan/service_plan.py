@@ -1,0 +1,136 @@
+"""The plan of one LLMService: whether the model fits, with each term of the sum."""
+
+from __future__ import annotations
+
+from quire_operator.api import ClaimSource, ImageSource, PlanStatus, Spec, parse_source
+from quire_operator.plan.fit import Trial, smallest_tensor
+from quire_operator.plan.gpu_memory import Device, Skipped
+from quire_operator.plan.model_facts import ModelFacts
+from quire_operator.plan.suggestions import suggestions
+
+_OVERRIDING = (
+    "--block-size",
+    "--device",
+    "--dtype",
+    "--gpu-memory-utilization",
+    "--kv-cache-dtype",
+    "--kv-cache-memory-bytes",
+    "--load-format",
+    "--max-model-len",
+    "--max-num-batched-tokens",
+    "--max-num-seqs",
+    "--model",
+    "--no-enable-chunked-prefill",
+    "--num-gpu-blocks-override",
+    "--pipeline-parallel-size",
+    "--quantization",
+    "--revision",
+    "--tensor-parallel-size",
+)
+"""Flags that change the sum. In spec.engine.args they win over the fields that are planned with."""
+
+
+def cannot_be_planned(spec: Spec) -> Skipped | None:
+    """Why a service's memory cannot be computed from its spec, whatever the model; None when it can."""
+    for argument in spec.engine.args:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in _OVERRIDING:
+            return Skipped(
+                "OwnArguments", f"spec.engine.args has {flag}, which is not planned with: write its field instead"
+            )
+    for container in (spec.pod_template.get("spec") or {}).get("containers") or []:
+        changed = sorted({"args", "command", "resources"} & container.keys())
+        if container.get("name") == "engine" and changed:
+            what = f"spec.podTemplate sets the engine's {changed[0]}"
+            return Skipped("OwnArguments", f"{what}, which is not planned with")
+    if spec.parallelism.pipeline * spec.parallelism.nodes != 1:
+        return Skipped("NotPlanned", "models that span pipeline stages or nodes are not planned yet")
+    return None
+
+
+def source_not_planned(spec: Spec) -> Skipped | None:
+    """Why a model cannot be read before its pods start; None for one on a hub."""
+    match parse_source(spec.model.source):
+        case ImageSource():
+            return Skipped("NotPlanned", "weights in the engine's image cannot be read before a pod runs")
+        case ClaimSource():
+            return Skipped("NotPlanned", "models on a claim are not planned yet")
+        case _:
+            return None
+
+
+def plan_of(spec: Spec, facts: ModelFacts, device: Device) -> PlanStatus:
+    """Whether the model fits one GPU's share, or the pod's memory."""
+    shape, tensor = facts.shape, spec.parallelism.tensor if device.on_gpu else 1
+    if not shape.can_split(tensor):
+        heads = f"{shape.num_heads} attention heads, {shape.num_kv_heads} KV heads"
+        return skipped_plan(
+            Skipped("Indivisible", f"spec.parallelism.tensor is {tensor} and does not divide the model ({heads})")
+        )
+    trial = Trial.of(spec, facts, device)
+    if trial.max_model_len > facts.longest:
+        return skipped_plan(
+            Skipped(
+                "BeyondPositions",
+                f"spec.model.maxModelLen is {trial.max_model_len} and the model's positions end at {facts.longest}",
+            )
+        )
+    memory, fits, ways = trial.memory(), trial.fits(), suggestions(trial)
+    return PlanStatus(
+        verdict="Fits" if fits else "DoesNotFit",
+        message=_sum(trial, ways),
+        device=device.name,
+        tensor=tensor,
+        smallest_tensor=smallest_tensor(trial),
+        memory_bytes=device.memory,
+        usable_bytes=int(device.memory * trial.utilization),
+        weights_bytes=memory.weights,
+        activations_bytes=memory.activations,
+        other_bytes=memory.resident + memory.http_server,
+        kv_cache_bytes=memory.kv_cache,
+        kv_bytes_per_token=trial.kv_bytes_per_token,
+        tokens=memory.num_tokens,
+        max_model_len=trial.max_model_len,
+        full_length_requests=memory.num_tokens // trial.max_model_len,
+        suggestions=ways,
+    )
+
+
+def skipped_plan(why: Skipped) -> PlanStatus:
+    """The plan of a service that was not planned."""
+    return PlanStatus(verdict="Skipped", reason=why.reason, message=why.message)
+
+
+def _sum(trial: Trial, ways: list[str]) -> str:
+    memory, limit = trial.memory(), trial.device.memory
+    others = memory.resident + memory.http_server
+    usable, used = int(limit * trial.utilization), others + memory.weights + memory.activations
+    where = f"each of {trial.tensor} GPUs" if trial.tensor > 1 else "one GPU" if trial.device.on_gpu else "the pod"
+    name = f" ({trial.device.name})" if trial.device.on_gpu else ""
+    terms = (
+        f"{where}{name} has {_gib(limit)} x {trial.utilization:g} = {_gib(usable)}; "
+        f"weights {_gib(memory.weights)} + activations {_gib(memory.activations)} + process {_gib(others)} "
+        f"= {_gib(used)}"
+    )
+    wanted = trial.max_model_len * trial.kv_bytes_per_token
+    longest = (
+        f"one request of {trial.max_model_len} tokens takes {_gib(wanted)} "
+        f"at {trial.kv_bytes_per_token / 1024:g} KiB a token"
+    )
+    if memory.num_tokens >= trial.max_model_len:
+        count = memory.num_tokens // trial.max_model_len
+        cache = f"the KV cache takes {_gib(memory.kv_cache)}, {memory.num_tokens} tokens"
+        return f"{terms}; {cache}; {longest}: {count} fit"
+    left = f"{_gib(memory.kv_cache)} are left for the KV cache" if usable > used else f"{_gib(used - usable)} too much"
+    return f"{terms}: {left}; {longest}. {_sentence(ways)}"
+
+
+def _sentence(ways: list[str]) -> str:
+    if not ways:
+        return "Nothing in the spec makes it fit: take a GPU with more memory, or a smaller model"
+    text = ", or ".join(ways)
+    return text[0].upper() + text[1:]
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.2f} GiB"

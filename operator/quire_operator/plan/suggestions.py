@@ -1,0 +1,69 @@
+"""What to write instead, so that the model fits; each was tried by the same sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from decimal import Decimal
+
+from quire_operator.plan.acceptance import refusal_of
+from quire_operator.plan.fit import Trial, longest_that_fits, smallest_tensor
+
+SCHEMES = {"fp8": ("8 bits", 8.0), "awq": ("4 bits", 4.25)}
+"""Scheme of `spec.model.quantization`, its width in words and in bits with its scales."""
+
+_UTILIZATION = 0.95
+_GIB = 1 << 30
+
+
+def suggestions(trial: Trial) -> list[str]:
+    """Ways out, the one that keeps the most first; for what fits, how to spend less."""
+    if trial.fits():
+        return list(_savings(trial))
+    return [*_ways_out(trial)]
+
+
+def _ways_out(trial: Trial) -> Iterator[str]:
+    if trial.utilization < _UTILIZATION and replace(trial, utilization=_UTILIZATION).fits():
+        yield f"set spec.engine.gpuMemoryUtilization to {_UTILIZATION}"
+    tensor = smallest_tensor(trial)
+    if tensor is not None:
+        yield f"set spec.parallelism.tensor to {tensor}, and spec.resources.gpu.count with it where it is set"
+    if not trial.device.on_gpu:
+        memory = _memory_that_fits(trial)
+        if memory is not None:
+            yield f"set spec.resources.memory to {memory}Gi"
+    for scheme in quantizations(trial):
+        yield f"take a checkpoint quantized to {SCHEMES[scheme][0]} ({scheme})"
+    longest = longest_that_fits(trial)
+    if longest:
+        yield f"set spec.model.maxModelLen to at most {longest}"
+
+
+def _savings(trial: Trial) -> Iterator[str]:
+    tensor = smallest_tensor(trial)
+    if tensor is not None and tensor < trial.tensor:
+        yield f"spec.parallelism.tensor {tensor} would hold the model too, with less room for requests"
+
+
+def quantizations(trial: Trial) -> list[str]:
+    """Schemes that this version serves and that would make the model fit."""
+    model = trial.spec.model
+    return [
+        scheme
+        for scheme, (_, bits) in SCHEMES.items()
+        if trial.facts.quantization is None
+        and refusal_of(trial.spec.model_copy(update={"model": model.model_copy(update={"quantization": scheme})}))
+        is None
+        and replace(trial, bits=bits).fits()
+    ]
+
+
+def _memory_that_fits(trial: Trial) -> int | None:
+    """GiB of the pod, rounded up; None when more memory does not help, since the cache on CPU is bounded."""
+    memory = trial.memory()
+    used = memory.resident + memory.http_server + memory.weights + memory.activations
+    page = trial.spec.engine.block_size
+    needed = used + -(-trial.max_model_len // page) * page * trial.kv_bytes_per_token
+    gibibytes = -(-int(needed / Decimal(str(trial.utilization))) // _GIB)
+    return gibibytes if replace(trial, device=replace(trial.device, memory=gibibytes * _GIB)).fits() else None

@@ -1,0 +1,37 @@
+"""A plan as a table, for people."""
+
+from __future__ import annotations
+
+from quire_operator.api import PlanStatus
+
+_GIB = 1 << 30
+
+
+def plan_table(name: str, plan: PlanStatus) -> str:
+    """One line a term of the sum, then what follows from it."""
+    if plan.verdict == "Skipped":
+        return f"{name}: not planned ({plan.reason}): {plan.message}\n"
+    whose = "of the pod" if plan.device == "CPU" else "of each GPU" if (plan.tensor or 1) > 1 else "of the GPU"
+    rows = [
+        ("device", f"{plan.device}" + (f" x {plan.tensor}" if (plan.tensor or 1) > 1 else "")),
+        (f"memory {whose}", _gib(plan.memory_bytes)),
+        ("usable", _gib(plan.usable_bytes)),
+        ("weights", _gib(plan.weights_bytes)),
+        ("activations, at most", _gib(plan.activations_bytes)),
+        ("process", _gib(plan.other_bytes)),
+        ("KV cache", _gib(plan.kv_cache_bytes)),
+        ("KV cache of a token", f"{(plan.kv_bytes_per_token or 0) / 1024:>9.3f} KiB"),
+        ("tokens in the KV cache", f"{plan.tokens or 0:>9}"),
+        ("longest request", f"{plan.max_model_len or 0:>9} tokens"),
+        ("such requests at once", f"{plan.full_length_requests or 0:>9}"),
+    ]
+    if plan.smallest_tensor is not None:
+        rows.append(("GPUs needed", f"{plan.smallest_tensor:>9}"))
+    lines = [f"  {label:<24}{value}" for label, value in rows]
+    verdict = "fits" if plan.verdict == "Fits" else "does not fit"
+    notes = [f"  - {suggestion}" for suggestion in plan.suggestions]
+    return "\n".join([f"{name}: {verdict}", *lines, *notes]) + "\n"
+
+
+def _gib(size: int | None) -> str:
+    return f"{(size or 0) / _GIB:>9.2f} GiB"

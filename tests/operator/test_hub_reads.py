@@ -1,0 +1,162 @@
+"""Reading a model from a hub: a few kB by ranges, one commit throughout, and a name for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import aiohttp.web
+import pytest
+
+from e2e.hub_server import Hub, make_server
+from quire_operator.plan.model_facts import ModelFacts
+from quire_operator.sources import hub
+from quire_operator.sources.directory import read_directory
+from quire_operator.sources.hub import HubError, HubModel, read_model
+from tests.operator.checkpoints import SMALL, write_checkpoint
+
+StartHub = Callable[..., tuple[str, Hub]]
+
+
+@pytest.fixture
+def start_hub() -> Iterator[StartHub]:
+    """Serve directories as repositories; gives the URL and what counts the answers."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(repositories: dict[str, Path], **options: Any) -> tuple[str, Hub]:
+        server = make_server(repositories, host="127.0.0.1", **options)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        handler: Any = server.RequestHandlerClass
+        return f"http://127.0.0.1:{server.server_port}", handler.hub
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+async def read(url: str, repository: str = "org/small", revision: str = "main", token: str | None = None) -> ModelFacts:
+    async with aiohttp.ClientSession() as session:
+        return await read_model(session, HubModel(url, repository, revision), token)
+
+
+@pytest.mark.parametrize("files", [1, 3])
+async def test_a_model_on_the_hub_is_what_it_is_on_disk(tmp_path: Path, start_hub: StartHub, files: int) -> None:
+    directory = write_checkpoint(tmp_path, SMALL, files=files)
+    url, server = start_hub({"org/small": directory})
+    facts = await read(url)
+    on_disk = read_directory(directory)
+    assert (facts.shape, facts.weights, facts.longest) == (on_disk.shape, on_disk.weights, on_disk.longest)
+    assert facts.commit == server.commit("org/small")
+    assert not [name for name in server.sent if "(part)" not in name], "a whole file was sent"
+
+
+async def test_a_commit_is_asked_for_as_it_is_written(tmp_path: Path, start_hub: StartHub) -> None:
+    url, server = start_hub({"org/small": write_checkpoint(tmp_path, SMALL)})
+    commit = server.commit("org/small")
+    assert (await read(url, revision=commit)).commit == commit
+
+
+async def test_a_gated_model_says_that_it_wants_a_token_and_takes_it(tmp_path: Path, start_hub: StartHub) -> None:
+    url, _ = start_hub({"org/small": write_checkpoint(tmp_path, SMALL)}, token="secret")
+    with pytest.raises(HubError, match="wants a token for org/small") as refused:
+        await read(url)
+    assert (refused.value.reason, refused.value.unreachable) == ("ModelGated", False)
+    with pytest.raises(HubError, match="refuses the token") as refused:
+        await read(url, token="wrong")
+    assert "wrong" not in str(refused.value)
+    assert (await read(url, token="secret")).commit
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason", "words"),
+    [
+        (lambda d: (d / "config.json").unlink(), "UnknownModel", "has no config.json"),
+        (lambda d: (d / "config.json").write_text("{"), "UnknownModel", "config.json does not parse"),
+        (lambda d: (d / "model.safetensors").unlink(), "UnknownModel", "only safetensors are planned with"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"<html>"), "UnknownModel", "not a safetensors file"),
+        (
+            lambda d: (d / "config.json").write_text(json.dumps({**SMALL, "architectures": ["Other"]})),
+            "UnknownModel",
+            "architecture is Other",
+        ),
+    ],
+    ids=["no-config", "broken-config", "no-weights", "no-safetensors", "architecture"],
+)
+async def test_what_cannot_be_planned_is_named(
+    tmp_path: Path, start_hub: StartHub, spoil: Callable[[Path], None], reason: str, words: str
+) -> None:
+    directory = write_checkpoint(tmp_path, SMALL)
+    spoil(directory)
+    url, _ = start_hub({"org/small": directory})
+    with pytest.raises(HubError, match=words) as refused:
+        await read(url)
+    assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(("repository", "revision"), [("org/absent", "main"), ("org/small", "no-such-branch")])
+async def test_what_the_hub_does_not_have_is_named(
+    tmp_path: Path, start_hub: StartHub, repository: str, revision: str
+) -> None:
+    url, _ = start_hub({"org/small": write_checkpoint(tmp_path, SMALL)})
+    with pytest.raises(HubError, match=f"has no {repository} at {revision}") as refused:
+        await read(url, repository, revision)
+    assert refused.value.reason == "ModelUnknownToHub"
+
+
+async def test_a_hub_that_is_not_there_is_unreachable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(HubError, match="cannot be reached") as refused:
+        await read(f"http://127.0.0.1:{port}")
+    assert refused.value.unreachable
+
+
+async def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "SECONDS", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(HubError, match="did not answer") as refused,
+    ):
+        await read(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert refused.value.unreachable
+
+
+async def test_a_hub_that_knows_no_ranges_is_read_no_further_than_needed(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, SMALL)
+    with (directory / "model.safetensors").open("r+b") as stream:
+        stream.truncate(64 << 20)
+    sent = 0
+
+    async def serve(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+        nonlocal sent
+        file = directory / request.match_info["file"]
+        if not file.is_file():
+            return aiohttp.web.Response(status=404)
+        response = aiohttp.web.StreamResponse()
+        await response.prepare(request)
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 16):
+                await response.write(chunk)
+                sent += len(chunk)
+        return response
+
+    app = aiohttp.web.Application()
+    app.router.add_get("/org/small/resolve/main/{file}", serve)
+    runner = aiohttp.web.AppRunner(app)
+    await runner.setup()
+    site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        facts = await read(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    finally:
+        await runner.cleanup()
+    assert facts.parameters == read_directory(write_checkpoint(tmp_path / "again", SMALL)).parameters
+    assert sent < 32 << 20

@@ -1,0 +1,263 @@
+"""The plan adds up by hand, says what would fit instead, and is skipped where something is not known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quire_operator.api import PlanStatus
+from quire_operator.cli import main
+from quire_operator.plan.fit import CPU_RESIDENT_BYTES, GPU_RESIDENT_BYTES
+from quire_operator.plan.gpu_memory import PRODUCTS, Device, KnownGPUs, Skipped, device_of
+from quire_operator.plan.hub_source import hub_endpoint
+from quire_operator.plan.model_facts import ModelFacts
+from quire_operator.plan.service_plan import cannot_be_planned, plan_of
+from quire_operator.settings import Settings, SettingsError, settings_from
+from quire_operator.sources.directory import read_directory
+from tests.operator.checkpoints import LLAMA_8B, SMALL, write_checkpoint
+from tests.operator.services import manifest, service
+
+GIB = 1 << 30
+ON_GPU: dict[str, Any] = {"model": {"source": "hf://meta-llama/Llama-3.1-8B"}, "resources": {"gpu": {"count": None}}}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> ModelFacts:
+    return read_directory(write_checkpoint(tmp_path_factory.mktemp("llama"), LLAMA_8B, files=4))
+
+
+def gpu_plan(facts: ModelFacts, memory: int, tensor: int = 1, **model: Any) -> PlanStatus:
+    spec = service(**ON_GPU, parallelism={"tensor": tensor}).spec
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update=model)})
+    return plan_of(spec, facts, Device("NVIDIA-TEST", memory * GIB, on_gpu=True))
+
+
+def test_llama_8b_has_the_parameters_that_its_publisher_counts(llama: ModelFacts) -> None:
+    assert llama.parameters == 8_030_261_248
+    assert llama.longest == 131072
+
+
+def test_the_plan_of_llama_8b_on_24_gib_is_the_sum_done_by_hand(llama: ModelFacts) -> None:
+    plan = gpu_plan(llama, 24, max_model_len=8192)
+    assert plan.weights_bytes == 8_030_261_248 * 2
+    assert plan.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2  # keys and values, layers, KV heads, head, bfloat16
+    step = 8192 * (3 * 4096 + 4 * 14336) * 2  # tokens of a step x widest residual and gated MLP
+    gathered = 32768 * 2 * 8 * 128 * 2
+    assert plan.activations_bytes == step + gathered
+    left = int(24 * GIB * 0.9) - GPU_RESIDENT_BYTES - 16_060_522_496 - step - gathered
+    assert plan.tokens == left // (131072 * 16) * 16 == 36480
+    assert plan.full_length_requests == 36480 // 8192 == 4
+    assert (plan.verdict, plan.smallest_tensor, plan.suggestions) == ("Fits", 1, [])
+
+
+def test_each_of_two_gpus_holds_half_the_matrices_and_all_norms(llama: ModelFacts) -> None:
+    norms = (2 * 32 + 1) * 4096
+    plan = gpu_plan(llama, 24, tensor=2)
+    assert plan.weights_bytes == ((8_030_261_248 - norms) // 2 + norms) * 2
+    assert plan.kv_bytes_per_token == 2 * 32 * 4 * 128 * 2
+
+
+def test_more_gpus_than_kv_heads_repeat_them(llama: ModelFacts) -> None:
+    kv = 32 * 2 * 1024 * 4096
+    norms = (2 * 32 + 1) * 4096
+    plan = gpu_plan(llama, 24, tensor=16)
+    assert plan.weights_bytes == ((8_030_261_248 - norms - kv) // 16 + kv // 8 + norms) * 2
+    assert plan.kv_bytes_per_token == 2 * 32 * 1 * 128 * 2
+
+
+def test_what_does_not_fit_is_told_with_each_term_and_the_ways_out(llama: ModelFacts) -> None:
+    plan = gpu_plan(llama, 24)
+    assert plan.verdict == "DoesNotFit"
+    for term in (
+        "one GPU (NVIDIA-TEST) has 24.00 GiB x 0.9 = 21.60 GiB",
+        "weights 14.96 GiB + activations 1.56 GiB + process 1.00 GiB = 17.52 GiB",
+        "4.08 GiB are left for the KV cache",
+        "one request of 131072 tokens takes 16.00 GiB at 128 KiB a token",
+        "Set spec.parallelism.tensor to 2, ",
+        "set spec.model.maxModelLen to at most ",
+    ):
+        assert term in plan.message
+
+
+def test_what_is_suggested_fits_and_one_step_more_does_not(llama: ModelFacts) -> None:
+    refused = gpu_plan(llama, 24)
+    assert gpu_plan(llama, 24, tensor=refused.smallest_tensor or 0).verdict == "Fits"
+    assert refused.smallest_tensor == 2
+    longest = int(refused.suggestions[-1].rsplit(" ", 1)[1])
+    assert gpu_plan(llama, 24, max_model_len=longest).verdict == "Fits"
+    assert gpu_plan(llama, 24, max_model_len=longest + 16).verdict == "DoesNotFit"
+
+
+def test_quantized_checkpoints_are_suggested_once_they_are_served(
+    llama: ModelFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "quantized" not in gpu_plan(llama, 14, max_model_len=8192).message
+    monkeypatch.setattr("quire_operator.plan.suggestions.refusal_of", lambda spec: None)
+    suggested = gpu_plan(llama, 14, max_model_len=8192).suggestions
+    assert "take a checkpoint quantized to 8 bits (fp8)" in suggested
+    assert "take a checkpoint quantized to 8 bits (fp8)" not in gpu_plan(llama, 10, max_model_len=8192).suggestions
+    assert "take a checkpoint quantized to 4 bits (awq)" in gpu_plan(llama, 10, max_model_len=8192).suggestions
+
+
+def test_gpus_beyond_need_are_pointed_out(llama: ModelFacts) -> None:
+    plan = gpu_plan(llama, 80, tensor=4, max_model_len=8192)
+    assert plan.verdict == "Fits"
+    assert plan.suggestions == ["spec.parallelism.tensor 1 would hold the model too, with less room for requests"]
+
+
+def test_a_float32_checkpoint_is_served_in_half_of_its_size_on_a_gpu(tmp_path: Path) -> None:
+    config = {**SMALL, "torch_dtype": "float32"}
+    facts = read_directory(write_checkpoint(tmp_path, config, dtype="F32"))
+    assert gpu_plan(facts, 24).weights_bytes == (facts.parameters or 0) * 2
+    on_cpu = plan_of(service().spec, facts, Device("CPU", 4 * GIB, on_gpu=False))
+    assert on_cpu.weights_bytes == (facts.parameters or 0) * 4
+
+
+def test_a_service_on_the_cpu_is_planned_with_the_pods_memory(llama: ModelFacts) -> None:
+    spec = service(model={"source": "hf://a/b", "maxModelLen": 4096}, resources={"memory": "16Gi"}).spec
+    device = device_of(spec, KnownGPUs())
+    assert device == Device("CPU", 16 * GIB, on_gpu=False)
+    plan = plan_of(spec, llama, Device("CPU", 16 * GIB, on_gpu=False))
+    assert (plan.verdict, plan.smallest_tensor) == ("DoesNotFit", None)
+    assert plan.other_bytes == CPU_RESIDENT_BYTES + (128 << 20)
+    (memory,) = [way for way in plan.suggestions if "spec.resources.memory" in way]
+    enough = int(memory.rsplit(" ", 1)[1].removesuffix("Gi"))
+    assert plan_of(spec, llama, Device("CPU", enough * GIB, on_gpu=False)).verdict == "Fits"
+    assert plan_of(spec, llama, Device("CPU", (enough - 1) * GIB, on_gpu=False)).verdict == "DoesNotFit"
+
+
+def test_a_tensor_size_that_does_not_divide_the_heads_is_not_planned(llama: ModelFacts) -> None:
+    plan = gpu_plan(llama, 24, tensor=3)
+    assert (plan.verdict, plan.reason) == ("Skipped", "Indivisible")
+
+
+def test_a_length_beyond_the_models_positions_is_not_planned(llama: ModelFacts) -> None:
+    plan = gpu_plan(llama, 24, max_model_len=131073)
+    assert (plan.verdict, plan.reason) == ("Skipped", "BeyondPositions")
+
+
+def test_a_model_of_another_architecture_is_never_guessed() -> None:
+    with pytest.raises(ValueError, match="architecture is DeepseekV3ForCausalLM: known are LlamaForCausalLM"):
+        ModelFacts.of({**LLAMA_8B, "architectures": ["DeepseekV3ForCausalLM"]}, {})
+
+
+NODE = {
+    "nvidia.com/gpu.memory": "46068",
+    "nvidia.com/gpu.product": "NVIDIA-L40S",
+    "zone": "a",
+}
+BIG = {**NODE, "nvidia.com/gpu.memory": "81559", "nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "zone": "b"}
+
+
+def device(gpu: dict[str, Any], *nodes: dict[str, str], zone: str | None = None, **products: int) -> Any:
+    selector = {"nodeSelector": {"zone": zone}} if zone else {}
+    spec = service(resources={"gpu": {"count": 1, **gpu}}, scheduling=selector).spec
+    return device_of(spec, KnownGPUs(nodes, {name.replace("_", "-"): size for name, size in products.items()}))
+
+
+def test_the_spec_wins_over_the_nodes_and_the_nodes_over_the_table() -> None:
+    product = {"product": "NVIDIA-L40S"}
+    assert device(product).memory == PRODUCTS["NVIDIA-L40S"] << 20
+    assert device(product, {**NODE, "nvidia.com/gpu.memory": "40000"}).memory == 40000 << 20
+    assert device({**product, "memoryGiB": 30}, NODE).memory == 30 * GIB
+    assert device(product, NVIDIA_L40S=41000).memory == 41000 << 20
+
+
+def test_the_nodes_that_count_are_those_that_pods_may_run_on() -> None:
+    assert device({}, NODE, BIG, zone="b") == Device("NVIDIA-H100-80GB-HBM3", 81559 << 20, on_gpu=True)
+    assert device({"product": "NVIDIA-L40S"}, NODE, BIG).memory == 46068 << 20
+
+
+def test_gpus_of_several_sizes_are_not_guessed_between() -> None:
+    found = device({}, NODE, BIG)
+    assert isinstance(found, Skipped)
+    assert found.reason == "SeveralGPUs"
+    assert "45.0 GiB (NVIDIA-L40S) and 79.6 GiB (NVIDIA-H100-80GB-HBM3)" in found.message
+
+
+@pytest.mark.parametrize("gpu", [{}, {"product": "NVIDIA-Z9"}])
+def test_an_unknown_gpu_is_not_guessed(gpu: dict[str, Any]) -> None:
+    found = device(gpu)
+    assert isinstance(found, Skipped)
+    assert found.reason == "UnknownGPU"
+    assert "memoryGiB" in found.message
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"engine": {"args": ["--max-model-len=100"]}}, "spec.engine.args has --max-model-len"),
+        ({"engine": {"args": ["--num_gpu_blocks_override", "9"]}}, "--num-gpu-blocks-override"),
+        ({"podTemplate": {"spec": {"containers": [{"name": "engine", "command": ["x"]}]}}}, "the engine's command"),
+    ],
+)
+def test_a_service_that_goes_around_the_fields_is_not_planned(spec: dict[str, Any], words: str) -> None:
+    why = cannot_be_planned(service(**spec).spec)
+    assert why is not None
+    assert words in why.message
+
+
+def test_flags_that_cost_no_memory_do_not_keep_a_service_from_being_planned() -> None:
+    spec = {"engine": {"args": ["--seed=3"]}, "podTemplate": {"spec": {"containers": [{"name": "sidecar"}]}}}
+    assert cannot_be_planned(service(**spec).spec) is None
+
+
+def test_the_hub_that_is_asked_is_the_one_that_the_pods_ask() -> None:
+    def endpoint(settings: Settings, *env: dict[str, Any]) -> Any:
+        return hub_endpoint(service(engine={"env": list(env)}), settings)
+
+    mirror = Settings(hub_endpoint="https://mirror.example/hf/")
+    assert endpoint(Settings()) == "https://huggingface.co"
+    assert endpoint(mirror) == "https://mirror.example/hf"
+    assert endpoint(mirror, {"name": "HF_ENDPOINT", "value": "http://hub:8080"}) == (
+        "http://hub.default.svc.cluster.local:8080"
+    )
+    for env in ({"valueFrom": {}}, {"value": "file:///etc/passwd"}):
+        assert endpoint(mirror, {"name": "HF_ENDPOINT", **env}).reason == "HubUnknown"
+
+
+def test_products_come_from_the_settings() -> None:
+    settings = settings_from({"QUIRE_OPERATOR_GPU_PRODUCTS": "My-GPU=1000,Other=2000"})
+    assert settings.products() == {"My-GPU": 1000, "Other": 2000}
+    with pytest.raises(SettingsError, match="--gpu-product: 'My-GPU' is no GPU product: write NAME=MIB"):
+        settings_from({}, gpu_products=("My-GPU",))
+
+
+def plan_file(tmp_path: Path, **spec: Any) -> str:
+    file = tmp_path / "service.yaml"
+    file.write_text(yaml.safe_dump(manifest(**spec)))
+    return str(file)
+
+
+def test_the_command_prints_the_sum_of_a_checkpoint_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model", LLAMA_8B)
+    gpu = {"count": 1, "product": "NVIDIA-L4"}
+    file = plan_file(tmp_path, model={"maxModelLen": 4096}, resources={"gpu": gpu})
+    main(["plan", file, "--config", str(checkpoint)])
+    table = capsys.readouterr().out
+    assert table.startswith("llama: fits\n")
+    assert "  weights                     14.96 GiB\n" in table
+    assert "  KV cache of a token       128.000 KiB\n" in table
+
+
+def test_the_command_fails_for_a_model_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model", LLAMA_8B)
+    file = plan_file(tmp_path, resources={"gpu": {"count": 1}})
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", file, "--config", str(checkpoint), "--gpu-memory-gib", "24"])
+    assert ended.value.code == 1
+    table = capsys.readouterr().out
+    assert table.startswith("llama: does not fit\n")
+    assert "GPUs needed" in table
+    assert "  - set spec.parallelism.tensor to 2" in table
+
+
+def test_the_command_says_why_there_is_no_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", plan_file(tmp_path)])
+    assert "not planned (NotPlanned)" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="has no config"):
+        main(["plan", plan_file(tmp_path), "--config", str(tmp_path / "empty")])
