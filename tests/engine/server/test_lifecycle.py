@@ -14,7 +14,8 @@ import httpx
 import openai
 import pytest
 
-from tests.engine.server.conftest import Server, StartServer, free_port, until
+from tests.engine.server import conftest
+from tests.engine.server.conftest import Server, StartServer, environment, free_port, until
 
 LONG = {"model": "tiny", "prompt": "Return", "max_tokens": 400, "temperature": 0, "extra_body": {"ignore_eos": True}}
 
@@ -234,6 +235,44 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_one_line_that_says_why(
     assert server.termination_message.startswith(f"{reason}: ")
     assert says in server.termination_message
     assert "\n" not in server.termination_message
+
+
+def catches_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("after", [0.0, 1.0])
+def test_sigterm_while_it_starts_ends_it_with_0_and_leaves_nothing(start_server: StartServer, after: float) -> None:
+    server = start_server(wait=False)
+    until(lambda: catches_sigterm(server.process.pid))
+    time.sleep(after)  # while it imports, and while it loads
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(15) == 0, server.log
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in children), 10)
+    assert not list(server.run_dir.glob("*.sock"))
+
+
+def test_a_control_socket_that_cannot_be_made_ends_it_with_what_to_set(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conftest, "environment", lambda run_dir: environment(run_dir) | {"QUIRE_RUN_DIR": "/dev/null"})
+    server = start_server(wait=False)
+    assert server.process.wait(30) == 1
+    assert "QUIRE_RUN_DIR" in server.termination_message
+
+
+def test_the_finest_log_level_is_no_obstacle(start_server: StartServer) -> None:
+    assert start_server("--uvicorn-log-level=trace").health() == 200
+
+
+@pytest.mark.parametrize("flag", ["--max-waiting=-1", "--shutdown-timeout=nan", "--disable-log-requests=false"])
+def test_a_setting_without_sense_is_refused_at_once(start_server: StartServer, flag: str) -> None:
+    server = start_server(flag, wait=False)
+    assert server.process.wait(10) == 2
+    assert flag.split("=")[0] in server.log
 
 
 def test_too_little_memory_is_refused_with_the_numbers_and_the_flag(start_server: StartServer) -> None:
