@@ -1,0 +1,65 @@
+"""The operator's plan, made from headers, and the engine's memory, as allocated, are the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quire_engine.config import EngineConfig
+from quire_engine.engine import build_engine
+from quire_engine.memory_plan.host_memory import memory_limit
+from quire_engine.memory_plan.model_shape import ARCHITECTURES, ModelShape
+from quire_engine.models.registry import FAMILIES as SERVED
+from quire_engine.models.registry import decoder_spec
+from quire_operator.plan.gpu_memory import Device
+from quire_operator.plan.service_plan import plan_of
+from quire_operator.sources.directory import read_directory
+from tests.engine.models.checkpoints import FAMILIES, VARIANTS, make_model, save
+from tests.operator.services import service
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CHECKPOINTS = FAMILIES | VARIANTS
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_weights_and_kv_bytes_per_token_are_those_of_the_engine(tmp_path: Path, name: str, dtype: str) -> None:
+    cls, config = CHECKPOINTS[name]
+    save(make_model(cls, config()), tmp_path)
+    spec = service(model={"source": "hf://org/name", "dtype": dtype}).spec
+    plan = plan_of(spec, read_directory(tmp_path), Device("CPU", 4 << 30, on_gpu=False))
+    core, info = build_engine(EngineConfig(model=str(tmp_path), device="cpu", dtype=dtype, num_gpu_blocks_override=64))
+    model: Any = core._executor._model  # type: ignore[attr-defined]
+    assert plan.weights_bytes == sum(p.numel() * p.element_size() for p in model.parameters())
+    caches = [cache for layer in model.attention_layers() for cache in (layer.k_cache, layer.v_cache)]
+    allocated = sum(cache.numel() * cache.element_size() for cache in caches)
+    assert (plan.kv_bytes_per_token or 0) * info.num_blocks * info.block_size == allocated
+    assert plan.max_model_len == info.max_model_len
+
+
+def test_the_pool_of_a_pod_is_the_one_that_the_engine_allocates(tmp_path: Path) -> None:
+    cls, config = FAMILIES["llama"]
+    save(make_model(cls, config()), tmp_path)
+    spec = service(model={"source": "hf://org/name"}, engine={"blockSize": 128}).spec
+    plan = plan_of(spec, read_directory(tmp_path), Device("CPU", memory_limit(), on_gpu=False))
+    _, info = build_engine(EngineConfig(model=str(tmp_path), device="cpu", block_size=128))
+    assert plan.tokens == info.num_blocks * info.block_size
+
+
+def test_every_architecture_that_is_planned_is_served() -> None:
+    assert set(ARCHITECTURES) <= set(SERVED)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("left_out", ["nothing", "head_dim", "num_key_value_heads"])
+def test_the_shape_that_is_planned_with_is_the_one_that_is_served(tmp_path: Path, name: str, left_out: str) -> None:
+    cls, config = CHECKPOINTS[name]
+    save(make_model(cls, config()), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    written.pop(left_out, None)
+    spec = decoder_spec(written)
+    assert ModelShape.of_known_architecture(written) == spec.shape
