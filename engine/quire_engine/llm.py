@@ -170,7 +170,9 @@ class LLM:
         if output.finish_reason == "error":
             raise ValueError(f"prompt {parent.request_id}: {output.error}")
         elapsed = time.monotonic() - sequence.started
-        text, stop = sequence.detokenizer.update(output.new_token_ids, output.finish_reason is not None)
+        text, stop = sequence.detokenizer.update(
+            output.new_token_ids, output.finish_reason is not None, ended_by_token=output.finish_reason == "stop"
+        )
         answer.text += text
         answer.token_ids += output.new_token_ids
         answer.finish_reason, answer.stop_reason = output.finish_reason, output.stop_reason

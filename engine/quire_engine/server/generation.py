@@ -90,7 +90,9 @@ class Generation:
             raise ApiError(400, output.error or "the engine refused the request")
         now = time.monotonic()
         self._metrics.observe_tokens(sequence.times, len(output.new_token_ids), now)
-        text, stop = sequence.detokenizer.update(output.new_token_ids, output.finish_reason is not None)
+        text, stop = sequence.detokenizer.update(
+            output.new_token_ids, output.finish_reason is not None, ended_by_token=output.finish_reason == "stop"
+        )
         reason, stop_reason = output.finish_reason, output.stop_reason
         if stop is not None:
             if reason is None:

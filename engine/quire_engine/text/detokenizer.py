@@ -38,15 +38,19 @@ class IncrementalDetokenizer:
         self._held = ""  # decoded, and perhaps the beginning of a stop string
         self._stop: str | None = None
 
-    def update(self, new_token_ids: Sequence[int], finished: bool) -> tuple[str, str | None]:
+    def update(
+        self, new_token_ids: Sequence[int], finished: bool, *, ended_by_token: bool = False
+    ) -> tuple[str, str | None]:
         """The text that `new_token_ids` add for good, and the stop string that ended it, if one did.
 
         With `finished` everything that was held back comes out. After a stop string nothing comes any more.
+        `ended_by_token` says that the last token only ends the answer, and has no text but with
+        `include_stop_str_in_output`.
         """
         if self._stop is not None:
             return "", self._stop
         tokens = list(new_token_ids)
-        if finished and tokens and self._is_stop_token(tokens[-1]):
+        if ended_by_token and not self._params.include_stop_str_in_output:
             tokens.pop()
         out = ""
         for token in tokens:
@@ -60,14 +64,6 @@ class IncrementalDetokenizer:
             if self._stop is None:
                 out, self._held = out + self._held, ""
         return out, self._stop
-
-    def _is_stop_token(self, token: int) -> bool:
-        """Whether the last token of an answer only says that it ends."""
-        params = self._params
-        if params.include_stop_str_in_output:
-            return False
-        is_eos = token == self._tokenizer.eos_token_id and not params.ignore_eos
-        return is_eos or token in params.stop_token_ids
 
     def _decode_pending(self, *, last: bool) -> str:
         """The text of the pending tokens, or none while their last character may be incomplete."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from tests.engine.server.conftest import Server
+from tests.engine.server.conftest import Server, StartServer
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 
@@ -138,3 +142,21 @@ def test_a_wish_beyond_the_room_left_is_answered_up_to_the_context(start_server:
     )
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage.total_tokens == 64
+
+
+def test_every_token_that_ends_answers_is_left_out(
+    start_server: StartServer, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """A checkpoint may name more of them than its tokenizer does, and ordinary ones."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    model = tmp_path / "several-ends"
+    shutil.copytree(tiny_model_dir, model)
+    prompt = "Return a string that"
+    before = LlamaForCausalLM.from_pretrained(model).generate(
+        tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids, max_new_tokens=4, do_sample=False
+    )[0]
+    file = model / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": [1, int(before[-1])]}))
+    answer = start_server(model=model).client().completions.create(model="tiny", prompt=prompt, temperature=0)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].text == tokenizer.decode(before[-4:-1])

@@ -49,13 +49,18 @@ def word_marks() -> PreTrainedTokenizerFast:
 
 
 def pieces(
-    tokenizer: PreTrainedTokenizerFast, ids: list[int], prompt: list[int] | None = None, **params: object
+    tokenizer: PreTrainedTokenizerFast,
+    ids: list[int],
+    prompt: list[int] | None = None,
+    ended_by_token: bool = False,
+    **params: object,
 ) -> tuple[list[str], str | None]:
     """The text of each token, fed one by one, and the stop string."""
     detokenizer = IncrementalDetokenizer(tokenizer, prompt or [], SamplingParams(max_tokens=None, **params))  # type: ignore[arg-type]
     out, stop = [], None
     for i, token in enumerate(ids):
-        text, stop = detokenizer.update([token], i == len(ids) - 1)
+        last = i == len(ids) - 1
+        text, stop = detokenizer.update([token], last, ended_by_token=last and ended_by_token)
         out.append(text)
         if stop is not None:
             break
@@ -165,12 +170,11 @@ def test_special_tokens_are_left_out_unless_wanted(byte_level: PreTrainedTokeniz
 
 
 def test_a_token_that_only_ends_the_answer_has_no_text(byte_level: PreTrainedTokenizerFast) -> None:
-    word, stop = byte_level.encode("a")[0], byte_level.encode("b")[0]
-    assert "".join(pieces(byte_level, [word, stop], stop_token_ids=[stop])[0]) == "a"
-    included = pieces(byte_level, [word, stop], stop_token_ids=[stop], include_stop_str_in_output=True)
+    word, end = byte_level.encode("a")[0], byte_level.encode("b")[0]
+    assert "".join(pieces(byte_level, [word, end], ended_by_token=True)[0]) == "a"
+    assert "".join(pieces(byte_level, [word, end])[0]) == "ab"
+    included = pieces(byte_level, [word, end], ended_by_token=True, include_stop_str_in_output=True)
     assert "".join(included[0]) == "ab"
-    eos = byte_level.eos_token_id
-    assert "".join(pieces(byte_level, [word, eos], skip_special_tokens=False)[0]) == "a"
 
 
 def test_tokenizers_load_and_work_without_torch(byte_level: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -194,3 +198,32 @@ assert "torch" not in sys.modules
 def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"the tokenizer of {tmp_path}.*--tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+def test_the_work_for_a_token_does_not_grow_with_the_text(byte_level: PreTrainedTokenizerFast) -> None:
+    decoded = 0
+
+    class Counting:
+        def decode(self, ids: list[int], **options: bool) -> str:
+            nonlocal decoded
+            decoded += len(ids)
+            return str(byte_level.decode(ids, **options))
+
+    ids = byte_level.encode(TEXT) * 50
+    detokenizer = IncrementalDetokenizer(Counting(), [], SamplingParams(max_tokens=None, stop=["zq"]))  # type: ignore[arg-type]
+    out = "".join(detokenizer.update([token], False)[0] for token in ids)
+    assert out == TEXT * 50
+    assert decoded < 20 * len(ids)
+
+
+def test_a_unigram_tokenizer_keeps_its_spaces() -> None:
+    unigram = Tokenizer(models.Unigram())
+    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=40, special_tokens=["<s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    unigram.train_from_iterator(["hello world the end of the end", "return the value"] * 9, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=unigram, bos_token="<s>", unk_token="<unk>")
+    prompt, answer = tokenizer.encode("return the"), tokenizer.encode("end of the world")
+    assert "".join(pieces(tokenizer, answer, prompt)[0]) == " end of the world"
+    assert "".join(pieces(tokenizer, answer, [tokenizer.bos_token_id])[0]) == "end of the world"
