@@ -58,6 +58,8 @@ class Generation:
             self._add_sequences(sequences, prompt, own)
         mailbox = Mailbox()
         self._client.submit([s.request for s in sequences.values()], mailbox)
+        for own in params:
+            self._metrics.observe_submitted(own)
         unfinished = len(sequences)
         try:
             while unfinished:

