@@ -33,6 +33,8 @@ async def serve_control(path: Path, drain: Callable[[], Awaitable[None]]) -> asy
                 await writer.drain()
         except ConnectionError:
             pass  # the drain command was killed: the drain itself goes on
+        except asyncio.CancelledError:
+            pass  # the server ends while it drains: asyncio would log this task's cancellation as an error
         finally:
             writer.close()
 

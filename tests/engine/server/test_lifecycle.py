@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -159,6 +160,21 @@ def test_a_killed_engine_ends_the_server_with_the_cause(start_server: StartServe
     assert all("engine has failed" in str(e) for e in streams.errors)
     assert "OutOfMemory: the engine process ended by signal 9" in server.termination_message
     assert server.log.strip().splitlines()[-1].endswith(server.termination_message)
+
+
+def test_an_engine_that_dies_during_a_drain_ends_both_with_the_cause(start_server: StartServer) -> None:
+    server = start_server("--endpoints-lag=60")
+    server.client().completions.create(model="tiny", prompt="Return", max_tokens=2)
+    drained: list[subprocess.CompletedProcess[str]] = []
+    draining = threading.Thread(target=lambda: drained.append(server.drain()))
+    draining.start()
+    until(lambda: server.health() == 503, 10)
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    assert server.process.wait(15) == 1
+    draining.join()
+    assert drained[0].returncode == 1
+    assert "ended while draining" in drained[0].stderr
+    assert "Traceback" not in server.log
 
 
 def test_a_killed_server_takes_its_engine_along(start_server: StartServer) -> None:
