@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,10 @@ from e2e.cluster import binaries
 from e2e.cluster.control_plane import ControlPlane, start_control_plane
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubeconfig import User
+from e2e.hub_server import make_server
 from quire_operator.api import custom_resource_definition
 from tests.operator.api_client import ApiClient, Namespace, eventually
+from tests.operator.checkpoints import SMALL, write_checkpoint
 from tests.operator.operator_process import OperatorProcess
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -118,3 +122,25 @@ def operator(
         process = start("--engine-image=quire/engine:test", "--lease-seconds=3")
         process.wait_until_leading()
         yield process
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadingHTTPServer]:
+    """A hub on loopback, with the small models org/small and org/other."""
+    folder = tmp_path_factory.mktemp("hub")
+    small, other = write_checkpoint(folder / "small", SMALL), write_checkpoint(folder / "other", SMALL, files=2)
+    server = make_server({"org/small": small, "org/other": other}, host="127.0.0.1")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def gated_hub(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+    """A hub that wants the token `the-token`."""
+    server = make_server({"org/small": write_checkpoint(tmp_path, SMALL)}, host="127.0.0.1", token="the-token")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()

@@ -47,18 +47,17 @@ class OperatorProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of the samples `name` with these labels."""
-        text = httpx.get(f"{self.url}/metrics").text
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return sum(value for found, value in self._samples(name) if labels.items() <= found.items())
 
     def calls(self) -> float:
-        """Calls to the API, without those that keep the Lease."""
-        everything = self.metric("quire_operator_api_calls_total")
-        return everything - self.metric("quire_operator_api_calls_total", resource="leases")
+        """Calls to the API, without those that keep the Lease: out of one scrape, since these go on."""
+        found = self._samples("quire_operator_api_calls_total")
+        return sum(value for labels, value in found if labels["resource"] != "leases")
+
+    def _samples(self, name: str) -> list[tuple[dict[str, str], float]]:
+        families = text_string_to_metric_families(httpx.get(f"{self.url}/metrics").text)
+        samples = (sample for family in families for sample in family.samples if sample.name == name)
+        return [(dict(sample.labels), sample.value) for sample in samples]
 
     def wait_until_idle(self, seconds: float = 60) -> None:
         """Return when nothing is queued or running, and no call was made for a second."""

@@ -77,7 +77,7 @@ def test_the_pure_commands_load_neither_kopf_nor_a_client(tmp_path: Path) -> Non
 
 
 def test_help_explains_every_command() -> None:
-    for arguments in (["--help"], ["run", "--help"], ["crd", "--help"], ["render", "--help"]):
+    for arguments in (["--help"], ["run", "--help"], ["crd", "--help"], ["render", "--help"], ["plan", "--help"]):
         command = [sys.executable, "-m", "quire_operator.cli", *arguments]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "usage: quire-operator" in result.stdout

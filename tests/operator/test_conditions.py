@@ -194,7 +194,6 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "spec.monitoring.alerts": {"monitoring": {"alerts": "enabled"}},
     "spec.monitoring.interval": {"monitoring": {"interval": "30s"}},
     "spec.monitoring.labels": {"monitoring": {"labels": {"a": "b"}}},
-    "spec.plan": {"plan": "warn"},
 }
 
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import yaml
 
+from quire_operator.cli import _parser
 from quire_operator.kubeapi.resources import LLMSERVICES
 from tests.operator.api_client import ApiClient, Namespace
 from tests.operator.conftest import REPOSITORY, program
@@ -88,9 +89,38 @@ def test_values_reach_the_operator(helm: Path) -> None:
     assert "--engine-image=r/engine:x" in container["args"]
 
 
+def test_rights_for_plans_are_those_that_the_values_ask_for(helm: Path) -> None:
+    def rights(*settings: str) -> set[tuple[str, str]]:
+        roles = [d for d in template(helm, *settings) if d["kind"] in ("Role", "ClusterRole")]
+        return {
+            (resource, verb) for d in roles for r in d["rules"] for resource in r["resources"] for verb in r["verbs"]
+        }
+
+    only_in_plans = {("nodes", "list"), ("secrets", "get")}
+    assert rights() & only_in_plans == {("nodes", "list")}
+    assert rights("planReadsTokens=true") & only_in_plans == only_in_plans
+    assert rights("watchNamespaces={a}", "planReadsTokens=true") & only_in_plans == {("secrets", "get")}
+
+
+def test_gpus_of_the_values_reach_the_operator(helm: Path) -> None:
+    documents = template(helm, "gpuProducts.My-GPU=24576", "planReadsTokens=true")
+    (deployment,) = [d for d in documents if d["kind"] == "Deployment"]
+    arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert {"--gpu-product=My-GPU=24576", "--plan-reads-tokens"} <= set(arguments)
+    parsed = vars(_parser().parse_args(arguments))
+    assert (parsed["gpu_products"], parsed["plan_reads_tokens"]) == (["My-GPU=24576"], True)
+
+
 @pytest.mark.parametrize(
     "setting",
-    ["engineImage=quire/engine:latest:x y", "replicas=-1", "logLevel=loud", "imgae.tag=x", "image.tag=latest"],
+    [
+        "engineImage=quire/engine:latest:x y",
+        "replicas=-1",
+        "logLevel=loud",
+        "imgae.tag=x",
+        "image.tag=latest",
+        "gpuProducts.X=80GiB",
+    ],
 )
 def test_a_value_that_cannot_be_right_is_refused(helm: Path, setting: str) -> None:
     with pytest.raises(subprocess.CalledProcessError):

@@ -25,4 +25,9 @@
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
+{{- if .Values.planReadsTokens }}
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get]
+{{- end }}
 {{- end -}}

@@ -20,6 +20,7 @@ from quire_operator.kubeapi.resources import Resource
 Object = dict[str, Any]
 
 _APPLY_PATCH = "application/apply-patch+yaml"
+_METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 _WATCH_SECONDS = 290
 _SILENCE_SECONDS = 90
@@ -57,6 +58,11 @@ class Client:
         """The list object, from the API server's cache."""
         parameters = {"resourceVersion": "0", **({"labelSelector": selector} if selector else {})}
         return await self._call("list", resource, resource.path(namespace), parameters=parameters)
+
+    async def list_metadata(self, resource: Resource, selector: str) -> Object:
+        """The list object of all namespaces, where each item has its metadata alone."""
+        parameters = {"resourceVersion": "0", "labelSelector": selector}
+        return await self._call("list", resource, resource.path(), parameters=parameters, accept=_METADATA_ALONE)
 
     async def apply(
         self,
@@ -131,9 +137,11 @@ class Client:
         parameters: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content: str = "application/json",
+        accept: str = "application/json",
     ) -> Object:
         method = _METHODS[verb]
-        async with self._slots, self._request(verb, resource, method, path, parameters, body, content) as response:
+        request = self._request(verb, resource, method, path, parameters, body, content, accept=accept)
+        async with self._slots, request as response:
             try:
                 result: Object = await response.json(content_type=None)
             except _NO_ANSWER as error:
@@ -151,8 +159,9 @@ class Client:
         body: Mapping[str, Any] | None,
         content: str,
         limits: aiohttp.ClientTimeout = _TIMEOUT,
+        accept: str = "application/json",
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        headers = self._headers()
+        headers = {"Accept": accept, **self._headers()}
         if body is not None:
             headers["Content-Type"] = content
         data = json.dumps(body).encode() if body is not None else None

@@ -11,7 +11,7 @@ from quire_operator.api import API_VERSION, KIND, PLURAL
 
 @dataclass(frozen=True)
 class Resource:
-    """One kind of namespaced object."""
+    """One kind of object."""
 
     api_version: str
     kind: str
@@ -36,6 +36,8 @@ CLAIMS = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 DISRUPTION_BUDGETS = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 PODS = Resource("v1", "Pod", "pods")
 EVENTS = Resource("v1", "Event", "events")
+NODES = Resource("v1", "Node", "nodes")
+SECRETS = Resource("v1", "Secret", "secrets")
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 
 CHILDREN = (SERVICE_ACCOUNTS, CLAIMS, SERVICES, DISRUPTION_BUDGETS, DEPLOYMENTS)

@@ -36,7 +36,6 @@ _LATER: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     ("spec.monitoring.alerts", lambda spec: spec.monitoring.alerts == "enabled", "write auto"),
     ("spec.monitoring.interval", lambda spec: _differs(spec, "interval"), "leave it out"),
     ("spec.monitoring.labels", lambda spec: bool(spec.monitoring.labels), "leave it out"),
-    ("spec.plan", lambda spec: spec.plan == "warn", "write enforce or off"),
 )
 """Field, whether it asks for something that is not there yet, and what to write instead."""
 

@@ -1,4 +1,4 @@
-"""Kubernetes Events, one for each transition of the Ready condition."""
+"""Kubernetes Events, one for each transition of the Ready condition, and for a plan that is not heeded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
-from quire_operator.api import API_VERSION, KIND, Condition, LLMService
+from quire_operator.api import API_VERSION, KIND, Condition, LLMService, Status
 from quire_operator.builders.identity import FIELD_MANAGER
 
 _PASSING = {"Starting", "RollingOut", "Scaling", "Suspended", "Waiting"}
@@ -22,6 +22,17 @@ def transition_event(
     if new is None or (old is not None and (old.status, old.reason) == (new.status, new.reason)):
         return None
     is_fine = new.status == "True" or new.reason in _PASSING
+    return _event(service, "Normal" if is_fine else "Warning", new.reason, new.message, now)
+
+
+def plan_event(service: LLMService, status: Status, now: str) -> dict[str, Any]:
+    """The Event that tells of a model that is tried though it does not fit."""
+    plan = status.plan
+    message = f"{plan.message}. It is tried all the same" if plan is not None else ""
+    return _event(service, "Warning", "DoesNotFit", message, now)
+
+
+def _event(service: LLMService, kind: str, reason: str, message: str, now: str) -> dict[str, Any]:
     reference = {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -37,9 +48,9 @@ def transition_event(
             "namespace": service.metadata.namespace,
         },
         "involvedObject": reference,
-        "type": "Normal" if is_fine else "Warning",
-        "reason": new.reason,
-        "message": new.message[:1024],
+        "type": kind,
+        "reason": reason,
+        "message": message[:1024],
         "source": {"component": FIELD_MANAGER},
         "reportingComponent": FIELD_MANAGER,
         "reportingInstance": os.environ.get("HOSTNAME", FIELD_MANAGER),

@@ -18,8 +18,9 @@ from quire_operator.kubeapi.resources import EVENTS, LLMSERVICES
 from quire_operator.plan.acceptance import Refusal, refusal_of
 from quire_operator.reconcile.changes import ChildKey, changes
 from quire_operator.reconcile.children import Outcome, carry_out
-from quire_operator.reconcile.events import transition_event
+from quire_operator.reconcile.events import plan_event, transition_event
 from quire_operator.reconcile.observation import Observation
+from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, was_accepted
 from quire_operator.reconcile.status import status_of
 from quire_operator.settings import Settings
 
@@ -55,6 +56,13 @@ class Surroundings(Protocol):
         """Take in the answer to an apply."""
 
 
+class Plans(Protocol):
+    """The plans of models and GPUs."""
+
+    def of(self, service: LLMService) -> Planned | None:
+        """The plan; None while what it needs is being read, after which the service is reconciled again."""
+
+
 @dataclass(frozen=True)
 class Result:
     """How a reconcile ended."""
@@ -69,9 +77,11 @@ class Result:
 class Reconciler:
     """Reconciles one LLMService at a time; holds nothing that could not be found out again."""
 
-    def __init__(self, client: Client, settings: Settings, services: Services, surroundings: Surroundings) -> None:
+    def __init__(
+        self, client: Client, settings: Settings, services: Services, surroundings: Surroundings, plans: Plans
+    ) -> None:
         self._client, self._settings = client, settings
-        self._services, self._surroundings = services, surroundings
+        self._services, self._surroundings, self._plans = services, surroundings, plans
         self._settled: dict[Key, dict[ChildKey, tuple[str, str]]] = {}
 
     async def reconcile(self, key: Key) -> Result:
@@ -86,7 +96,12 @@ class Reconciler:
             service, refusal = parse_llmservice(manifest), None
         except InvalidLLMServiceError as error:
             return await self._report_unreadable(key, manifest, error)
-        refusal = refusal_of(service.spec)
+        refusal, planned = refusal_of(service.spec), Planned()
+        if refusal is None:
+            known = self._planned(service)
+            if known is None:
+                return Result("waiting")
+            refusal, planned = refusal_by_plan(service, known.plan), known
         outcome = Outcome()
         if refusal is None:
             desired = desired_objects(service, self._settings)
@@ -108,8 +123,19 @@ class Reconciler:
                 service = parse_llmservice(fresh)
                 outcome = await carry_out(self._client, service, todo)
                 self._remember(key, outcome)
-        wrote = await self._report(service, self._observe(key, outcome.deleted), outcome, refusal)
-        return _result(refusal, outcome, wrote)
+        wrote = await self._report(service, self._observe(key, outcome.deleted), outcome, refusal, planned)
+        return _result(refusal, outcome, wrote, planned)
+
+    def _planned(self, service: LLMService) -> Planned | None:
+        """The plan; None when it has to be waited for."""
+        if service.spec.plan == "off":
+            return Planned()
+        if service.spec.suspend:
+            return Planned.of_status(service.status)
+        known = self._plans.of(service)
+        if known is None and was_accepted(service):
+            return Planned.of_status(service.status)  # after a restart: no hub is waited for by what is served
+        return known
 
     def _observe(self, key: Key, deleted: Iterable[ChildKey]) -> Observation:
         gone = set(deleted)
@@ -127,17 +153,25 @@ class Reconciler:
         return Result("gone")
 
     async def _report(
-        self, service: LLMService, observation: Observation, outcome: Outcome, refusal: Refusal | None
+        self,
+        service: LLMService,
+        observation: Observation,
+        outcome: Outcome,
+        refusal: Refusal | None,
+        planned: Planned,
     ) -> bool:
         now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        status = status_of(service, observation, outcome, refusal, self._settings, now)
+        status = status_of(service, observation, outcome, refusal, self._settings, now, planned)
         if status == service.status:
             return False
-        event = transition_event(service, service.status.conditions, status.conditions, now)
+        events = [transition_event(service, service.status.conditions, status.conditions, now)]
+        if is_warning(service.status, status, refusal):
+            events.append(plan_event(service, status, now))
         await self._write_status(service.metadata.namespace, service.metadata.name, service.metadata.uid, status)
-        if event is not None:
-            logger.info("%s: %s", event["reason"], event["message"])
-            await self._post(event)
+        for event in events:
+            if event is not None:
+                logger.info("%s: %s", event["reason"], event["message"])
+                await self._post(event)
         return True
 
     async def _write_status(self, namespace: str, name: str, uid: str, status: Status) -> None:
@@ -164,18 +198,18 @@ class Reconciler:
         metadata = manifest["metadata"]
         stand_in = parse_llmservice({"metadata": metadata, "spec": _MINIMAL, "status": manifest.get("status")})
         refusal = Refusal("Invalid", f"{error}. Correct it, and install the CRD of this operator's version")
-        wrote = await self._report(stand_in, self._observe(key, ()), Outcome(), refusal)
-        return _result(refusal, Outcome(), wrote)
+        wrote = await self._report(stand_in, self._observe(key, ()), Outcome(), refusal, Planned())
+        return _result(refusal, Outcome(), wrote, Planned())
 
 
 _MINIMAL = {"model": {"source": "image:///unknown"}}
 
 
-def _result(refusal: Refusal | None, outcome: Outcome, wrote: bool) -> Result:
+def _result(refusal: Refusal | None, outcome: Outcome, wrote: bool, planned: Planned) -> Result:
     if refusal is not None:
-        return Result("refused")
+        return Result("refused", planned.again_after)
     if outcome.problems:
         return Result("refused", _PROBLEM_SECONDS)
     if outcome.waiting_for:
         return Result("waiting", _WAIT_SECONDS)
-    return Result("changed" if wrote or outcome.applied or outcome.deleted else "unchanged")
+    return Result("changed" if wrote or outcome.applied or outcome.deleted else "unchanged", planned.again_after)

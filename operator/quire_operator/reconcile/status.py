@@ -12,8 +12,10 @@ from quire_operator.plan.acceptance import Refusal
 from quire_operator.reconcile.children import Outcome
 from quire_operator.reconcile.conditions import verdicts, with_times
 from quire_operator.reconcile.observation import Observation, count_replicas, fault_of
+from quire_operator.reconcile.planning import Planned
 from quire_operator.settings import Settings
 
+NOT_PLANNED = Planned()
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -24,6 +26,7 @@ def status_of(
     refusal: Refusal | None,
     settings: Settings,
     now: str,
+    planned: Planned = NOT_PLANNED,
 ) -> Status:
     """What there is to say. A function of its arguments alone, and equal to the last one when nothing changed."""
     replicas = count_replicas(service, observation.deployment(service))
@@ -49,11 +52,18 @@ def status_of(
         updated_replicas=replicas.updated,
         selector=",".join(f"{key}={value}" for key, value in selector_labels(service).items()),
         cache=CacheStatus(claim_name=claim) if claim is not None else None,
-        model=ModelStatus(name=service.served_name, revision=_known_commit(service)),
+        model=ModelStatus(
+            name=service.served_name,
+            revision=_known_commit(service) or planned.commit,
+            max_model_len=planned.max_model_len,
+            quantization=planned.quantization,
+            parameters=planned.parameters,
+        ),
+        plan=planned.plan,
     )
 
 
 def _known_commit(service: LLMService) -> str | None:
-    """A branch or tag may point elsewhere tomorrow, so only a commit is reported as what is served."""
+    """The commit that the spec itself names."""
     revision = service.spec.model.revision
     return revision if revision is not None and _COMMIT.fullmatch(revision) else None

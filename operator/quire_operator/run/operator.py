@@ -19,6 +19,7 @@ from quire_operator.reconcile.reconciler import Reconciler
 from quire_operator.run import logs
 from quire_operator.run.health import HealthServer
 from quire_operator.run.leader import Leader
+from quire_operator.run.plans import Plans
 from quire_operator.run.queue import WorkQueue
 from quire_operator.run.services import ServiceStore
 from quire_operator.run.surroundings import Surroundings
@@ -53,7 +54,8 @@ class Operator:
         self._store = ServiceStore()
         self._watch = ServiceWatch(client, settings.namespaces, self._store, self._queue.add)
         self._surroundings = Surroundings(client, settings.namespaces, self._queue.add)
-        self._reconciler = Reconciler(client, settings, self._store, self._surroundings)
+        self._plans = Plans(client, settings, self._queue.add)
+        self._reconciler = Reconciler(client, settings, self._store, self._surroundings, self._plans)
         self._is_leading = False
 
     async def run(self) -> None:
@@ -76,7 +78,7 @@ class Operator:
 
     async def _work(self, beside: list[Coroutine[Any, Any, None]]) -> None:
         """Everything that only the leader does, and `beside` it. Returns on `stop`, with nothing left running."""
-        async with _ending_together() as spawn:
+        async with self._plans, _ending_together() as spawn:
             for coroutine in [*beside, *self._surroundings.loops()]:
                 spawn(coroutine)
             self._is_leading = True

@@ -1,0 +1,61 @@
+"""What the plan means for one LLMService: whether it is refused, and what its status says of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quire_operator.api import LLMService, PlanStatus, Status
+from quire_operator.plan.acceptance import Refusal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A plan, and what was learned of the model on the way."""
+
+    plan: PlanStatus | None = None
+    commit: str | None = None
+    max_model_len: int | None = None
+    quantization: str | None = None
+    parameters: int | None = None
+    again_after: float | None = None
+    """Seconds after which what kept it from being planned may have passed."""
+
+    @staticmethod
+    def of_status(status: Status) -> Planned:
+        """As it was last reported."""
+        model = status.model
+        return Planned(
+            plan=status.plan,
+            commit=model.revision if model else None,
+            max_model_len=model.max_model_len if model else None,
+            quantization=model.quantization if model else None,
+            parameters=model.parameters if model else None,
+        )
+
+
+def was_accepted(service: LLMService) -> bool:
+    """Whether this very spec was acted on already."""
+    return any(
+        condition.type == "Accepted"
+        and condition.status == "True"
+        and condition.observed_generation == service.metadata.generation
+        for condition in service.status.conditions
+    )
+
+
+def refusal_by_plan(service: LLMService, plan: PlanStatus | None) -> Refusal | None:
+    """Why the model is not rolled out. A spec that was accepted stays so: what runs is no longer a matter of sums."""
+    if plan is None or plan.verdict != "DoesNotFit" or service.spec.plan != "enforce" or was_accepted(service):
+        return None
+    return Refusal("DoesNotFit", f"{plan.message}. If you know better, set spec.plan to warn")
+
+
+def is_warning(before: Status, after: Status, refusal: Refusal | None) -> bool:
+    """Whether a model that does not fit is tried all the same, as of now."""
+    if after.plan is None or after.plan.verdict != "DoesNotFit" or refusal is not None:
+        return False
+    return before.plan is None or before.plan.verdict != "DoesNotFit" or _was_refused(before)
+
+
+def _was_refused(status: Status) -> bool:
+    return any(condition.type == "Accepted" and condition.status == "False" for condition in status.conditions)

@@ -1,0 +1,96 @@
+"""The plan of each LLMService, from what is known of its model and of the GPUs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+from quire_operator.api import LLMService
+from quire_operator.kubeapi.client import Client
+from quire_operator.kubeapi.errors import ApiError, UnreachableError
+from quire_operator.kubeapi.reflector import Key
+from quire_operator.kubeapi.resources import SECRETS
+from quire_operator.plan.gpu_memory import KnownGPUs, Skipped, device_of
+from quire_operator.plan.hub_source import hub_endpoint, repository_of
+from quire_operator.plan.service_plan import cannot_be_planned, plan_of, skipped_plan, source_not_planned
+from quire_operator.reconcile.planning import Planned
+from quire_operator.run.model_cache import RETRY_SECONDS, ModelCache
+from quire_operator.run.node_gpus import NodeGPUs
+from quire_operator.settings import Settings
+from quire_operator.sources.hub import HubError, HubModel
+
+
+class Plans:
+    """Use as an async context manager. `changed` is called with each LLMService whose plan may be had now."""
+
+    def __init__(self, client: Client, settings: Settings, changed: Callable[[Key], None]) -> None:
+        self._client, self._settings = client, settings
+        self._models = ModelCache(changed)
+        self._nodes = NodeGPUs(client, changed)
+
+    async def __aenter__(self) -> Self:
+        await self._models.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._nodes.close()
+        await self._models.__aexit__(*error)
+
+    def of(self, service: LLMService) -> Planned | None:
+        """The plan; None while what it needs is being read. Never waits."""
+        spec = service.spec
+        endpoint = cannot_be_planned(spec) or source_not_planned(spec) or hub_endpoint(service, self._settings)
+        if isinstance(endpoint, Skipped):
+            return Planned(plan=skipped_plan(endpoint))
+        key = (service.metadata.namespace, service.metadata.name)
+        model = HubModel(endpoint, repository_of(service), spec.model.revision or "main")
+        facts = self._models.get(key, model, self._account(service), lambda: self._token(service))
+        nodes = self._node_labels(service, key)
+        if facts is None or nodes is None:
+            return None
+        if isinstance(facts, Skipped):
+            again = RETRY_SECONDS if facts.reason == "HubUnreachable" else None
+            return Planned(plan=skipped_plan(self._explained(service, facts)), again_after=again)
+        device = device_of(spec, KnownGPUs(nodes, self._settings.products()))
+        return Planned(
+            plan=skipped_plan(device) if isinstance(device, Skipped) else plan_of(spec, facts, device),
+            commit=facts.commit,
+            max_model_len=spec.model.max_model_len or facts.longest,
+            quantization=facts.quantization,
+            parameters=facts.parameters,
+        )
+
+    def _node_labels(self, service: LLMService, key: Key) -> Sequence[Mapping[str, str]] | None:
+        gpu = service.spec.resources.gpu
+        if service.spec.gpus_per_pod == 0 or gpu.memory_gib is not None or self._settings.namespaces:
+            return ()  # nodes are not asked for by an operator of some namespaces: they belong to none
+        return self._nodes.labels(key)
+
+    def _account(self, service: LLMService) -> str:
+        """Whose eyes a gated model is seen with."""
+        ref = service.spec.model.token_secret_ref
+        if ref is None or not self._settings.plan_reads_tokens:
+            return ""
+        return f"{service.metadata.namespace}/{ref.name}/{ref.key}"
+
+    async def _token(self, service: LLMService) -> str | None:
+        ref = service.spec.model.token_secret_ref
+        if ref is None or not self._settings.plan_reads_tokens:
+            return None
+        where = f"key {ref.key} of Secret {ref.name}"
+        try:
+            secret = await self._client.get(SECRETS, service.metadata.namespace, ref.name)
+            return base64.b64decode(((secret or {}).get("data") or {})[ref.key]).decode().strip()
+        except (ApiError, UnreachableError) as error:
+            raise HubError("ModelGated", f"{where} cannot be read: {type(error).__name__}") from None
+        except (KeyError, binascii.Error, UnicodeDecodeError):
+            raise HubError("ModelGated", f"{where} is not there, or holds no text") from None
+
+    def _explained(self, service: LLMService, why: Skipped) -> Skipped:
+        if why.reason != "ModelGated" or service.spec.model.token_secret_ref is None:
+            return why
+        if self._settings.plan_reads_tokens:
+            return why
+        return Skipped(why.reason, f"{why.message}; the operator reads Secrets only with --plan-reads-tokens")

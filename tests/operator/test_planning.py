@@ -1,0 +1,124 @@
+"""The plan in the cluster: what cannot fit is refused with the sum, and nothing waits for a hub that is away."""
+
+from __future__ import annotations
+
+import socket
+from http.server import ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from quire_operator.kubeapi.resources import DEPLOYMENTS, EVENTS
+from tests.operator.api_client import Namespace, eventually
+from tests.operator.hub import asked, on_hub
+from tests.operator.operator_process import OperatorProcess
+from tests.operator.services import manifest
+
+pytestmark = pytest.mark.control_plane
+
+
+def accepted(namespace: Namespace, status: str) -> dict[str, Any]:
+    def as_wanted() -> dict[str, Any] | None:
+        condition = namespace.condition("llama", "Accepted")
+        return condition if condition.get("status") == status else None
+
+    return eventually(as_wanted)  # type: ignore[return-value]
+
+
+def reasons(namespace: Namespace, kind: str = "Warning") -> list[str]:
+    return [event["reason"] for event in namespace.api.list(EVENTS, namespace.name) if event["type"] == kind]
+
+
+def test_a_model_that_fits_is_served_and_its_plan_reported(
+    namespace: Namespace, operator: OperatorProcess, hub: ThreadingHTTPServer
+) -> None:
+    namespace.create(on_hub(hub))
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
+    status = eventually(lambda: (s := namespace.status("llama")).get("plan") and s)
+    handler: Any = hub.RequestHandlerClass
+    assert status["plan"]["verdict"] == "Fits"
+    assert status["plan"]["memoryBytes"] == 24 << 30
+    assert status["plan"]["kvBytesPerToken"] == 2 * 2 * 2 * 16 * 2
+    assert status["model"] == {
+        "name": "llama",
+        "revision": handler.hub.commit("org/small"),
+        "maxModelLen": 512,
+        "parameters": 2 * 256 * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64 + 2 * 64) + 64,
+    }
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_sum_before_anything_starts(
+    namespace: Namespace, operator: OperatorProcess, hub: ThreadingHTTPServer
+) -> None:
+    namespace.create(on_hub(hub, memory=1))
+    condition = accepted(namespace, "False")
+    assert condition["reason"] == "DoesNotFit"
+    assert "one GPU (GPU) has 1.00 GiB x 0.9 = 0.90 GiB; weights 0.00 GiB + activations" in condition["message"]
+    assert namespace.find(DEPLOYMENTS, "llama") is None
+    assert namespace.status("llama")["plan"]["verdict"] == "DoesNotFit"
+    assert namespace.condition("llama", "Stalled")["reason"] == "DoesNotFit"
+    assert reasons(namespace) == ["DoesNotFit"]
+
+    namespace.change("llama", {"resources": {"gpu": {"memoryGiB": 24}}})
+    accepted(namespace, "True")
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
+
+
+def test_an_edit_that_does_not_fit_leaves_what_runs(
+    namespace: Namespace, operator: OperatorProcess, hub: ThreadingHTTPServer
+) -> None:
+    namespace.create(on_hub(hub))
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
+    namespace.roll_out("llama")
+    eventually(lambda: namespace.condition("llama", "Ready")["status"] == "True")
+    before = namespace.get(DEPLOYMENTS, "llama")["metadata"]["resourceVersion"]
+    namespace.change("llama", {"resources": {"gpu": {"memoryGiB": 1}}, "engine": {"maxNumSeqs": 9}})
+    assert accepted(namespace, "False")["reason"] == "DoesNotFit"
+    assert namespace.condition("llama", "Available")["status"] == "True"
+    assert namespace.get(DEPLOYMENTS, "llama")["metadata"]["resourceVersion"] == before
+
+
+def test_a_warning_is_given_once_and_the_model_tried(
+    namespace: Namespace, operator: OperatorProcess, hub: ThreadingHTTPServer
+) -> None:
+    namespace.create(on_hub(hub, memory=1, plan="warn"))
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
+    eventually(lambda: "DoesNotFit" in reasons(namespace))
+    namespace.roll_out("llama")
+    eventually(lambda: namespace.condition("llama", "Ready")["status"] == "True")
+    namespace.change("llama", {"replicas": 2})
+    eventually(lambda: namespace.get(DEPLOYMENTS, "llama")["spec"]["replicas"] == 2)
+    assert namespace.status("llama")["plan"]["verdict"] == "DoesNotFit"
+    assert namespace.condition("llama", "Accepted")["status"] == "True"
+    assert reasons(namespace) == ["DoesNotFit"]
+
+
+def test_without_a_plan_no_hub_is_asked(
+    namespace: Namespace, operator: OperatorProcess, hub: ThreadingHTTPServer
+) -> None:
+    before = asked(hub)
+    namespace.create(on_hub(hub, memory=1, repository="org/other", plan="off"))
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
+    accepted(namespace, "True")
+    assert "plan" not in namespace.status("llama")
+    assert asked(hub) == before
+
+
+def test_a_hub_that_is_away_keeps_nothing_from_being_served(namespace: Namespace, operator: OperatorProcess) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    endpoint = {"name": "HF_ENDPOINT", "value": f"http://127.0.0.1:{port}"}
+    spec = {"model": {"source": "hf://org/small"}, "engine": {"env": [endpoint]}}
+    namespace.create(manifest(**spec, replicas=1))
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
+    plan = eventually(lambda: namespace.status("llama").get("plan"))
+    assert (plan["verdict"], plan["reason"]) == ("Skipped", "HubUnreachable")
+    assert accepted(namespace, "True")["reason"] == "Valid"
+    namespace.change("llama", {"replicas": 3})
+    eventually(lambda: namespace.get(DEPLOYMENTS, "llama")["spec"]["replicas"] == 3)
+
+
+def test_weights_in_the_image_are_not_planned_and_said_so(namespace: Namespace, operator: OperatorProcess) -> None:
+    namespace.create(manifest())
+    plan = eventually(lambda: namespace.status("llama").get("plan"))
+    assert (plan["verdict"], plan["reason"]) == ("Skipped", "NotPlanned")
