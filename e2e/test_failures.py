@@ -28,12 +28,9 @@ def neighbour(kubectl: Kubectl, module_namespace: str, operator: str) -> Iterato
     [
         (tiny_spec(engine={"image": "quire/engine:no-such-tag"}), "ImagePullBackOff", "quire/engine:no-such-tag"),
         (
-            tiny_spec(
-                resources={"cpu": "100m", "memory": "1Gi", "sharedMemory": "64Mi"},
-                parallelism={"tensor": 64},
-            ),
+            tiny_spec(resources={"gpu": {"count": 1, "resourceName": "example.com/gpu"}, "memory": "1Gi"}),
             "Unschedulable",
-            "nvidia.com/gpu",
+            "no node has 1 example.com/gpu",
         ),
         (tiny_spec(engine={"args": ["--max-model-lenn=5"]}), "", "did you mean --max-model-len?"),
         (tiny_spec(model={"source": "image:///models/none"}), "ModelNotFound", "/models/none"),

@@ -24,20 +24,13 @@ from quire_engine.loading.weights import draw_weights, load_weights
 from quire_engine.memory_plan.plan import TOKENS_PER_STEP, MemoryPlan, MemoryRequest, plan_memory
 from quire_engine.models.decoder import CausalLM, DecoderSpec
 from quire_engine.models.registry import decoder_spec
+from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
 
 OnPhase = Callable[[str, float], None]
 
 _WARM_UP_TOKENS = {"cpu": 64, "cuda": 8192}
-
-
-class StartupError(Exception):
-    """Why the engine cannot start: `Reason: what, where, what to write instead`, in one line."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(f"{reason}: {' '.join(message.split())}")
-        self.reason = reason
 
 
 class _Phases:

@@ -15,8 +15,9 @@ from quire_engine import wire
 from quire_engine.config import EngineConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineInfo
-from quire_engine.engine import StartupError, build_engine
+from quire_engine.engine import build_engine
 from quire_engine.logs import configure_logging
+from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
 

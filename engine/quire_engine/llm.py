@@ -11,9 +11,10 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineOutput, EngineRequest
-from quire_engine.engine import StartupError, build_engine
+from quire_engine.engine import build_engine
 from quire_engine.request_output import CompletionOutput, RequestMetrics, RequestOutput
 from quire_engine.sampling_params import SamplingParams
+from quire_engine.startup_error import StartupError
 from quire_engine.text.detokenizer import IncrementalDetokenizer
 from quire_engine.text.tokenizer import load_tokenizer
 

@@ -70,7 +70,7 @@ def test_selectors_are_the_service_and_the_component_and_nothing_else() -> None:
         ({"model": {"dtype": "bfloat16", "maxModelLen": 77}}, {"dtype": "bfloat16", "max_model_len": 77}),
         ({"model": {"trustRemoteCode": True}}, {"trust_remote_code": True}),
         ({"resources": {"gpu": {"count": 0}}}, {"device": "cpu", "tensor_parallel_size": 1}),
-        ({"resources": {"gpu": {"count": 1}}}, {"device": "auto"}),
+        ({"resources": {"gpu": {"count": 1}}}, {"device": "cuda"}),
         (
             {"engine": {"gpuMemoryUtilization": 0.85, "maxNumSeqs": 8, "maxNumBatchedTokens": 99, "swapSpaceGiB": 0}},
             {"gpu_memory_utilization": 0.85, "max_num_seqs": 8, "max_num_batched_tokens": 99, "swap_space": 0.0},

@@ -185,6 +185,8 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "spec.model.adapters": {"model": {"adapters": [{"name": "a", "source": "hf://a/b"}]}},
     "spec.engine.type": {"engine": {"type": "vllm"}},
     "spec.engine.speculative": {"engine": {"speculative": {"method": "ngram"}}},
+    "spec.engine.swapSpaceGiB": {"engine": {"swapSpaceGiB": 8}},
+    "spec.parallelism.tensor": {"parallelism": {"tensor": 2}},
     "spec.parallelism.pipeline": {"parallelism": {"pipeline": 2}},
     "spec.parallelism.nodes": {"parallelism": {"nodes": 2, "tensor": 2}},
     "spec.autoscaling": {"autoscaling": {"maxReplicas": 2}},

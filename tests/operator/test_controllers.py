@@ -81,8 +81,8 @@ def test_a_gpu_that_no_node_has_is_named_with_the_number_wanted(plane: Namespace
     taints = {"spec": {"taints": []}}
     plane.api.request("PATCH", f"{NODES}/small", taints, "application/merge-patch+json")
     try:
-        plane.create(manifest("greedy", parallelism={"tensor": 4}, resources={"gpu": {"count": 4}}))
-        assert "no node has 4 nvidia.com/gpu free" in ready(plane, "greedy", "Unschedulable")
+        plane.create(manifest("greedy", resources={"gpu": {"count": 1, "resourceName": "example.com/gpu"}}))
+        assert "no node has 1 example.com/gpu free" in ready(plane, "greedy", "Unschedulable")
     finally:
         plane.api.request("DELETE", f"{NODES}/small")
 

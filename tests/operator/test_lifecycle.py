@@ -105,16 +105,12 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "engine.maxNumSeqs": ({"engine": {"maxNumSeqs": 7}}, "--max-num-seqs=7"),
     "engine.maxNumBatchedTokens": ({"engine": {"maxNumBatchedTokens": 512}}, "--max-num-batched-tokens=512"),
     "engine.blockSize": ({"engine": {"blockSize": 32}}, "--block-size=32"),
-    "engine.swapSpaceGiB": ({"engine": {"swapSpaceGiB": 1.5}}, "--swap-space=1.5"),
     "engine.prefixCaching": ({"engine": {"prefixCaching": False}}, "--no-enable-prefix-caching"),
     "engine.chunkedPrefill": ({"engine": {"chunkedPrefill": False}}, "--no-enable-chunked-prefill"),
     "engine.enforceEager": ({"engine": {"enforceEager": True}}, "--enforce-eager"),
     "engine.args": ({"engine": {"args": ["--seed=3"]}}, "--seed=3"),
     "rollout.drainSeconds": ({"rollout": {"drainSeconds": 20}}, "--shutdown-timeout=20"),
-    "parallelism.tensor": (
-        {"parallelism": {"tensor": 2}, "resources": {"gpu": {"count": 2}}},
-        "--tensor-parallel-size=2",
-    ),
+    "resources.gpu.count": ({"resources": {"gpu": {"count": 0}}}, "--device=cpu"),
 }
 
 

@@ -54,6 +54,8 @@ class GenerationRequest(BaseModel):
         "guided_grammar": (None,),
         "structured_outputs": (None,),
         "truncate_prompt_tokens": (None,),
+        "priority": (0, None),
+        "cache_salt": (None,),
     }
 
     model: str | None = None

@@ -23,6 +23,7 @@ from quire_engine.logs import configure_logging
 from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.lifecycle import Lifecycle
 from quire_engine.server.settings import ServerSettings
+from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ class _Process:
         try:
             async with contextlib.AsyncExitStack() as at_end:
                 return await self._serve(lifecycle, at_end)
+        except StartupError as error:
+            return str(error)
         except Exception as error:
             log.exception("the server failed")
             return f"EngineFailed: {error}"

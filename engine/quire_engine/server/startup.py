@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jinja2 import TemplateSyntaxError
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineInfo
@@ -14,15 +17,18 @@ from quire_engine.server.completions import Completions
 from quire_engine.server.generation import Generation
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol import ModelCard
+from quire_engine.startup_error import StartupError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 async def complete(config: EngineConfig, service: Service) -> None:
     """Wait for the engine, then give the service what its routes need and open it.
 
-    Raises `ValueError` for a chat template or a tokenizer that cannot be used.
+    Raises `StartupError` for a chat template or a tokenizer that cannot be used.
     """
     template = _read_template(service.settings.chat_template)
     early = config.tokenizer or (config.model if Path(config.model).is_dir() else None)
@@ -36,6 +42,8 @@ async def complete(config: EngineConfig, service: Service) -> None:
     info = service.client.info
     assert info is not None
     tokenizer = await (loading or asyncio.to_thread(_load, info.model, config))
+    if template is not None:
+        await asyncio.to_thread(_check_template, tokenizer, template, service.settings.chat_template)
     _fill(service, info, tokenizer, template)
     service.lifecycle.started()
 
@@ -44,9 +52,12 @@ def _load(name: str, config: EngineConfig) -> PreTrainedTokenizerBase:
     from quire_engine.text.tokenizer import load_tokenizer
 
     revision = config.revision if name == config.model else None
-    return load_tokenizer(
-        name, revision=revision, trust_remote_code=config.trust_remote_code, download_dir=config.download_dir
-    )
+    try:
+        return load_tokenizer(
+            name, revision=revision, trust_remote_code=config.trust_remote_code, download_dir=config.download_dir
+        )
+    except ValueError as error:
+        raise StartupError("InvalidTokenizer", str(error)) from error
 
 
 def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
@@ -66,4 +77,14 @@ def _read_template(file: str | None) -> str | None:
     try:
         return Path(file).read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"--chat-template {file} cannot be read: {error.strerror}") from error
+        raise StartupError("InvalidFlag", f"--chat-template {file} cannot be read: {error.strerror}") from error
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase, template: str, file: str | None) -> None:
+    """Find a template that does not parse before the first request does. Some refuse this chat: that is theirs."""
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], chat_template=template, tokenize=False)
+    except TemplateSyntaxError as error:
+        raise StartupError("InvalidFlag", f"--chat-template {file}, line {error.lineno}: {error.message}") from error
+    except Exception as error:  # noqa: BLE001  a template is its author's code: it raises what it likes
+        log.debug("the chat template refuses a lone greeting: %s", error)

@@ -76,4 +76,5 @@ def _devices(service: LLMService) -> list[str]:
     if service.spec.gpus_per_pod == 0:
         return ["--device=cpu"]
     tensor = service.spec.parallelism.tensor
-    return [f"--tensor-parallel-size={tensor}"] if tensor > 1 else []
+    # By name, so that a pod whose GPU torch does not find says so, instead of serving on the CPU.
+    return ["--device=cuda", *([f"--tensor-parallel-size={tensor}"] if tensor > 1 else [])]

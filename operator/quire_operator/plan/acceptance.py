@@ -27,6 +27,8 @@ _LATER: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     ("spec.model.adapters", lambda spec: bool(spec.model.adapters), "leave it out"),
     ("spec.engine.type", lambda spec: spec.engine.type != "quire", "write quire"),
     ("spec.engine.speculative", lambda spec: spec.engine.speculative is not None, "leave it out"),
+    ("spec.engine.swapSpaceGiB", lambda spec: spec.engine.swap_space_gib != 4, "leave it out"),
+    ("spec.parallelism.tensor", lambda spec: spec.parallelism.tensor != 1, "write 1"),
     ("spec.parallelism.pipeline", lambda spec: spec.parallelism.pipeline != 1, "write 1"),
     ("spec.parallelism.nodes", lambda spec: spec.parallelism.nodes != 1, "write 1"),
     ("spec.autoscaling", lambda spec: spec.autoscaling is not None, "write a number of replicas"),

@@ -31,6 +31,7 @@ COMPLETION = {"model": "tiny", "prompt": "Hello"}
         ({**CHAT, "stop": [""]}, "stop", "at least one character"),
         ({**CHAT, "seed": 2**80}, "seed", "64-bit"),
         ({**CHAT, "logit_bias": {"5": 1}}, None, "logit_bias is not supported yet"),
+        ({**CHAT, "priority": 1}, None, "priority is not supported yet"),
         ({**CHAT, "tools": [{"type": "function"}]}, None, "tools is not supported yet"),
         ({**CHAT, "stream_options": {"include_usage": True}}, None, "stream"),
         ({**CHAT, "messages": [{"role": "user", "content": "word " * 5000}]}, "messages", "2048"),

@@ -305,3 +305,17 @@ def test_a_taken_port_is_said_before_anything_is_loaded(start_server: StartServe
         assert server.process.wait(30) == 1
     assert server.termination_message.startswith("AddressInUse: ")
     assert "--port" in server.termination_message
+
+
+def test_a_tokenizer_or_a_template_that_cannot_be_used_is_named(start_server: StartServer, tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for message in messages %}{{ message['content'] }}")
+    server = start_server(f"--chat-template={template}", wait=False)
+    assert server.process.wait(60) == 1
+    assert server.termination_message.startswith(f"InvalidFlag: --chat-template {template}, line 1: ")
+
+    (tmp_path / "empty").mkdir()
+    server = start_server(f"--tokenizer={tmp_path / 'empty'}", wait=False)
+    assert server.process.wait(60) == 1
+    assert server.termination_message.startswith("InvalidTokenizer: ")
+    assert "Traceback" not in server.log
