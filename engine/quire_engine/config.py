@@ -37,7 +37,7 @@ class EngineConfig:
     gpu_memory_utilization: float = setting(0.9, "share of the device's memory that the engine may use, in (0, 1]")
     kv_cache_memory_bytes: int | None = setting(None, "bytes of the KV cache; replaces the computed size")
     num_gpu_blocks_override: int | None = setting(None, "pages of the KV cache; replaces the computed number")
-    swap_space: float = setting(4.0, "GiB of host memory for the pages of preempted requests; not used yet, they are computed anew")
+    swap_space: float = setting(4.0, "GiB of host memory for preempted requests; no effect yet: they are computed anew")
     kv_cache_dtype: str = setting("auto", "type of the KV cache", choices=("auto", "fp8"), only="auto")
     enable_prefix_caching: bool = setting(True, "reuse the pages of prompts that begin alike")
 
