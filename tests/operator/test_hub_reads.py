@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import aiohttp.web
 import pytest
+from aiohttp.web import Application, AppRunner, FileResponse, Request, Response, StreamResponse, TCPSite
 
 from e2e.hub_server import Hub, make_server
 from quire_operator.plan.model_facts import ModelFacts
@@ -129,18 +131,92 @@ async def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPa
     assert refused.value.unreachable
 
 
+@asynccontextmanager
+async def web(answer: Callable[[Request], Awaitable[StreamResponse]]) -> AsyncIterator[str]:
+    """A server of one's own making on loopback; gives its URL."""
+    app = Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_weights_on_another_server_are_read_without_showing_it_the_token(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, SMALL)
+    seen: list[str | None] = []
+
+    async def files(request: Request) -> StreamResponse:
+        seen.append(request.headers.get("Authorization"))
+        return FileResponse(directory / "model.safetensors")
+
+    async with web(files) as elsewhere:
+
+        async def hub_answers(request: Request) -> StreamResponse:
+            headers = {"X-Repo-Commit": "c" * 40}
+            name = request.path.rsplit("/", 1)[1]
+            if name == "config.json":
+                return Response(body=(directory / name).read_bytes(), headers=headers)
+            if name == "model.safetensors":
+                assert f"/resolve/{'c' * 40}/" in request.path
+                return Response(
+                    status=302, headers={**headers, "Location": elsewhere.replace("127.0.0.1", "localhost")}
+                )
+            return Response(status=404, headers={"X-Error-Code": "EntryNotFound"})
+
+        async with web(hub_answers) as url:
+            facts = await read(url, token="secret")
+    assert facts.commit == "c" * 40
+    assert facts.weights == read_directory(directory).weights
+    assert seen == [None, None]
+
+
+@pytest.mark.parametrize(("status", "unreachable"), [(503, True), (429, True), (500, False), (418, False)])
+async def test_an_overloaded_hub_is_unreachable_for_all_and_a_faulty_model_only_for_its_own(
+    status: int, unreachable: bool
+) -> None:
+    async def answer(_: Request) -> StreamResponse:
+        return Response(status=status)
+
+    async with web(answer) as url:
+        with pytest.raises(HubError, match=f"HTTP {status}") as refused:
+            await read(url)
+    assert refused.value.reason == "HubUnreachable"
+    assert refused.value.unreachable is unreachable
+
+
+async def test_a_model_that_stalls_does_not_count_against_its_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_checkpoint(tmp_path, SMALL)
+    monkeypatch.setattr(hub, "SECONDS", 0.5)
+
+    async def answer(request: Request) -> StreamResponse:
+        if not request.path.endswith("config.json"):
+            await asyncio.sleep(60)
+        return FileResponse(directory / "config.json")
+
+    async with web(answer) as url:
+        with pytest.raises(HubError, match="did not answer") as refused:
+            await read(url)
+    assert not refused.value.unreachable
+
+
 async def test_a_hub_that_knows_no_ranges_is_read_no_further_than_needed(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path, SMALL)
     with (directory / "model.safetensors").open("r+b") as stream:
         stream.truncate(64 << 20)
     sent = 0
 
-    async def serve(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+    async def serve(request: Request) -> StreamResponse:
         nonlocal sent
-        file = directory / request.match_info["file"]
+        file = directory / request.path.rsplit("/", 1)[1]
         if not file.is_file():
-            return aiohttp.web.Response(status=404)
-        response = aiohttp.web.StreamResponse()
+            return Response(status=404)
+        response = StreamResponse()
         await response.prepare(request)
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 16):
@@ -148,15 +224,7 @@ async def test_a_hub_that_knows_no_ranges_is_read_no_further_than_needed(tmp_pat
                 sent += len(chunk)
         return response
 
-    app = aiohttp.web.Application()
-    app.router.add_get("/org/small/resolve/main/{file}", serve)
-    runner = aiohttp.web.AppRunner(app)
-    await runner.setup()
-    site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        facts = await read(f"http://127.0.0.1:{runner.addresses[0][1]}")
-    finally:
-        await runner.cleanup()
+    async with web(serve) as url:
+        facts = await read(url)
     assert facts.parameters == read_directory(write_checkpoint(tmp_path / "again", SMALL)).parameters
     assert sent < 32 << 20

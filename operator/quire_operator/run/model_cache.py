@@ -25,7 +25,10 @@ Token = Callable[[], Awaitable[str | None]]
 RETRY_SECONDS = 120.0
 _FRESH_SECONDS = 3600.0
 _FAULTY_SECONDS = 600.0
-_READS_AT_ONCE = 16
+_READS_AT_ONCE = 32
+_TURN_SECONDS = 10.0
+"""How long a service may be held back by hubs that answer slowly to others."""
+
 _MOST_MODELS = 2000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -81,9 +84,7 @@ class ModelCache:
 
     async def _read(self, entry: _Entry, model: HubModel, token: Token) -> None:
         try:
-            async with self._slots:
-                known = self._is_down(model) or await self._outcome(model, token)
-            self._learn(entry, model, known)
+            self._learn(entry, model, await self._in_turn(model, token))
         except Exception:
             logger.exception("reading %s failed", model.repository)
             self._learn(entry, model, Skipped("UnknownModel", f"{model.repository} could not be read: see the log"))
@@ -92,6 +93,17 @@ class ModelCache:
             askers, entry.waiting = entry.waiting, set()
             for asker in askers:
                 self._changed(asker)
+
+    async def _in_turn(self, model: HubModel, token: Token) -> ModelFacts | Skipped:
+        try:
+            async with asyncio.timeout(_TURN_SECONDS):
+                await self._slots.acquire()
+        except TimeoutError:
+            return Skipped("HubUnreachable", f"{model.endpoint} was not asked yet: other models are being read")
+        try:
+            return self._is_down(model) or await self._outcome(model, token)
+        finally:
+            self._slots.release()
 
     async def _outcome(self, model: HubModel, token: Token) -> ModelFacts | Skipped:
         try:

@@ -23,6 +23,7 @@ _HEADER_BYTES = 32 << 20
 _FILES = 1024
 _AT_ONCE = 8
 _REFUSED = (401, 403)
+_OVERLOADED = (429, 502, 503, 504)
 
 
 class HubError(Exception):
@@ -52,15 +53,16 @@ class _Part:
 
 async def read_model(session: aiohttp.ClientSession, model: HubModel, token: str | None = None) -> ModelFacts:
     """Read what a plan needs, within 10 s. Raises HubError."""
+    reader = _Reader(session, model, token)
     try:
         async with asyncio.timeout(SECONDS):
-            return await _Reader(session, model, token).facts()
+            return await reader.facts()
     except TimeoutError:
         text = f"{model.endpoint} did not answer within {SECONDS:.0f} s"
-        raise HubError("HubUnreachable", text, unreachable=True) from None
+        raise HubError("HubUnreachable", text, unreachable=not reader.was_answered) from None
     except (aiohttp.ClientError, ConnectionError) as error:
         text = f"{model.endpoint} cannot be reached ({type(error).__name__})"
-        raise HubError("HubUnreachable", text, unreachable=True) from None
+        raise HubError("HubUnreachable", text, unreachable=not reader.was_answered) from None
     except ValueError as error:
         raise HubError("UnknownModel", f"{model.repository}: {error}") from None
 
@@ -71,6 +73,8 @@ class _Reader:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._revision = model.revision
         self._slots = asyncio.Semaphore(_AT_ONCE)
+        self.was_answered = False
+        """A later failure is then this model's, and not the hub's."""
 
     async def facts(self) -> ModelFacts:
         text = await self._part("config.json", 0, _CONFIG_BYTES)
@@ -114,12 +118,13 @@ class _Reader:
         url = f"{self._model.endpoint}/{self._model.repository}/resolve/{revision}/{urllib.parse.quote(name)}"
         headers = {**self._headers, "Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         async with self._slots, self._session.get(url, headers=headers) as response:
+            self._complain(response)
+            self.was_answered = True
             # weights are on another server, and only the hub's own answer names the commit
             commits = [answer.headers.get("X-Repo-Commit") for answer in (*response.history, response)]
             commit = next((text for text in commits if text), None)
-            if response.status == 404 and response.headers.get("X-Error-Code", "EntryNotFound") == "EntryNotFound":
+            if response.status == 404:
                 return None
-            self._complain(response)
             # one that knows no ranges sends the file from its beginning
             skipped = start if response.status == 200 else 0
             body = await _at_most(response, skipped + length)
@@ -130,10 +135,11 @@ class _Reader:
         if response.status in _REFUSED:
             given = "refuses the token for" if self._headers else "wants a token for"
             raise HubError("ModelGated", f"{self._model.endpoint} {given} {where}: gated, private or not there")
-        if response.status == 404:
+        if response.status == 404 and response.headers.get("X-Error-Code", "EntryNotFound") != "EntryNotFound":
             raise HubError("ModelUnknownToHub", f"{self._model.endpoint} has no {where}")
-        if response.status >= 400:
-            raise HubError("HubUnreachable", f"{self._model.endpoint} answers HTTP {response.status}", unreachable=True)
+        if response.status >= 400 and response.status != 404:
+            text = f"{self._model.endpoint} answers HTTP {response.status}"
+            raise HubError("HubUnreachable", text, unreachable=response.status in _OVERLOADED)
 
 
 async def _at_most(response: aiohttp.ClientResponse, length: int) -> bytes:
