@@ -13,14 +13,15 @@ SCHEMES = {"fp8": ("8 bits", 8.0), "awq": ("4 bits", 4.25)}
 """Scheme of `spec.model.quantization`, its width in words and in bits with its scales."""
 
 _UTILIZATION = 0.95
+_SHORT = 4096
+"""Tokens of a request that is short enough to be worth a look."""
+
 _GIB = 1 << 30
 
 
 def suggestions(trial: Trial) -> list[str]:
     """Ways out, the one that keeps the most first; for what fits, how to spend less."""
-    if trial.fits():
-        return list(_savings(trial))
-    return [*_ways_out(trial)]
+    return list(_savings(trial) if trial.fits() else _ways_out(trial))
 
 
 def _ways_out(trial: Trial) -> Iterator[str]:
@@ -28,7 +29,7 @@ def _ways_out(trial: Trial) -> Iterator[str]:
         yield f"set spec.engine.gpuMemoryUtilization to {_UTILIZATION}"
     tensor = smallest_tensor(trial)
     if tensor is not None:
-        yield f"set spec.parallelism.tensor to {tensor}, and spec.resources.gpu.count with it where it is set"
+        yield _with_tensor(trial, tensor)
     if not trial.device.on_gpu:
         memory = _memory_that_fits(trial)
         if memory is not None:
@@ -38,6 +39,23 @@ def _ways_out(trial: Trial) -> Iterator[str]:
     longest = longest_that_fits(trial)
     if longest:
         yield f"set spec.model.maxModelLen to at most {longest}"
+    elif tensor is None:
+        yield from _both(trial)
+
+
+def _both(trial: Trial) -> Iterator[str]:
+    """More GPUs and shorter requests, where neither helps by itself."""
+    tensor = smallest_tensor(replace(trial, max_model_len=min(trial.max_model_len, _SHORT)))
+    if tensor is not None:
+        longest = longest_that_fits(replace(trial, tensor=tensor))
+        yield f"{_with_tensor(trial, tensor)}, with spec.model.maxModelLen at most {longest}"
+
+
+def _with_tensor(trial: Trial, tensor: int) -> str:
+    parallelism = trial.spec.parallelism.model_copy(update={"tensor": tensor})
+    if refusal_of(trial.spec.model_copy(update={"parallelism": parallelism})) is not None:
+        return f"{tensor} GPUs would hold it, once spec.parallelism.tensor is supported"
+    return f"set spec.parallelism.tensor to {tensor}, and spec.resources.gpu.count with it where it is set"
 
 
 def _savings(trial: Trial) -> Iterator[str]:
