@@ -39,7 +39,7 @@ def test_an_unknown_gpu_becomes_known_by_the_labels_of_its_node(
 def test_planned_services_at_rest_cost_no_calls_and_ask_no_hub(
     namespace: Namespace, start_operator: StartOperator, hub: ThreadingHTTPServer
 ) -> None:
-    process = start_operator("--no-leader-election")
+    process = start_operator(f"--namespace={namespace.name}", "--no-leader-election")
     namespace.create(on_hub(hub))
     eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
     namespace.roll_out("llama")
@@ -53,14 +53,14 @@ def test_planned_services_at_rest_cost_no_calls_and_ask_no_hub(
 def test_a_restart_reads_the_model_again_and_changes_nothing(
     namespace: Namespace, start_operator: StartOperator, hub: ThreadingHTTPServer
 ) -> None:
-    first = start_operator("--no-leader-election")
+    first = start_operator(f"--namespace={namespace.name}", "--no-leader-election")
     namespace.create(on_hub(hub))
     eventually(lambda: namespace.status("llama").get("plan"))
     first.wait_until_idle()
     first.stop()
     before = namespace.status("llama")
     reads = asked(hub)
-    second = start_operator("--no-leader-election")
+    second = start_operator(f"--namespace={namespace.name}", "--no-leader-election")
     eventually(lambda: asked(hub) > reads)
     second.wait_until_idle()
     assert namespace.status("llama") == before
@@ -73,7 +73,7 @@ def test_a_gated_model_is_planned_only_where_the_operator_may_read_tokens(
     namespace.api.create(SECRETS, {**secret, "stringData": {"token": "the-token"}})
     body = on_hub(gated_hub)
     body["spec"]["model"]["tokenSecretRef"] = {"name": "hf", "key": "token"}
-    first = start_operator("--no-leader-election")
+    first = start_operator(f"--namespace={namespace.name}", "--no-leader-election")
     namespace.create(body)
     plan = eventually(lambda: namespace.status("llama").get("plan"))
     assert plan["reason"] == "ModelGated"
@@ -81,6 +81,8 @@ def test_a_gated_model_is_planned_only_where_the_operator_may_read_tokens(
     assert first.metric("quire_operator_api_calls_total", resource="secrets") == 0
     first.stop()
 
-    second = start_operator("--no-leader-election", "--plan-reads-tokens", user="admin")
+    second = start_operator(
+        f"--namespace={namespace.name}", "--no-leader-election", "--plan-reads-tokens", user="admin"
+    )
     eventually(lambda: namespace.status("llama")["plan"]["verdict"] == "Fits")
     assert "the-token" not in second.log.read_text()
