@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import yaml
 
 from quire_operator.api import custom_resource_definition
@@ -28,7 +29,7 @@ def test_the_source_is_understood_well_enough_to_find_reasons_of_each_kind() -> 
 def test_every_condition_is_explained() -> None:
     explained = first_cells(section(LLMSERVICE_PAGE, "## Conditions"))
     assert explained == ["Ready", "Accepted", "Available", "Reconciling", "Stalled"]
-    types = _status_schema()["conditions"]["items"]["properties"]["type"]["description"]
+    types = _schema()["properties"]["status"]["properties"]["conditions"]["items"]["properties"]["type"]["description"]
     assert all(name in types for name in explained)
 
 
@@ -43,6 +44,14 @@ def test_the_fields_that_are_not_built_are_those_that_are_refused() -> None:
     assert list(listed) == [field for field, _, _ in acceptance._LATER]
 
 
+@pytest.mark.parametrize("field", [field for field, _, _ in acceptance._LATER])
+def test_kubectl_explain_says_which_fields_are_not_built(field: str) -> None:
+    schema = _schema()
+    for name in field.split("."):
+        schema = schema["properties"][name]
+    assert "Not supported yet" in schema["description"]
+
+
 def test_every_value_of_the_chart_is_listed_with_its_default() -> None:
     values = yaml.safe_load((REPOSITORY / "charts/quire-operator/values.yaml").read_text())
     listed = rows(section(LLMSERVICE_PAGE, "## Installing the operator"))
@@ -52,10 +61,10 @@ def test_every_value_of_the_chart_is_listed_with_its_default() -> None:
             assert listed[name] == (f"`{_shown(default)}`" if default != "" else ""), name
 
 
-def _status_schema() -> dict[str, Any]:
+def _schema() -> dict[str, Any]:
     (version,) = custom_resource_definition()["spec"]["versions"]
-    properties: dict[str, Any] = version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
-    return properties
+    schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    return schema
 
 
 def _leaves(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quire_operator.api import custom_resource_definition
 from quire_operator.cli import CRD_FILES, main
 from quire_operator.settings import Settings, SettingsError, settings_from
 from tests.operator.conftest import REPOSITORY
@@ -134,3 +135,13 @@ def test_rendering_is_the_same_in_every_process() -> None:
         for seed in ("1", "2")
     ]
     assert runs[0] == runs[1]
+
+
+def test_the_description_of_a_field_tells_its_default() -> None:
+    (version,) = custom_resource_definition()["spec"]["versions"]
+    rollout = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["rollout"]
+    described = {name: field["description"] for name, field in rollout["properties"].items()}
+    assert described["drainSeconds"].endswith(" Default: 180.")
+    assert described["strategy"].endswith(" Default: RollingUpdate.")
+    assert "Default:" not in described["progressDeadlineSeconds"]  # computed, so there is none to show
+    assert "Default:" not in rollout["description"]

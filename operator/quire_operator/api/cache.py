@@ -95,10 +95,10 @@ class Cache(Fields):
     """A claim that the operator makes, named after the LLMService."""
 
     local: LocalCache | None = None
-    """A copy on each node, besides either or alone."""
+    """A copy on each node, besides either or alone. Not supported yet."""
 
     prefetch: bool = True
-    """Have the weights downloaded once, before or by the first pod, and reused by the others."""
+    """Have the weights downloaded once, before or by the first pod. No effect yet: it is the first pod that does."""
 
     rules = (
         Rule(

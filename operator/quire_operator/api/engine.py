@@ -51,7 +51,7 @@ class Engine(Fields):
     """The engine in every pod."""
 
     type: Literal["quire", "vllm", "tgi", "trtllm", "custom"] = "quire"
-    """Whose engine the image holds."""
+    """Whose engine the image holds. Not supported yet: only quire."""
 
     image: Image | None = None
     """Image of the engine, pinned; the operator's default when unset."""
@@ -76,7 +76,7 @@ class Engine(Fields):
     """Tokens in a page of the KV cache."""
 
     swap_space_gib: Annotated[float, Field(ge=0, le=4096)] = Field(default=4, alias="swapSpaceGiB")
-    """GiB of host memory per GPU for the pages of preempted requests."""
+    """GiB of host memory per GPU for the pages of preempted requests. Not supported yet: they are computed anew."""
 
     prefix_caching: bool = True
     """Reuse the pages of prompts that begin alike."""
@@ -88,7 +88,7 @@ class Engine(Fields):
     """Run without CUDA graphs."""
 
     speculative: Speculative | None = None
-    """Speculative decoding."""
+    """Speculative decoding. Not supported yet."""
 
     args: Annotated[list[Annotated[str, Field(max_length=4096)]], Field(max_length=128)] = Field(default_factory=list)
     """Further flags, appended last, so that they win."""

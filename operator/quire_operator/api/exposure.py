@@ -40,20 +40,20 @@ class Security(Fields):
     """Key that requests must bring as a bearer token."""
 
     network_policy: NetworkPolicy | None = None
-    """Limits on who reaches the pods; none when unset."""
+    """Limits on who reaches the pods; none when unset. Not supported yet."""
 
 
 class Monitoring(Fields):
     """What the Prometheus operator is told. auto means: where its resources exist."""
 
     service_monitor: Switch = "auto"
-    """Make a ServiceMonitor."""
+    """Make a ServiceMonitor. Not supported yet: auto makes none."""
 
     alerts: Switch = "auto"
-    """Make a PrometheusRule."""
+    """Make a PrometheusRule. Not supported yet: auto makes none."""
 
     interval: Duration = "15s"
-    """How often pods are scraped."""
+    """How often pods are scraped. Not supported yet."""
 
     labels: StringMap = Field(default_factory=dict)
-    """Labels by which the monitoring stack selects them, such as release: kube-prometheus."""
+    """Labels by which the monitoring stack selects them, such as release: kube-prometheus. Not supported yet."""

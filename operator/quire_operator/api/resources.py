@@ -16,13 +16,13 @@ class Parallelism(Fields):
     """How one replica is spread over GPUs and nodes."""
 
     tensor: Annotated[int, Field(ge=1, le=64)] = 1
-    """GPUs that share each layer."""
+    """GPUs that share each layer. Not supported yet: only 1."""
 
     pipeline: Annotated[int, Field(ge=1, le=64)] = 1
-    """Groups of GPUs that share the layers."""
+    """Groups of GPUs that share the layers. Not supported yet: only 1."""
 
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
-    """Pods that make up one replica."""
+    """Pods that make up one replica. Not supported yet: only 1."""
 
 
 class GPU(Fields):
@@ -38,7 +38,7 @@ class GPU(Fields):
     """Nodes whose label nvidia.com/gpu.product says this, such as NVIDIA-H100-80GB-HBM3."""
 
     memory_gib: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, alias="memoryGiB")
-    """Memory of one GPU, where the plan cannot know it from the product."""
+    """Memory of one GPU, where the plan cannot know it from nodes or the product."""
 
     rules = (
         Rule(
@@ -58,16 +58,16 @@ class Resources(Fields):
     """GPUs; one when nothing is set."""
 
     cpu: Quantity = "8"
-    """Requested CPU. The engine's threads follow it, unless cpuLimit is set."""
+    """Requested CPU, such as 8 or 500m. The engine's threads follow it, unless cpuLimit is set."""
 
     cpu_limit: Quantity | None = None
-    """Limit on CPU; none when unset."""
+    """Limit on CPU, such as 8 or 500m; none when unset."""
 
     memory: Quantity = "32Gi"
-    """Memory, requested and limited, shared memory included."""
+    """Memory, such as 32Gi: requested and limited, shared memory included."""
 
     shared_memory: Quantity | None = None
-    """Size of /dev/shm; a quarter of memory, and at most 8Gi, when unset."""
+    """Size of /dev/shm, such as 2Gi; a quarter of memory, and at most 8Gi, when unset."""
 
     rules = (
         Rule(

@@ -37,10 +37,10 @@ class Rollout(Fields):
     """RollingUpdate starts new pods first; Recreate stops the old ones first and needs no spare GPU."""
 
     max_surge: PodCount = 1
-    """Pods above the wanted number during a rollout."""
+    """Pods above the wanted number during a rollout: a number, or a share such as 25%."""
 
     max_unavailable: PodCount = 0
-    """Pods below the wanted number during a rollout."""
+    """Pods below the wanted number during a rollout: a number, or a share such as 25%."""
 
     drain_seconds: Annotated[int, Field(ge=0, le=86400)] = 180
     """How long running requests may take to finish when a pod goes. An idle pod goes at once."""

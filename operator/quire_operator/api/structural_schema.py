@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import BaseModel
@@ -62,6 +63,9 @@ def _convert(schema: JsonSchema, definitions: JsonSchema, rules: dict[str, Any],
     result = {key: value for key, value in schema.items() if key not in _DROPPED}
     if result.get("default", ...) is None:
         del result["default"]
+    if "description" in result and _is_worth_telling(result.get("default")):
+        # `kubectl explain` shows descriptions, and no defaults
+        result["description"] += f" Default: {json.dumps(result['default']).strip(chr(34))}."
     if "const" in result:
         result["enum"] = [result.pop("const")]
     for limit, base in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
@@ -85,6 +89,10 @@ def _convert(schema: JsonSchema, definitions: JsonSchema, rules: dict[str, Any],
     if own_rules:
         result["x-kubernetes-validations"] = [*result.get("x-kubernetes-validations", []), *own_rules]
     return result
+
+
+def _is_worth_telling(default: object) -> bool:
+    return isinstance(default, bool | int | float | str) and default != ""
 
 
 def _without_null(schema: JsonSchema) -> JsonSchema:
