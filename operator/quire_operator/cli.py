@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="read the Secrets of gated models' tokens, to plan them (default: off)",
     )
+    run.add_argument(
+        "--plan-reads-any-hub",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="plan services that set HF_ENDPOINT too: their authors choose a URL that is asked (default: off)",
+    )
     run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default: info")
     _add_building_flags(run)
 

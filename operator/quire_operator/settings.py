@@ -56,6 +56,9 @@ class Settings:
     plan_reads_tokens: bool = False
     """Read the Secrets that services name for a gated model, to plan it. Needs `get` of secrets."""
 
+    plan_reads_any_hub: bool = False
+    """Plan services that set HF_ENDPOINT too. Their authors then choose a URL that the operator asks."""
+
     log_level: str = "info"
     """debug, info, warning or error."""
 

@@ -94,7 +94,8 @@ def operators(control_plane: ControlPlane, directory: Path) -> Iterator[StartOpe
 
     def start(*flags: str, user: str = OPERATOR_USER) -> OperatorProcess:
         log = directory / f"operator-{len(started)}.log"
-        process = OperatorProcess(control_plane.kubeconfig_of(user), log, *flags)
+        # The tests' hub is one that services name themselves.
+        process = OperatorProcess(control_plane.kubeconfig_of(user), log, "--plan-reads-any-hub", *flags)
         started.append(process)
         return process
 

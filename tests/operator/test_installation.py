@@ -103,10 +103,10 @@ def test_rights_for_plans_are_those_that_the_values_ask_for(helm: Path) -> None:
 
 
 def test_gpus_of_the_values_reach_the_operator(helm: Path) -> None:
-    documents = template(helm, "gpuProducts.My-GPU=24576", "planReadsTokens=true")
+    documents = template(helm, "gpuProducts.My-GPU=24576", "planReadsTokens=true", "planReadsAnyHub=true")
     (deployment,) = [d for d in documents if d["kind"] == "Deployment"]
     arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert {"--gpu-product=My-GPU=24576", "--plan-reads-tokens"} <= set(arguments)
+    assert {"--gpu-product=My-GPU=24576", "--plan-reads-tokens", "--plan-reads-any-hub"} <= set(arguments)
     parsed = vars(_parser().parse_args(arguments))
     assert (parsed["gpu_products"], parsed["plan_reads_tokens"]) == (["My-GPU=24576"], True)
 

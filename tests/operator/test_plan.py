@@ -12,7 +12,7 @@ from quire_operator.api import PlanStatus
 from quire_operator.cli import main
 from quire_operator.plan.fit import CPU_RESIDENT_BYTES, GPU_RESIDENT_BYTES
 from quire_operator.plan.gpu_memory import PRODUCTS, Device, KnownGPUs, Skipped, device_of
-from quire_operator.plan.hub_source import hub_endpoint
+from quire_operator.plan.hub_source import hub_endpoint, hub_refused
 from quire_operator.plan.model_facts import ModelFacts
 from quire_operator.plan.service_plan import cannot_be_planned, plan_of
 from quire_operator.settings import Settings, SettingsError, settings_from
@@ -232,6 +232,14 @@ def test_the_hub_that_is_asked_is_the_one_that_the_pods_ask() -> None:
     )
     for env in ({"valueFrom": {}}, {"value": "file:///etc/passwd"}):
         assert endpoint(mirror, {"name": "HF_ENDPOINT", **env}).reason == "HubUnknown"
+
+
+def test_a_hub_that_a_service_chose_is_asked_only_by_leave() -> None:
+    own = service(engine={"env": [{"name": "HF_ENDPOINT", "value": "http://169.254.169.254"}]})
+    assert hub_refused(service(), Settings()) is None
+    assert hub_refused(own, Settings()).reason == "ForeignHub"
+    assert hub_refused(own, Settings(hub_endpoint="https://mirror.example")).reason == "ForeignHub"
+    assert hub_refused(own, Settings(plan_reads_any_hub=True)) is None
 
 
 def test_products_come_from_the_settings() -> None:

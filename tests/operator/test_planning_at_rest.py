@@ -86,3 +86,14 @@ def test_a_gated_model_is_planned_only_where_the_operator_may_read_tokens(
     )
     eventually(lambda: namespace.status("llama")["plan"]["verdict"] == "Fits")
     assert "the-token" not in second.log.read_text()
+
+
+def test_without_leave_no_hub_is_asked_that_a_service_names_and_it_is_served(
+    namespace: Namespace, start_operator: StartOperator, hub: ThreadingHTTPServer
+) -> None:
+    before = asked(hub)
+    start_operator(f"--namespace={namespace.name}", "--no-leader-election", "--no-plan-reads-any-hub")
+    namespace.create(on_hub(hub))
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
+    assert eventually(lambda: namespace.status("llama").get("plan"))["reason"] == "ForeignHub"
+    assert asked(hub) == before

@@ -31,6 +31,14 @@ def hub_endpoint(service: LLMService, settings: Settings) -> str | Skipped:
     return urllib.parse.urlunsplit(parts).rstrip("/")
 
 
+def hub_refused(service: LLMService, settings: Settings) -> Skipped | None:
+    """Why the operator, which others' networks trust, does not ask the hub that a service's author chose."""
+    if settings.plan_reads_any_hub or not any(v.get("name") == "HF_ENDPOINT" for v in service.spec.engine.env):
+        return None
+    text = "spec.engine.env sets HF_ENDPOINT, and the operator asks only its own hub: see the chart's planReadsAnyHub"
+    return Skipped("ForeignHub", text)
+
+
 def repository_of(service: LLMService) -> str:
     """`org/name`. Raises TypeError for a model that is on no hub."""
     source = parse_source(service.spec.model.source)

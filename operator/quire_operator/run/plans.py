@@ -13,7 +13,7 @@ from quire_operator.kubeapi.errors import ApiError, UnreachableError
 from quire_operator.kubeapi.reflector import Key
 from quire_operator.kubeapi.resources import SECRETS
 from quire_operator.plan.gpu_memory import KnownGPUs, Skipped, device_of
-from quire_operator.plan.hub_source import hub_endpoint, repository_of
+from quire_operator.plan.hub_source import hub_endpoint, hub_refused, repository_of
 from quire_operator.plan.service_plan import cannot_be_planned, plan_of, skipped_plan, source_not_planned
 from quire_operator.reconcile.planning import Planned
 from quire_operator.run.model_cache import RETRY_SECONDS, ModelCache
@@ -41,7 +41,8 @@ class Plans:
     def of(self, service: LLMService) -> Planned | None:
         """The plan; None while what it needs is being read. Never waits."""
         spec = service.spec
-        endpoint = cannot_be_planned(spec) or source_not_planned(spec) or hub_endpoint(service, self._settings)
+        refused = cannot_be_planned(spec) or source_not_planned(spec) or hub_refused(service, self._settings)
+        endpoint = refused or hub_endpoint(service, self._settings)
         if isinstance(endpoint, Skipped):
             return Planned(plan=skipped_plan(endpoint))
         key = (service.metadata.namespace, service.metadata.name)
