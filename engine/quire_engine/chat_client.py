@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -40,27 +41,37 @@ class _ServerError(Exception):
 
 class _Server:
     def __init__(self, url: str, api_key: str | None) -> None:
-        self._base = url.rstrip("/").removesuffix("/v1")
+        self._base = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
         self._headers = {"content-type": "application/json"}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
 
     def first_model(self) -> str:
-        with self._open("/v1/models") as answer:
-            return str(json.load(answer)["data"][0]["id"])
+        try:
+            with self._open("/v1/models") as answer:
+                return str(json.load(answer)["data"][0]["id"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise _ServerError(f"{self._base}/v1/models lists no model: is it the server of one?") from error
 
     def stream(self, model: str, messages: list[dict[str, str]]) -> Iterator[str]:
         body = {"model": model, "messages": messages, "stream": True}
         with self._open("/v1/chat/completions", json.dumps(body).encode()) as answer:
-            for line in answer:
-                data = line.decode().strip().removeprefix("data: ")
-                if not data or data == "[DONE]":
-                    continue
+            for data in self._events(answer):
                 event = json.loads(data)
                 if "error" in event:
                     raise _ServerError(event["error"]["message"])
                 for choice in event["choices"]:
                     yield choice["delta"].get("content") or ""
+
+    def _events(self, answer: Iterable[bytes]) -> Iterator[str]:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            for line in answer:
+                data = line.decode().strip().removeprefix("data: ")
+                if data == "[DONE]":
+                    return
+                if data:
+                    yield data
+        raise _ServerError(f"{self._base} broke off before the end of its answer")
 
     def _open(self, path: str, body: bytes | None = None) -> Any:
         try:
@@ -71,8 +82,11 @@ class _Server:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 text = json.loads(text)["error"]["message"]
             raise _ServerError(f"{self._base}{path} answered {error.code}: {text}") from error
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            raise _ServerError(f"{self._base} cannot be reached: {error}: is it http://HOST:PORT?") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            cause = getattr(error, "reason", error)
+            hint = "is a server running there?" if isinstance(cause, OSError) else "is it http://HOST:PORT?"
+            said = getattr(cause, "strerror", None) or cause
+            raise _ServerError(f"{self._base} cannot be reached: {said}: {hint}") from error
 
 
 def _typed() -> Iterator[str]:

@@ -115,7 +115,7 @@ class _Process:
         at_end.push_async_callback(server.stop, self._start(server.serve(sockets=[self.listener])))
         if not self.settings.disable_log_stats:
             self._start(_log_throughput(service))
-        becoming_ready = self._start(_become_ready(self.config, service))
+        becoming_ready = self._start(_become_ready(self.config, service, self.listener))
         dead, stop = self._start(client.dead.wait()), self._start(lifecycle.stop_requested.wait())
         await _any_of(dead, stop, becoming_ready)
         if becoming_ready.done():
@@ -141,7 +141,7 @@ async def _any_of(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _become_ready(config: EngineConfig, service: Any) -> None:
+async def _become_ready(config: EngineConfig, service: Any, listener: socket.socket) -> None:
     """Load the tokenizer beside the engine's start, and open the doors when both are there."""
     from quire_engine.server.startup import complete
 
@@ -149,6 +149,8 @@ async def _become_ready(config: EngineConfig, service: Any) -> None:
     await complete(config, service)
     phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in service.client.startup_seconds.items())
     log.info("ready after %.1f s (%s)", time.monotonic() - started, phases)
+    host, port = listener.getsockname()[:2]
+    log.info("serving %s on %s:%d", ", ".join(service.model_names), f"[{host}]" if ":" in host else host, port)
 
 
 async def _log_throughput(service: Any) -> None:
