@@ -116,7 +116,7 @@ def chat(url: str, question: str) -> Iterator[str]:
 def farewell(target: Target, kubectl: Kubectl, url: str) -> str:
     """How to go on, and how to take it down."""
     lines = [
-        "Talk to it:",
+        "Talk to it (so small a model mostly babbles; it knows what Kubernetes is):",
         f"  .venv/bin/quire-engine chat {url}",
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\",
         f'    -d \'{{"model": "{SERVICE}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}\'',
