@@ -116,6 +116,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "letters",
     ),
     ("environment without a name", {"engine": {"env": [{"value": "x"}]}}, "spec.engine.env[0].name", "Required value"),
+    ("environment of a number", {"engine": {"env": [{"name": "X", "value": 1}]}}, "spec.engine.env[0].value", "string"),
 ]
 
 

@@ -352,6 +352,23 @@ def test_a_pod_template_that_the_api_server_refuses_is_said_in_its_words(namespa
     assert "spec.template.spec.containers[1].image: Required value" in stalled["message"]
 
 
+@pytest.mark.parametrize(
+    ("pod", "field"),
+    [
+        ({"containers": [{"name": "engine", "env": [{"name": "X", "value": 1}]}]}, '.env[name="X"].value'),
+        ({"tolerations": "all"}, ".spec.tolerations"),
+        ({"hostNetworks": True}, ".spec.hostNetworks"),
+    ],
+)
+def test_a_pod_template_of_a_wrong_type_or_field_is_named(
+    namespace: Namespace, pod: dict[str, Any], field: str
+) -> None:
+    namespace.create(manifest(podTemplate={"spec": pod}))
+    stalled = eventually(lambda: namespace.condition("llama", "Stalled"))
+    assert stalled["reason"] == "ChildRefused"
+    assert field in stalled["message"]
+
+
 def test_a_bad_service_does_not_touch_its_neighbour(namespace: Namespace) -> None:
     namespace.create(manifest("bad", podTemplate={"spec": {"containers": [{"name": "sidecar"}]}}))
     namespace.create(manifest("good"))

@@ -31,9 +31,11 @@ Opaque = dict[str, Any]
 """A piece of another API, preserved whole and checked by that API."""
 
 
-def _named(variable: dict[str, Any]) -> dict[str, Any]:
+def _of_text(variable: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(variable.get("name"), str) or not variable["name"]:
         raise PydanticCustomError("name", "an environment variable needs a name")
+    if not isinstance(variable.get("value", ""), str):
+        raise PydanticCustomError("value", "the value of an environment variable is text: write it in quotes")
     return variable
 
 
@@ -60,11 +62,14 @@ EnvVar = Annotated[
         {
             "type": "object",
             "description": "Name and value, or any valueFrom that a container allows.",
-            "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 253}},
+            "properties": {
+                "name": {"type": "string", "minLength": 1, "maxLength": 253},
+                "value": {"type": "string", "description": "Its value, as text: write numbers and true in quotes."},
+            },
             "required": ["name"],
             "x-kubernetes-preserve-unknown-fields": True,
         }
     ),
-    AfterValidator(_named),
+    AfterValidator(_of_text),
 ]
 """An environment variable, as a container's. One that Quire sets itself is replaced."""

@@ -20,6 +20,8 @@ class ApiError(Exception):
     @property
     def is_refusal(self) -> bool:
         """The request itself is unacceptable: sending it again changes nothing until somebody acts."""
+        if self.status == 500:  # what server-side apply answers to a field of the wrong type or of no name
+            return self.message.startswith("failed to create typed patch object")
         return self.status in (400, 403, 422) and not self.namespace_is_going
 
     @property
