@@ -20,6 +20,8 @@ def load_tokenizer(
     Imports no torch. A process that wants both imports torch first: transformers looks for it only once.
     Raises `ValueError` when there is no tokenizer that can be loaded.
     """
+    if path.startswith((".", "/")) and not os.path.isdir(path):  # transformers would take it for a name on the hub
+        raise ValueError(f"the directory {path} does not exist: check --tokenizer")
     with _torch_hidden():
         from transformers import AutoTokenizer
     try:

@@ -200,6 +200,11 @@ def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
+def test_a_tokenizers_directory_that_does_not_exist_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"the directory {tmp_path}/nowhere does not exist: check --tokenizer"):
+        load_tokenizer(f"{tmp_path}/nowhere")
+
+
 def test_the_work_for_a_token_does_not_grow_with_the_text(byte_level: PreTrainedTokenizerFast) -> None:
     decoded = 0
 
