@@ -13,7 +13,7 @@ from quire_operator.api.engine import Engine
 from quire_operator.api.exposure import Monitoring, Security, Service
 from quire_operator.api.fields import Fields
 from quire_operator.api.model import Model
-from quire_operator.api.names import Opaque
+from quire_operator.api.pod_template import PodTemplate
 from quire_operator.api.resources import Parallelism, Resources
 from quire_operator.api.rollout import Probes, Rollout, Scheduling
 from quire_operator.api.rule import Rule
@@ -83,7 +83,7 @@ class Spec(Fields):
     plan: Literal["enforce", "warn", "off"] = "enforce"
     """Whether a model that cannot fit its GPUs is refused, warned of, or tried."""
 
-    pod_template: Opaque = Field(default_factory=dict)
+    pod_template: PodTemplate = Field(default_factory=dict)
     """A partial PodTemplateSpec, merged over the operator's own: lists by name. Its container is `engine`."""
 
     suspend: bool = False
