@@ -35,6 +35,8 @@ def _sentences(error: ValidationError) -> list[str]:
     sentences = []
     for detail in error.errors():
         where = ".".join(str(part) for part in detail["loc"])
-        what = "unknown field: check its spelling" if detail["type"] == "extra_forbidden" else detail["msg"].removeprefix("Value error, ")
+        what = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            what = "unknown field: check its spelling"
         sentences.append(f"{where}: {what}" if where else what)
     return sentences
