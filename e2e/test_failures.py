@@ -28,7 +28,9 @@ def neighbour(kubectl: Kubectl, module_namespace: str, operator: str) -> Iterato
     [
         (tiny_spec(engine={"image": "quire/engine:no-such-tag"}), "ImagePullBackOff", "quire/engine:no-such-tag"),
         (
-            tiny_spec(resources={"gpu": {"count": 1, "resourceName": "example.com/gpu"}, "memory": "1Gi"}),
+            tiny_spec(
+                resources={"gpu": {"count": 1, "resourceName": "example.com/gpu"}, "cpu": "100m", "memory": "1Gi"}
+            ),
             "Unschedulable",
             "no node has 1 example.com/gpu",
         ),
