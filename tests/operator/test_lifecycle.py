@@ -356,7 +356,7 @@ def test_a_pod_template_that_the_api_server_refuses_is_said_in_its_words(namespa
     ("pod", "field"),
     [
         ({"containers": [{"name": "engine", "env": [{"name": "X", "value": 1}]}]}, '.env[name="X"].value'),
-        ({"tolerations": "all"}, ".spec.tolerations"),
+        ({"hostAliases": "all"}, ".spec.hostAliases"),
         ({"hostNetworks": True}, ".spec.hostNetworks"),
     ],
 )
