@@ -83,6 +83,7 @@ def flag_name(field_name: str) -> str:
 
 def from_namespace(settings: type[T], namespace: argparse.Namespace, **more: Any) -> T:
     """An instance of the dataclass out of parsed flags. Raises its own `ValueError`."""
+    # `type[T]` cannot say that it is a dataclass
     names = {f.name for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
     given = {n: tuple(v) if isinstance(v, list) else v for n, v in vars(namespace).items() if n in names}
     return settings(**{**given, **more})

@@ -92,6 +92,7 @@ def settings_from(environment: Mapping[str, str] = os.environ, **flags: object) 
             values[field.name] = flags[field.name]
         elif environment.get(variable):
             values[field.name] = _parsed(variable, environment[variable], field.default)
+    # each value is of its own field: read by its type, or given as a flag
     return Settings(**values)  # type: ignore[arg-type]
 
 

@@ -96,7 +96,7 @@ class GenerationRequest(BaseModel):
             "n": self.n,
         }
         return SamplingParams(
-            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # mixed values
             seed=self.seed,
             stop=[self.stop] if isinstance(self.stop, str) else list(self.stop or []),
             stop_token_ids=list(self.stop_token_ids or []),

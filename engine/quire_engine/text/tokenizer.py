@@ -40,10 +40,12 @@ def _torch_hidden() -> Iterator[None]:
     if "torch" in sys.modules or "transformers" in sys.modules:
         yield
         return
+    # None is how the import system is told that a module is not there; typeshed knows only modules.
     sys.modules["torch"] = None  # type: ignore[assignment]
     # It would warn that models are not available.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
+        # imported for what it does: both look for torch now, and remember that there is none
         import transformers  # noqa: F401
         from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 

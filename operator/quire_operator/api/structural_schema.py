@@ -27,6 +27,7 @@ class _WithDefaults(GenerateJsonSchema):
         if isinstance(factory, type) and issubclass(factory, BaseModel):
             return self._beside_reference(json_schema, {})
         if factory is not None and factory not in (dict, list):
+            # pydantic's factories may take validated data; ours never do
             return self._beside_reference(json_schema, factory())  # type: ignore[call-arg]
         return json_schema
 
