@@ -17,7 +17,7 @@ from quire_engine.flags import FlagParser, from_namespace
 from quire_engine.server.settings import ServerSettings
 from quire_operator.api import KIND, LLMService, parse_llmservice
 from quire_operator.builders.desired import desired_objects
-from quire_operator.builders.engine_args import engine_args
+from quire_operator.builders.engines import engine_of
 from quire_operator.plan.acceptance import refusal_of
 from quire_operator.settings import Settings
 from tests.docs.pages import REPOSITORY, Block, blocks
@@ -55,7 +55,7 @@ def test_the_engine_takes_the_flags_of_an_example(example: Block) -> None:
     parser.add_settings(EngineConfig)
     parser.add_settings(ServerSettings)
     service = parsed(example)
-    flags = parser.parse_args(engine_args(service))
+    flags = parser.parse_args(engine_of(service).args)
     from_namespace(ServerSettings, flags)
     if service.spec.parallelism.tensor > 1:  # the page says so
         with pytest.raises(ValueError, match="tensor-parallel-size 4 is not supported yet"):

@@ -10,7 +10,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.flags import FlagParser, from_namespace
 from quire_engine.server.settings import ServerSettings
 from quire_operator.builders.desired import desired_objects
-from quire_operator.builders.engine_args import engine_args
+from quire_operator.builders.engines import engine_of
 from quire_operator.builders.identity import TEMPLATE_HASH
 from quire_operator.builders.pod import build_pod_template
 from quire_operator.settings import Settings
@@ -91,7 +91,7 @@ def test_the_engine_understands_every_flag_as_it_was_meant(spec: dict[str, Any],
     parser = FlagParser("engine")
     parser.add_settings(EngineConfig)
     parser.add_settings(ServerSettings)
-    config = from_namespace(EngineConfig, parser.parse_args(engine_args(service(**spec))))
+    config = from_namespace(EngineConfig, parser.parse_args(engine_of(service(**spec)).args))
     assert {name: getattr(config, name) for name in expected} == expected
 
 
@@ -100,13 +100,13 @@ def test_the_server_listens_drains_and_calls_the_model_as_the_spec_says() -> Non
     parser.add_settings(EngineConfig)
     parser.add_settings(ServerSettings)
     built = service(model={"name": "served", "aliases": ["a", "b"]}, rollout={"drainSeconds": 33})
-    settings = from_namespace(ServerSettings, parser.parse_args(engine_args(built)))
+    settings = from_namespace(ServerSettings, parser.parse_args(engine_of(built).args))
     assert (settings.host, settings.port, settings.shutdown_timeout) == ("0.0.0.0", 8000, 33)
     assert tuple(settings.served_model_name) == ("served", "a", "b")
 
 
 def test_without_any_tuning_the_engine_gets_no_tuning_flag() -> None:
-    assert engine_args(service()) == [
+    assert list(engine_of(service()).args) == [
         "--model=/models/tiny",
         "--served-model-name",
         "llama",
@@ -119,7 +119,7 @@ def test_without_any_tuning_the_engine_gets_no_tuning_flag() -> None:
 
 def test_tensor_parallel_ranks_take_as_many_gpus() -> None:
     spec = {"parallelism": {"tensor": 4}, "resources": {"gpu": {"count": None}}}
-    assert "--tensor-parallel-size=4" in engine_args(service(**spec))
+    assert "--tensor-parallel-size=4" in engine_of(service(**spec)).args
     assert container(**spec)["resources"]["limits"]["nvidia.com/gpu"] == "4"
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from quire_operator.api import HubSource, LLMService, parse_source
 from quire_operator.api.names import SecretKeyRef
 from quire_operator.api.quantity import parse_quantity
+from quire_operator.builders.engines import engine_of
 from quire_operator.builders.identity import Manifest
+from quire_operator.builders.paths import CACHE_PATH, HOME
 from quire_operator.settings import Settings
-
-HOME = "/home/quire"
-CACHE_PATH = "/models/cache"
-"""Where the cache's claim is mounted."""
 
 
 def engine_env(service: LLMService, settings: Settings) -> list[Manifest]:
@@ -18,6 +16,7 @@ def engine_env(service: LLMService, settings: Settings) -> list[Manifest]:
     ours = [
         _plain("HOME", HOME),
         _plain("OMP_NUM_THREADS", str(threads(service))),
+        *(_plain(name, value) for name, value in engine_of(service).variables.items()),
         *_hub(service, settings),
         *_api_key(service),
     ]
@@ -46,8 +45,8 @@ def _hub(service: LLMService, settings: Settings) -> list[Manifest]:
 
 
 def _api_key(service: LLMService) -> list[Manifest]:
-    key = service.spec.security.api_key_secret_ref
-    return [_secret("QUIRE_API_KEY", key)] if key is not None else []
+    key, variable = service.spec.security.api_key_secret_ref, engine_of(service).api_key_variable
+    return [_secret(variable, key)] if key is not None and variable is not None else []
 
 
 def _plain(name: str, value: str) -> Manifest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quire_operator.api import LLMService
-from quire_operator.builders.engine_args import PORT
+from quire_operator.builders.engines import engine_of
 from quire_operator.builders.identity import Manifest, child_metadata, selector_labels
 
 SUFFIX = "pods"
@@ -17,6 +17,6 @@ def build_headless_service(service: LLMService) -> Manifest | None:
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
         "selector": selector_labels(service),
-        "ports": [{"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}],
+        "ports": [{"name": "http", "port": engine_of(service).port, "targetPort": "http", "protocol": "TCP"}],
     }
     return {"apiVersion": "v1", "kind": "Service", "metadata": child_metadata(service, SUFFIX), "spec": spec}

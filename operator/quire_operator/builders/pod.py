@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from quire_operator.api import LLMService
-from quire_operator.builders.engine_args import PORT, engine_args
 from quire_operator.builders.engine_env import engine_env
+from quire_operator.builders.engines import Engine, engine_of
 from quire_operator.builders.identity import TEMPLATE_HASH, Manifest, digest, labels, selector_labels
 from quire_operator.builders.scheduling import scheduling
 from quire_operator.builders.service_account import service_account_name
@@ -16,21 +16,22 @@ CONTAINER = "engine"
 USER = 10001
 """uid and gid of the engine's image."""
 
-PRE_STOP_SECONDS = 30
-"""What `quire-engine drain` may take until the endpoints have had time to change."""
 SLACK_SECONDS = 15
 """Between the engine's own deadline and the kubelet's."""
 
 
 def build_pod_template(service: LLMService, settings: Settings) -> Manifest:
     """The Deployment's `spec.template`, with spec.podTemplate merged over it and the hash of the result on it."""
+    engine = engine_of(service)
     ours: Manifest = {
-        "metadata": {"labels": labels(service), "annotations": _scrape_annotations()},
+        "metadata": {"labels": labels(service), "annotations": _scrape_annotations(engine)},
         "spec": {
             "serviceAccountName": service_account_name(service),
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": PRE_STOP_SECONDS + service.spec.rollout.drain_seconds + SLACK_SECONDS,
+            "terminationGracePeriodSeconds": engine.pre_stop_seconds
+            + service.spec.rollout.drain_seconds
+            + SLACK_SECONDS,
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": USER,
@@ -39,7 +40,7 @@ def build_pod_template(service: LLMService, settings: Settings) -> Manifest:
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(service, settings)],
+            "containers": [_container(service, engine, settings)],
             "volumes": volumes(service),
             **scheduling(service),
         },
@@ -51,17 +52,18 @@ def build_pod_template(service: LLMService, settings: Settings) -> Manifest:
     return template
 
 
-def _container(service: LLMService, settings: Settings) -> Manifest:
+def _container(service: LLMService, engine: Engine, settings: Settings) -> Manifest:
     return {
         "name": CONTAINER,
         "image": service.spec.engine.image or settings.engine_image,
-        "args": engine_args(service),
+        **({"command": list(engine.command)} if engine.command else {}),
+        "args": list(engine.args),
         "env": engine_env(service, settings),
-        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
+        "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
         "resources": _resources(service),
         "volumeMounts": volume_mounts(service),
-        **_probes(service),
-        "lifecycle": {"preStop": {"exec": {"command": ["quire-engine", "drain"]}}},
+        **_probes(service, engine),
+        "lifecycle": {"preStop": engine.pre_stop},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -82,8 +84,8 @@ def _resources(service: LLMService) -> Manifest:
     return {"requests": requests, "limits": limits}
 
 
-def _probes(service: LLMService) -> Manifest:
-    health = {"httpGet": {"path": "/health", "port": "http", "scheme": "HTTP"}}
+def _probes(service: LLMService, engine: Engine) -> Manifest:
+    health = {"httpGet": {"path": engine.health_path, "port": "http", "scheme": "HTTP"}}
     return {
         # every second: a longer period would be added to each cold start
         "startupProbe": {
@@ -98,5 +100,9 @@ def _probes(service: LLMService) -> Manifest:
     }
 
 
-def _scrape_annotations() -> dict[str, str]:
-    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(PORT), "prometheus.io/path": "/metrics"}
+def _scrape_annotations(engine: Engine) -> dict[str, str]:
+    return {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(engine.port),
+        "prometheus.io/path": engine.metrics_path,
+    }

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from quire_operator.api import ClaimSource, HubSource, LLMService, parse_source
 from quire_operator.builders.claim import cache_claim_name
-from quire_operator.builders.engine_args import CLAIM_PATH
-from quire_operator.builders.engine_env import CACHE_PATH, HOME
 from quire_operator.builders.identity import Manifest
+from quire_operator.builders.paths import CACHE_PATH, CLAIM_PATH, HOME
 
 
 def volumes(service: LLMService) -> list[Manifest]:

@@ -1,0 +1,74 @@
+"""What the other builders need to know of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quire_operator.builders.identity import Manifest
+
+ENDPOINTS_LAG_SECONDS = 5
+"""How long proxies may go on sending requests to a pod that is leaving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Names under which Prometheus finds what scaling and dashboards ask for; None for what an engine does not tell."""
+
+    waiting: str | None = None
+    """Gauge: requests that wait."""
+
+    running: str | None = None
+    """Gauge: requests that are being answered."""
+
+    time_to_first_token: str | None = None
+    """Histogram in seconds, without its `_bucket`."""
+
+    time_per_output_token: str | None = None
+    """Histogram in seconds, without its `_bucket`."""
+
+    kv_cache_usage: str | None = None
+    """Gauge: share of the KV cache that is taken, from 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """How the engine of one service is started, reached, watched and sent away."""
+
+    name: str
+    """As messages call it: the `spec.engine.type`."""
+
+    command: tuple[str, ...] = ()
+    """Replaces the entrypoint of the image; empty keeps it."""
+
+    args: tuple[str, ...] = ()
+    """Arguments, spec.engine.args last."""
+
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment beside what every engine gets."""
+
+    api_key_variable: str | None = None
+    """Variable that the engine reads the key of requests from; None when it knows of none."""
+
+    port: int = 8000
+    """Where it listens for HTTP."""
+
+    health_path: str = "/health"
+    """Answers 200 once, and while, the engine serves."""
+
+    metrics_path: str = "/metrics"
+    """Where Prometheus reads, on the same port."""
+
+    metrics: Metrics = field(default_factory=Metrics)
+    """What it finds there."""
+
+    pre_stop: Manifest
+    """Handler that returns when no proxy sends requests any more; SIGTERM comes after it."""
+
+    pre_stop_seconds: int
+    """The longest that `pre_stop` takes."""
+
+
+def wait_for_proxies() -> Manifest:
+    """The handler for engines that cannot be told to drain: the kubelet itself waits, so the image needs no shell."""
+    return {"sleep": {"seconds": ENDPOINTS_LAG_SECONDS}}

@@ -1,0 +1,41 @@
+"""vLLM, as the image vllm/vllm-openai has it: its entrypoint is `vllm serve`. Read: 0.32; needs 0.18."""
+
+from __future__ import annotations
+
+from quire_operator.api import LLMService
+from quire_operator.builders.engines.engine import ENDPOINTS_LAG_SECONDS, Engine, wait_for_proxies
+from quire_operator.builders.engines.vllm_flags import (
+    METRICS,
+    model_flags,
+    parallel_flags,
+    serving_flags,
+    tuning_flags,
+)
+from quire_operator.builders.paths import HOME, model_location
+
+PORT = 8000
+
+
+def vllm(service: LLMService) -> Engine:
+    """The model comes first, without a flag: `--model` is on its way out of `vllm serve`."""
+    return Engine(
+        name="vllm",
+        args=(
+            model_location(service),
+            *model_flags(service),
+            *serving_flags(service, PORT),
+            *tuning_flags(service),
+            *parallel_flags(service),
+            *service.spec.engine.args,
+        ),
+        variables={
+            "VLLM_CACHE_ROOT": f"{HOME}/.cache/vllm",
+            "VLLM_CONFIG_ROOT": f"{HOME}/.config/vllm",
+            "VLLM_NO_USAGE_STATS": "1",
+        },
+        api_key_variable="VLLM_API_KEY",
+        port=PORT,
+        metrics=METRICS,
+        pre_stop=wait_for_proxies(),
+        pre_stop_seconds=ENDPOINTS_LAG_SECONDS,
+    )

@@ -1,0 +1,62 @@
+"""Flags under vLLM's names, which are Quire's too. A tuning flag appears only where it differs from their default."""
+
+from __future__ import annotations
+
+from quire_operator.api import LLMService
+from quire_operator.builders.engines.engine import Metrics
+
+METRICS = Metrics(
+    waiting="vllm:num_requests_waiting",
+    running="vllm:num_requests_running",
+    time_to_first_token="vllm:time_to_first_token_seconds",
+    time_per_output_token="vllm:request_time_per_output_token_seconds",
+    kv_cache_usage="vllm:kv_cache_usage_perc",
+)
+
+
+def model_flags(service: LLMService) -> list[str]:
+    """What is served, under which names, in which type."""
+    model = service.spec.model
+    flags = [f"--revision={model.revision}"] if model.revision is not None else []
+    flags += ["--served-model-name", service.served_name, *model.aliases]
+    if model.dtype != "auto":
+        flags.append(f"--dtype={model.dtype}")
+    if model.max_model_len is not None:
+        flags.append(f"--max-model-len={model.max_model_len}")
+    if model.trust_remote_code:
+        flags.append("--trust-remote-code")
+    return flags
+
+
+def serving_flags(service: LLMService, port: int) -> list[str]:
+    """Where it listens, and how long running requests get after SIGTERM."""
+    return ["--host=0.0.0.0", f"--port={port}", f"--shutdown-timeout={service.spec.rollout.drain_seconds}"]
+
+
+def tuning_flags(service: LLMService) -> list[str]:
+    """Memory and scheduling."""
+    engine = service.spec.engine
+    flags = []
+    if engine.gpu_memory_utilization != 0.9:
+        flags.append(f"--gpu-memory-utilization={engine.gpu_memory_utilization:g}")
+    if engine.max_num_seqs != 256:
+        flags.append(f"--max-num-seqs={engine.max_num_seqs}")
+    if engine.max_num_batched_tokens is not None:
+        flags.append(f"--max-num-batched-tokens={engine.max_num_batched_tokens}")
+    if engine.block_size != 16:
+        flags.append(f"--block-size={engine.block_size}")
+    if engine.swap_space_gib != 4:
+        flags.append(f"--swap-space={engine.swap_space_gib:g}")
+    if not engine.prefix_caching:
+        flags.append("--no-enable-prefix-caching")
+    if not engine.chunked_prefill:
+        flags.append("--no-enable-chunked-prefill")
+    if engine.enforce_eager:
+        flags.append("--enforce-eager")
+    return flags
+
+
+def parallel_flags(service: LLMService) -> list[str]:
+    """How the model is spread over GPUs."""
+    tensor = service.spec.parallelism.tensor
+    return [f"--tensor-parallel-size={tensor}"] if tensor > 1 and service.spec.gpus_per_pod else []
