@@ -14,6 +14,7 @@ import yaml
 
 from quire_operator import __version__
 from quire_operator.api import KIND, InvalidLLMServiceError, LLMService, crd_manifest, parse_llmservice
+from quire_operator.builders.circumstances import EVERYTHING, Circumstances
 from quire_operator.builders.desired import desired_objects
 from quire_operator.plan.acceptance import refusal_of
 from quire_operator.plan.table import plan_table
@@ -171,10 +172,10 @@ def _crd(options: argparse.Namespace) -> None:
 
 
 def _render(options: argparse.Namespace) -> None:
-    settings = _settings(options)
+    circumstances = Circumstances(_settings(options), EVERYTHING)
     children = []
     for service in _services(options.file):
-        children += desired_objects(service, settings)
+        children += desired_objects(service, circumstances)
     sys.stdout.write(yaml_text(children))
 
 

@@ -16,6 +16,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.flags import FlagParser, from_namespace
 from quire_engine.server.settings import ServerSettings
 from quire_operator.api import KIND, LLMService, parse_llmservice
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.engines import engine_of
 from quire_operator.plan.acceptance import refusal_of
@@ -45,7 +46,7 @@ def test_every_situation_has_an_example_and_no_block_is_passed_over() -> None:
 def test_an_example_is_accepted_and_becomes_a_deployment(example: Block) -> None:
     service = parsed(example)
     assert refusal_of(service.spec) is None
-    kinds = [child["kind"] for child in desired_objects(service, Settings())]
+    kinds = [child["kind"] for child in desired_objects(service, Circumstances(Settings()))]
     assert ("Deployment" in kinds) is not service.spec.suspend
 
 

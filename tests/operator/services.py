@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from quire_operator.api import LLMService, parse_llmservice
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.strategic_merge import merge
 from quire_operator.settings import Settings
 
 SETTINGS = Settings(engine_image="quire/engine:test")
+CIRCUMSTANCES = Circumstances(SETTINGS)
+"""A cluster without any optional API."""
 
 
 def manifest(name: str = "llama", namespace: str = "default", **spec: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from quire_operator.builders.engines import engine_of
 from quire_operator.builders.identity import TEMPLATE_HASH
 from quire_operator.builders.pod import build_pod_template
 from quire_operator.settings import Settings
-from tests.operator.services import SETTINGS, service
+from tests.operator.services import CIRCUMSTANCES, SETTINGS, service
 
 
 def pod(**spec: Any) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def env(**spec: Any) -> dict[str, Any]:
 
 
 def test_children_bear_the_name_and_are_owned() -> None:
-    children = desired_objects(service(cache={"volume": {"size": "1Gi"}}), SETTINGS)
+    children = desired_objects(service(cache={"volume": {"size": "1Gi"}}), CIRCUMSTANCES)
     names = [(child["kind"], child["metadata"]["name"]) for child in children]
     assert names == [
         ("ServiceAccount", "llama-engine"),
@@ -51,7 +51,7 @@ def test_children_bear_the_name_and_are_owned() -> None:
 def test_selectors_are_the_service_and_the_component_and_nothing_else() -> None:
     selector = {"serving.quire.dev/llmservice": "llama", "app.kubernetes.io/component": "engine"}
     built = service(podTemplate={"metadata": {"labels": {**dict.fromkeys(selector, "stolen"), "team": "search"}}})
-    for child in desired_objects(built, SETTINGS):
+    for child in desired_objects(built, CIRCUMSTANCES):
         found = child.get("spec", {}).get("selector")
         if found is not None:
             assert found.get("matchLabels", found) == selector
@@ -255,23 +255,23 @@ def test_replicas_spread_over_nodes_unless_told_otherwise() -> None:
 
 
 def test_a_rollout_never_goes_below_the_wanted_number_by_default() -> None:
-    deployment = desired_objects(service(probes={"startupSeconds": 100}), SETTINGS)[-1]
+    deployment = desired_objects(service(probes={"startupSeconds": 100}), CIRCUMSTANCES)[-1]
     assert deployment["spec"]["strategy"] == {
         "type": "RollingUpdate",
         "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
     }
     assert deployment["spec"]["progressDeadlineSeconds"] == 700
-    recreate = desired_objects(service(rollout={"strategy": "Recreate"}), SETTINGS)[-1]
+    recreate = desired_objects(service(rollout={"strategy": "Recreate"}), CIRCUMSTANCES)[-1]
     assert recreate["spec"]["strategy"] == {"type": "Recreate"}
 
 
 def test_replicas_are_written_only_when_the_spec_has_them() -> None:
-    assert "replicas" not in desired_objects(service(), SETTINGS)[-1]["spec"]
-    assert desired_objects(service(replicas=0), SETTINGS)[-1]["spec"]["replicas"] == 0
+    assert "replicas" not in desired_objects(service(), CIRCUMSTANCES)[-1]["spec"]
+    assert desired_objects(service(replicas=0), CIRCUMSTANCES)[-1]["spec"]["replicas"] == 0
 
 
 def test_a_suspended_service_keeps_its_claim_alone() -> None:
-    children = desired_objects(service(suspend=True, cache={"volume": {"size": "1Gi"}}), SETTINGS)
+    children = desired_objects(service(suspend=True, cache={"volume": {"size": "1Gi"}}), CIRCUMSTANCES)
     assert [child["kind"] for child in children] == ["PersistentVolumeClaim"]
 
 
@@ -292,5 +292,5 @@ def test_building_leaves_the_service_as_it_was() -> None:
         resources={"gpu": {"count": 1, "product": "H100"}},
     )
     before = built.model_dump_json()
-    assert desired_objects(built, SETTINGS) == desired_objects(built, SETTINGS)
+    assert desired_objects(built, CIRCUMSTANCES) == desired_objects(built, CIRCUMSTANCES)
     assert built.model_dump_json() == before

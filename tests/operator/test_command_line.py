@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_a_kubeconfig_that_is_not_there_ends_with_one_line(tmp_path: Path) -> No
 def test_rendering_is_the_same_in_every_process() -> None:
     code = (
         "import json; from tests.operator.services import *; from quire_operator.builders.desired import *; "
-        "print(json.dumps(desired_objects(service(), SETTINGS)))"
+        "print(json.dumps(desired_objects(service(), CIRCUMSTANCES)))"
     )
     runs = [
         subprocess.run(
@@ -130,7 +131,7 @@ def test_rendering_is_the_same_in_every_process() -> None:
             text=True,
             check=True,
             cwd=REPOSITORY,
-            env={"PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("1", "2")
     ]

@@ -22,7 +22,7 @@ from quire_operator.kubeapi.resources import (
 from quire_operator.reconcile.difference import first_difference
 from tests.operator.api_client import Namespace, eventually
 from tests.operator.operator_process import OperatorProcess
-from tests.operator.services import SETTINGS, manifest
+from tests.operator.services import CIRCUMSTANCES, manifest
 
 pytestmark = pytest.mark.control_plane
 
@@ -58,7 +58,7 @@ ALL = [
 def test_a_new_service_becomes_exactly_what_render_prints(namespace: Namespace) -> None:
     created = namespace.create(manifest(cache={"volume": {"size": "1Gi"}}))
     eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
-    for wanted in desired_objects(parse_llmservice(created), SETTINGS):
+    for wanted in desired_objects(parse_llmservice(created), CIRCUMSTANCES):
         live = eventually(lambda wanted=wanted: namespace.find(resource_of(wanted), wanted["metadata"]["name"]))
         assert first_difference(wanted, live) is None
         assert [reference["uid"] for reference in live["metadata"]["ownerReferences"]] == [created["metadata"]["uid"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quire_operator.api import LLMService
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.claim import build_claim
 from quire_operator.builders.deployment import build_deployment
 from quire_operator.builders.disruption_budget import build_disruption_budget
@@ -10,10 +11,9 @@ from quire_operator.builders.headless_service import build_headless_service
 from quire_operator.builders.identity import APPLIED_HASH, Manifest, digest
 from quire_operator.builders.service import build_service
 from quire_operator.builders.service_account import build_service_account
-from quire_operator.settings import Settings
 
 
-def desired_objects(service: LLMService, settings: Settings) -> list[Manifest]:
+def desired_objects(service: LLMService, circumstances: Circumstances) -> list[Manifest]:
     """The children, in the order in which they are applied: what a pod needs comes before the pods."""
     children = (
         build_service_account(service),
@@ -21,7 +21,7 @@ def desired_objects(service: LLMService, settings: Settings) -> list[Manifest]:
         build_service(service),
         build_headless_service(service),
         build_disruption_budget(service),
-        build_deployment(service, settings),
+        build_deployment(service, circumstances.settings),
     )
     return [_with_hash(child) for child in children if child is not None]
 

@@ -15,12 +15,13 @@ import aiohttp
 from quire_operator import metrics
 from quire_operator.kubeapi.errors import ApiError, UnreachableError
 from quire_operator.kubeapi.login import login
-from quire_operator.kubeapi.resources import Resource
+from quire_operator.kubeapi.resources import API_GROUPS, Resource
 
 Object = dict[str, Any]
 
 _APPLY_PATCH = "application/apply-patch+yaml"
 _METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_ALL_GROUPS = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 _WATCH_SECONDS = 290
 _SILENCE_SECONDS = 90
@@ -63,6 +64,18 @@ class Client:
         """The list object of all namespaces, where each item has its metadata alone."""
         parameters = {"resourceVersion": "0", "labelSelector": selector}
         return await self._call("list", resource, resource.path(), parameters=parameters, accept=_METADATA_ALONE)
+
+    async def discover(self, etag: str) -> tuple[Object | None, str]:
+        """All API groups but the core with their resources, and the answer's ETag; None while `etag` is still true."""
+        unless = {"If-None-Match": etag} if etag else {}
+        request = self._request("discover", API_GROUPS, "GET", "/apis", accept=_ALL_GROUPS, extra=unless)
+        async with self._slots, request as response:
+            if response.status == 304:
+                return None, etag
+            try:
+                return await response.json(content_type=None), response.headers.get("ETag", "")
+            except _NO_ANSWER as error:
+                raise UnreachableError(f"GET /apis broke: {error!r}") from error
 
     async def apply(
         self,
@@ -155,13 +168,14 @@ class Client:
         resource: Resource,
         method: str,
         path: str,
-        parameters: Mapping[str, str] | None,
-        body: Mapping[str, Any] | None,
-        content: str,
+        parameters: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content: str = "",
         limits: aiohttp.ClientTimeout = _TIMEOUT,
         accept: str = "application/json",
+        extra: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        headers = {"Accept": accept, **self._headers()}
+        headers = {"Accept": accept, **self._headers(), **(extra or {})}
         if body is not None:
             headers["Content-Type"] = content
         data = json.dumps(body).encode() if body is not None else None

@@ -57,6 +57,11 @@ class Reflector:
         """Take in the answer to a write of our own, ahead of its event."""
         self._put(item, silently=True)
 
+    def clear(self) -> None:
+        """Forget everything: the API itself is gone."""
+        for key in list(self._objects):
+            self._remove(key)
+
     async def run(self) -> None:
         """List, watch, and again, for ever."""
         backoff = 0.0

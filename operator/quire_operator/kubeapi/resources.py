@@ -38,17 +38,35 @@ PODS = Resource("v1", "Pod", "pods")
 EVENTS = Resource("v1", "Event", "events")
 NODES = Resource("v1", "Node", "nodes")
 SECRETS = Resource("v1", "Secret", "secrets")
+SCALED_OBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
+SERVICE_MONITORS = Resource("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors")
+PROMETHEUS_RULES = Resource("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules")
+LEADER_WORKER_SETS = Resource("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", "leaderworkersets")
+API_GROUPS = Resource("v1", "APIGroup", "apigroups")
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 
 CHILDREN = (SERVICE_ACCOUNTS, CLAIMS, SERVICES, DISRUPTION_BUDGETS, DEPLOYMENTS)
-"""What the operator applies and prunes."""
+"""What the operator applies and prunes on every cluster."""
+
+OPTIONAL_CHILDREN: Mapping[Resource, str] = {
+    SCALED_OBJECTS: "keda",
+    SERVICE_MONITORS: "service_monitors",
+    PROMETHEUS_RULES: "prometheus_rules",
+    LEADER_WORKER_SETS: "leader_worker_sets",
+}
+"""What it applies and prunes where the cluster serves it, and the field of `Capabilities` that says so."""
 
 WATCHED = (*CHILDREN, PODS)
-"""What tells it how a service is doing."""
+"""What tells it on every cluster how a service is doing."""
 
-_BY_KIND = {(resource.api_version, resource.kind): resource for resource in CHILDREN}
+_BY_KIND = {(resource.api_version, resource.kind): resource for resource in (*CHILDREN, *OPTIONAL_CHILDREN)}
 
 
 def resource_of(manifest: Mapping[str, Any]) -> Resource:
     """The resource that a child's manifest belongs to. Raises KeyError for a kind that is no child."""
     return _BY_KIND[manifest["apiVersion"], manifest["kind"]]
+
+
+def child_resource(kind: str) -> Resource:
+    """The resource of the children of this kind. Raises KeyError for a kind that is no child."""
+    return next(resource for (_, name), resource in _BY_KIND.items() if name == kind)

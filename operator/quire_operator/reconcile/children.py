@@ -10,7 +10,7 @@ from quire_operator.api import LLMService
 from quire_operator.builders.identity import APPLIED_HASH, FIELD_MANAGER, Manifest
 from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.errors import ApiError
-from quire_operator.kubeapi.resources import CHILDREN, Resource, resource_of
+from quire_operator.kubeapi.resources import Resource, child_resource, resource_of
 from quire_operator.kubeapi.trimming import OWNS_REPLICAS, trim_child
 from quire_operator.reconcile.changes import Apply, Change, ChildKey, Delete
 from quire_operator.reconcile.ownership import Ownership, ownership
@@ -55,8 +55,7 @@ async def carry_out(client: Client, service: LLMService, todo: Iterable[Change])
             case Delete(kind, live):
                 metadata = live["metadata"]
                 logger.info("deleting %s %s: no longer wanted", kind, metadata["name"])
-                resource = next(resource for resource in CHILDREN if resource.kind == kind)
-                await client.delete(resource, metadata["namespace"], metadata["name"], metadata["uid"])
+                await client.delete(child_resource(kind), metadata["namespace"], metadata["name"], metadata["uid"])
                 outcome.deleted.append((kind, metadata["name"]))
     return outcome
 

@@ -1,4 +1,4 @@
-"""Kubernetes Events, one for each transition of the Ready condition, and for a plan that is not heeded."""
+"""Kubernetes Events, one for each transition of a condition, and for a plan that is not heeded."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ _PASSING = {"Starting", "RollingOut", "Scaling", "Suspended", "Waiting"}
 """Reasons for not being ready that are nobody's fault."""
 
 
-def transition_event(
+_SUMMARIZED = {"Accepted", "Available", "Reconciling", "Stalled"}
+"""Conditions of which Ready tells."""
+
+
+def transition_events(
     service: LLMService, before: Iterable[Condition], after: Iterable[Condition], now: str
-) -> dict[str, Any] | None:
-    """The Event that tells of a change of Ready's status or reason; None when there was none."""
-    old, new = _ready(before), _ready(after)
-    if new is None or (old is not None and (old.status, old.reason) == (new.status, new.reason)):
-        return None
-    is_fine = new.status == "True" or new.reason in _PASSING
-    return _event(service, "Normal" if is_fine else "Warning", new.reason, new.message, now)
+) -> list[dict[str, Any]]:
+    """An Event for each condition whose status or reason changed."""
+    old = {condition.type: (condition.status, condition.reason) for condition in before}
+    told = [condition for condition in after if condition.type not in _SUMMARIZED]
+    return [_transition(service, c, now) for c in told if old.get(c.type) != (c.status, c.reason)]
+
+
+def _transition(service: LLMService, condition: Condition, now: str) -> dict[str, Any]:
+    is_fine = condition.status == "True" or condition.reason in _PASSING
+    return _event(service, "Normal" if is_fine else "Warning", condition.reason, condition.message, now)
 
 
 def plan_event(service: LLMService, status: Status, now: str) -> dict[str, Any]:
@@ -58,7 +65,3 @@ def _event(service: LLMService, kind: str, reason: str, message: str, now: str) 
         "lastTimestamp": now,
         "count": 1,
     }
-
-
-def _ready(conditions: Iterable[Condition]) -> Condition | None:
-    return next((condition for condition in conditions if condition.type == "Ready"), None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quire_operator.api import LLMService
+from quire_operator.builders.circumstances import Capabilities
 from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.identity import TEMPLATE_HASH
 from quire_operator.kubeapi.client import Object
@@ -20,6 +21,7 @@ class Observation:
 
     children: Mapping[ChildKey, Object] = field(default_factory=dict)
     pods: Sequence[Object] = ()
+    capabilities: Capabilities = field(default_factory=Capabilities)
 
     def deployment(self, service: LLMService) -> Object | None:
         """The workload, as last seen."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from quire_operator.api import InvalidLLMServiceError, LLMService, Status, parse_llmservice
+from quire_operator.builders.circumstances import Capabilities, Circumstances
 from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.identity import FIELD_MANAGER
 from quire_operator.kubeapi.client import Client, Object
@@ -18,7 +19,7 @@ from quire_operator.kubeapi.resources import EVENTS, LLMSERVICES
 from quire_operator.plan.acceptance import Refusal, refusal_of
 from quire_operator.reconcile.changes import ChildKey, changes
 from quire_operator.reconcile.children import Outcome, carry_out
-from quire_operator.reconcile.events import plan_event, transition_event
+from quire_operator.reconcile.events import plan_event, transition_events
 from quire_operator.reconcile.observation import Observation
 from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, was_accepted
 from quire_operator.reconcile.status import status_of
@@ -54,6 +55,10 @@ class Surroundings(Protocol):
 
     def learn(self, kind: str, item: Object) -> None:
         """Take in the answer to an apply."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Which optional APIs the cluster serves."""
 
 
 class Plans(Protocol):
@@ -104,7 +109,8 @@ class Reconciler:
             refusal, planned = refusal_by_plan(service, known.plan), known
         outcome = Outcome()
         if refusal is None:
-            desired = desired_objects(service, self._settings)
+            circumstances = Circumstances(self._settings, self._surroundings.capabilities)
+            desired = desired_objects(service, circumstances)
             todo = changes(service, desired, self._surroundings.children(key), self._settled.get(key, {}))
             if todo:
                 # only what exists may be acted for: its deletion may not have been heard of yet
@@ -140,7 +146,7 @@ class Reconciler:
     def _observe(self, key: Key, deleted: Iterable[ChildKey]) -> Observation:
         gone = set(deleted)
         children = {child: live for child, live in self._surroundings.children(key).items() if child not in gone}
-        return Observation(children, self._surroundings.pods(key))
+        return Observation(children, self._surroundings.pods(key), self._surroundings.capabilities)
 
     def _remember(self, key: Key, outcome: Outcome) -> None:
         for (kind, _), item in outcome.applied.items():
@@ -164,14 +170,13 @@ class Reconciler:
         status = status_of(service, observation, outcome, refusal, self._settings, now, planned)
         if status == service.status:
             return False
-        events = [transition_event(service, service.status.conditions, status.conditions, now)]
+        events = transition_events(service, service.status.conditions, status.conditions, now)
         if is_warning(service.status, status, refusal):
             events.append(plan_event(service, status, now))
         await self._write_status(service.metadata.namespace, service.metadata.name, service.metadata.uid, status)
         for event in events:
-            if event is not None:
-                logger.info("%s: %s", event["reason"], event["message"])
-                await self._post(event)
+            logger.info("%s: %s", event["reason"], event["message"])
+            await self._post(event)
         return True
 
     async def _write_status(self, namespace: str, name: str, uid: str, status: Status) -> None:

@@ -9,6 +9,7 @@ from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.identity import selector_labels
 from quire_operator.builders.service import service_url
 from quire_operator.plan.acceptance import Refusal
+from quire_operator.reconcile.aspects import aspects
 from quire_operator.reconcile.children import Outcome
 from quire_operator.reconcile.conditions import verdicts, with_times
 from quire_operator.reconcile.observation import Observation, count_replicas, fault_of
@@ -39,6 +40,8 @@ def status_of(
         fault=fault_of(service, observation),
         leaving=len(observation.pods),
     )
+    if refusal is None and not service.spec.suspend:
+        holds += aspects(service, observation)
     generation, claim = service.metadata.generation, cache_claim_name(service)
     wanted = 0 if service.spec.suspend and refusal is None else replicas.wanted
     return Status(

@@ -17,6 +17,7 @@ from quire_operator.kubeapi.login import own_namespace
 from quire_operator.kubeapi.reflector import Key
 from quire_operator.reconcile.reconciler import Reconciler
 from quire_operator.run import logs
+from quire_operator.run.discovery import Discovery
 from quire_operator.run.health import HealthServer
 from quire_operator.run.leader import Leader
 from quire_operator.run.plans import Plans
@@ -53,7 +54,8 @@ class Operator:
         self._queue = WorkQueue()
         self._store = ServiceStore()
         self._watch = ServiceWatch(client, settings.namespaces, self._store, self._queue.add)
-        self._surroundings = Surroundings(client, settings.namespaces, self._queue.add)
+        discovery = Discovery(client, self._look_again)
+        self._surroundings = Surroundings(client, settings.namespaces, self._queue.add, discovery)
         self._plans = Plans(client, settings, self._queue.add)
         self._reconciler = Reconciler(client, settings, self._store, self._surroundings, self._plans)
         self._is_leading = False
@@ -137,6 +139,11 @@ class Operator:
         going = isinstance(error, ApiError) and error.namespace_is_going
         if not conflict and not going:
             logger.warning("reconcile failed, again in %.1f s: %s", delay, error)
+
+    def _look_again(self) -> None:
+        """Every service may become something else: an API has come or gone."""
+        for key in self._store:
+            self._queue.add(key)
 
     def _count(self) -> None:
         self._store.count()

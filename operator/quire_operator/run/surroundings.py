@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from quire_operator.builders.circumstances import Capabilities
 from quire_operator.builders.identity import SERVICE_LABEL
 from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.reflector import Key, Reflector
-from quire_operator.kubeapi.resources import CHILDREN, PODS, WATCHED
+from quire_operator.kubeapi.resources import CHILDREN, OPTIONAL_CHILDREN, PODS, WATCHED
 from quire_operator.kubeapi.trimming import trim_child, trim_pod
 from quire_operator.reconcile.changes import ChildKey
+from quire_operator.run.discovery import Discovery
 
-_CHILD_KINDS = {resource.kind for resource in CHILDREN}
+_CHILD_KINDS = {resource.kind for resource in (*CHILDREN, *OPTIONAL_CHILDREN)}
+_OPTIONAL_SECONDS = 15.0
+"""How long an optional API may take to be listed before services are reconciled without it."""
 
 
 class Surroundings:
     """What the reconcile looks at; `changed` is called with the LLMService whose child or pod changed."""
 
-    def __init__(self, client: Client, namespaces: tuple[str, ...], changed: Callable[[Key], None]) -> None:
+    def __init__(
+        self, client: Client, namespaces: tuple[str, ...], changed: Callable[[Key], None], discovery: Discovery
+    ) -> None:
+        self._discovery = discovery
         self._reflectors = [
             Reflector(client, resource, namespace, SERVICE_LABEL, trim_pod if resource == PODS else trim_child, changed)
-            for resource in WATCHED
+            for resource in (*WATCHED, *OPTIONAL_CHILDREN)
             for namespace in namespaces or (None,)
         ]
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Which optional APIs the cluster serves."""
+        return self._discovery.capabilities
 
     def children(self, key: Key) -> dict[ChildKey, Object]:
         """Objects of the kinds that we apply, by kind and name."""
@@ -47,13 +60,37 @@ class Surroundings:
                 reflector.learn(item)
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
-        """One endless coroutine for each watch."""
-        return [reflector.run() for reflector in self._reflectors]
+        """Endless coroutines: one for each watch, and one that asks which there are."""
+        watches = [self._while_served(reflector) for reflector in self._reflectors]
+        return [self._discovery.run(), *watches]
 
     async def listed(self) -> None:
-        """Return once everything has been listed."""
-        await asyncio.gather(*(reflector.listed.wait() for reflector in self._reflectors))
+        """Return once everything that the cluster serves has been listed."""
+        await self._discovery.first()
+        await asyncio.gather(*(r.listed.wait() for r in self._reflectors if r.resource not in OPTIONAL_CHILDREN))
+        optional = [r.listed.wait() for r in self._reflectors if r.resource in OPTIONAL_CHILDREN and self._is_served(r)]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_OPTIONAL_SECONDS):
+                await asyncio.gather(*optional)
 
     def silence(self) -> float:
         """Seconds since the quietest watch last showed a sign of life; a retry counts as one."""
-        return time.monotonic() - min(reflector.alive_at for reflector in self._reflectors)
+        return time.monotonic() - min(r.alive_at for r in self._reflectors if self._is_served(r))
+
+    def _is_served(self, reflector: Reflector) -> bool:
+        capability = OPTIONAL_CHILDREN.get(reflector.resource)
+        return capability is None or bool(getattr(self.capabilities, capability))
+
+    async def _while_served(self, reflector: Reflector) -> None:
+        capability = OPTIONAL_CHILDREN.get(reflector.resource)
+        if capability is None:
+            await reflector.run()
+            return
+        while True:
+            await self._discovery.until(capability, served=True)
+            reflector.alive_at = time.monotonic()
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(reflector.run())
+                await self._discovery.until(capability, served=False)
+                watching.cancel()
+            reflector.clear()

@@ -1,0 +1,41 @@
+"""What the children of an LLMService depend on besides its spec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quire_operator.settings import Settings
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Which optional APIs the cluster serves."""
+
+    keda: bool = False
+    """ScaledObject."""
+
+    custom_metrics: bool = False
+    """Metrics of pods for a HorizontalPodAutoscaler, which an adapter serves."""
+
+    service_monitors: bool = False
+    """ServiceMonitor of the Prometheus operator."""
+
+    prometheus_rules: bool = False
+    """PrometheusRule of the Prometheus operator."""
+
+    leader_worker_sets: bool = False
+    """LeaderWorkerSet."""
+
+
+EVERYTHING = Capabilities(
+    keda=True, custom_metrics=True, service_monitors=True, prometheus_rules=True, leader_worker_sets=True
+)
+"""A cluster that has them all."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """Where a service is built for, and what was found out about it."""
+
+    settings: Settings
+    capabilities: Capabilities = field(default_factory=Capabilities)
