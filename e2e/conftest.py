@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import NoReturn
 from uuid import uuid4
 
 import pytest
 
 from e2e import demo, prepull, release
 from e2e.cluster import node, teardown
+from e2e.cluster.addons import catalog
+from e2e.cluster.addons.adapter import Adapter
+from e2e.cluster.addons.addon import RunningNode
+from e2e.cluster.addons.prometheus import Prometheus
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.quire_images import ENGINE, OPERATOR
@@ -26,9 +31,7 @@ def cluster() -> Iterator[Target]:
         target = choose()
         target.require()
     except ClusterError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+        _cannot(str(error))
     was_up = node.is_up()
     target.start()
     yield target
@@ -69,6 +72,38 @@ def operator(kubectl: Kubectl, operator_image: str, engine_image: str) -> Iterat
         release.uninstall(kubectl)
 
 
+@pytest.fixture(scope="session")
+def prometheus(cluster: Target, kubectl: Kubectl) -> Prometheus:
+    """Prometheus on our own node: it scrapes pods that are annotated for it and answers queries."""
+    return Prometheus(_own(cluster, "prometheus"))
+
+
+@pytest.fixture(scope="session")
+def adapter(cluster: Target, prometheus: Prometheus) -> Adapter:
+    """prometheus-adapter on our own node, with its default rule. A test that wants others starts it with them."""
+    adapter = Adapter(_own(cluster, "adapter"))
+    adapter.start()
+    return adapter
+
+
+@pytest.fixture(scope="session")
+def keda(cluster: Target, kubectl: Kubectl) -> None:
+    """KEDA, with its webhooks."""
+    _provide("keda", "scaledobjects.keda.sh", cluster, kubectl)
+
+
+@pytest.fixture(scope="session")
+def monitoring_crds(cluster: Target, kubectl: Kubectl) -> None:
+    """The kinds of prometheus-operator. On our own node nothing acts on them."""
+    _provide("monitoring-crds", "servicemonitors.monitoring.coreos.com", cluster, kubectl)
+
+
+@pytest.fixture(scope="session")
+def lws(cluster: Target, kubectl: Kubectl) -> None:
+    """LeaderWorkerSet."""
+    _provide("lws", "leaderworkersets.leaderworkerset.x-k8s.io", cluster, kubectl)
+
+
 @pytest.fixture
 def namespace(kubectl: Kubectl) -> Iterator[str]:
     """A namespace for one test."""
@@ -86,3 +121,25 @@ def _namespace(kubectl: Kubectl) -> Iterator[str]:
     kubectl("create", "namespace", name)
     yield name
     kubectl("delete", "namespace", name, "--wait=false")
+
+
+def _provide(addon: str, kind: str, cluster: Target, kubectl: Kubectl) -> None:
+    """Start an add-on on our own node. Another cluster has it, known by a kind that it serves, or has it not."""
+    if isinstance(cluster, OwnNode):
+        catalog.start(addon)
+    elif kubectl.attempt("get", "crd", kind).returncode:
+        _cannot(f"the cluster does not serve {kind}: install {addon} there, or use the node of our own")
+
+
+def _own(cluster: Target, addon: str) -> RunningNode:
+    """Start an add-on that a test handles itself, as it can on our own node only."""
+    if not isinstance(cluster, OwnNode):
+        _cannot(f"the test starts, stops and configures {addon} itself, which takes a node of our own")
+    catalog.start(addon)
+    return RunningNode()
+
+
+def _cannot(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)

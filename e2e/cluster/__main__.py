@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from e2e.cluster import binaries, images, node, quire_images, teardown
+from e2e.cluster.addons import catalog
 from e2e.cluster.builders import Buildah, Docker
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.recipes import RECIPES
@@ -35,6 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--control-plane-only", action="store_true", help="no kubelet: objects, but no pods")
     up.set_defaults(run=_up)
 
+    addons = commands.add_parser("addons", help="start add-ons on the node, which is brought up where it is not")
+    addons.add_argument("names", nargs="+", metavar="NAME", help=f"of {', '.join(catalog.ADDONS)}")
+    addons.set_defaults(run=_addons)
+
     down = commands.add_parser("down", help="take it down and leave nothing behind but the cache")
     down.set_defaults(run=lambda options: teardown.down())
     prune = commands.add_parser(
@@ -42,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     prune.set_defaults(run=lambda options: node.prune())
     status = commands.add_parser("status", help="what runs")
-    status.set_defaults(run=lambda options: print(node.status()))
+    status.set_defaults(run=lambda options: _print_status())
     kubeconfig = commands.add_parser("kubeconfig", help="print the path of the admin's kubeconfig")
     kubeconfig.set_defaults(run=lambda options: print(node.kubeconfig()))
 
@@ -61,7 +66,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _up(options: argparse.Namespace) -> None:
     node.up(control_plane_only=options.control_plane_only)
-    print(node.status())
+    _print_status()
+
+
+def _addons(options: argparse.Namespace) -> None:
+    node.up()
+    catalog.start(*options.names)
+    _print_status()
+
+
+def _print_status() -> None:
+    print("\n".join(filter(None, (node.status(), catalog.status()))))
 
 
 def _base_images(options: argparse.Namespace) -> None:

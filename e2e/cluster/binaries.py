@@ -1,4 +1,4 @@
-"""Build the programs of a cluster into the cache, each once."""
+"""Build the programs of a cluster into the cache, each once, and link the folders of modules that it needs there."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ def ensure(*names: str) -> Path:
     return locations.binaries()
 
 
+def folder(name: str) -> Path:
+    """The folder of a module that a recipe names, such as `keda-crds`, downloaded if it is not there."""
+    ensure(name)
+    return locations.cache() / name
+
+
 def require(*names: str) -> None:
     """Raise ClusterError when a program of `names` is not built yet and there is no Go to build it with."""
     missing = [recipe.name for recipe in recipes(names) if not _is_built(recipe)]
@@ -58,12 +64,15 @@ def find(name: str) -> Path:
 
 def _same_build(recipe: Recipe) -> tuple[str, ...]:
     """What may share one `go build`: packages of one main module with the same flags."""
-    own = "" if recipe.module and not recipe.source else recipe.name
+    own = "" if recipe.module and not recipe.source and not recipe.folder else recipe.name
     return (recipe.workspace, recipe.version, recipe.ldflags, recipe.tags, own)
 
 
 def _build(group: Sequence[Recipe]) -> None:
     first = group[0]
+    if first.folder:
+        _link(first)
+        return
     names = ", ".join(recipe.name for recipe in group)
     environment = _go_environment()
     fresh = locations.cache() / "fresh"  # a running program's file cannot be written to, but it can be replaced
@@ -82,6 +91,15 @@ def _build(group: Sequence[Recipe]) -> None:
             os.replace(fresh / file, locations.binaries() / file)
         _stamp(recipe)
     shutil.rmtree(fresh)
+
+
+def _link(recipe: Recipe) -> None:
+    with stage(f"Downloading {recipe.name} {recipe.version}"):
+        upstream = _download(recipe, _go_environment())
+    link = locations.cache() / recipe.name
+    link.unlink(missing_ok=True)
+    link.symlink_to(upstream / recipe.folder)
+    _stamp(recipe)
 
 
 def _commands(group: Sequence[Recipe], fresh: Path, environment: dict[str, str]) -> Iterator[tuple[list[str], Path]]:
@@ -111,10 +129,6 @@ def _main_module(recipe: Recipe, environment: dict[str, str]) -> Path:
     (folder / "go.mod").write_text(text)
     if recipe.source:
         shutil.copytree(_source(recipe), folder / recipe.source, dirs_exist_ok=True)
-    if recipe.crds:
-        link = locations.cache() / f"{recipe.name}-crds"
-        link.unlink(missing_ok=True)
-        link.symlink_to(upstream / recipe.crds)
     return folder
 
 
@@ -150,6 +164,8 @@ def _stamps() -> Path:
 
 def _is_built(recipe: Recipe) -> bool:
     if not all((locations.binaries() / file).is_file() for file in recipe.packages):
+        return False
+    if recipe.folder and not (locations.cache() / recipe.name).exists():  # Go's own cache may have been cleaned
         return False
     return (_stamps() / f"{recipe.name}@{_version(recipe)}").exists()
 

@@ -46,6 +46,15 @@ def push_if_absent(reference: str) -> None:
         push(reference)
 
 
+def from_folder(reference: str, root: Path, *settings: str) -> None:
+    """An image of one layer: what lies in `root`."""
+    buildah = Buildah()
+    container = buildah.run("from", "scratch", log=reference).strip()
+    buildah.run("add", "--quiet", container, str(root), "/", log=reference)
+    buildah.run("config", *settings, container, log=reference)
+    buildah.run("commit", "--quiet", "--rm", container, reference, log=reference)
+
+
 def registry_name(reference: str) -> str:
     """The path under which containerd's mirror looks for an image of Docker Hub's or of no registry at all."""
     return reference.removeprefix("docker.io/")
@@ -55,7 +64,7 @@ def _pause_image() -> None:
     root = locations.cache() / "pause"
     root.mkdir(parents=True, exist_ok=True)
     subprocess.run(["gcc", "-Os", "-static", "-o", root / "pause", _PAUSE_SOURCE], check=True)
-    _from_folder(PAUSE, root, "--entrypoint", '["/pause"]')
+    from_folder(PAUSE, root, "--entrypoint", '["/pause"]')
 
 
 def _debian_image() -> None:
@@ -74,14 +83,5 @@ def _debian_image() -> None:
         for entry in (root / folder).iterdir():
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    _from_folder(BASE, root, "--cmd", "bash", "--env", path)
+    from_folder(BASE, root, "--cmd", "bash", "--env", path)
     shutil.rmtree(root)
-
-
-def _from_folder(reference: str, root: Path, *settings: str) -> None:
-    """An image of one layer: what lies in `root`."""
-    buildah = Buildah()
-    container = buildah.run("from", "scratch", log=reference).strip()
-    buildah.run("add", "--quiet", container, str(root), "/", log=reference)
-    buildah.run("config", *settings, container, log=reference)
-    buildah.run("commit", "--quiet", "--rm", container, reference, log=reference)

@@ -1,4 +1,4 @@
-"""How each program is built from Go modules."""
+"""How each program is built from Go modules, and what else is taken from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from e2e.cluster.errors import ClusterError
 
 @dataclass(frozen=True)
 class Recipe:
-    """One program, or a few that only come together.
+    """One program, or a few that only come together; or a folder of a module, such as its CRDs.
 
     With `module`, the packages are built inside a main module of ours that requires `module` and repeats its `replace`
     lines, which Go honours in a main module only. Without it, `go install package@version`.
@@ -24,7 +24,7 @@ class Recipe:
     ldflags: str = ""
     tags: str = ""
     source: str = ""  # a folder beside this file that is built in the main module as ./NAME
-    crds: str = ""  # a folder of the module that is linked into the cache as NAME-crds
+    folder: str = ""  # a folder of the module that is linked into the cache under the recipe's name
 
     @property
     def workspace(self) -> str:
@@ -55,6 +55,9 @@ def _helm_flags() -> str:
 
 _KUBERNETES = "k8s.io/kubernetes"
 _KEDA = "github.com/kedacore/keda/v2"
+_KUBE_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
+_LWS = "sigs.k8s.io/lws"
+_PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 
 
 def _kubernetes(name: str) -> Recipe:
@@ -81,20 +84,48 @@ RECIPES: dict[str, Recipe] = {
         Recipe("helm", versions.HELM, {"helm": "helm.sh/helm/v3/cmd/helm"}, ldflags=_helm_flags()),
         Recipe("kubeconform", versions.KUBECONFORM, {"kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"}),
         Recipe("kwok", versions.KWOK, {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
-        Recipe("lws", versions.LWS, {"lws": "sigs.k8s.io/lws/cmd"}, module="sigs.k8s.io/lws", crds="config/crd/bases"),
+        Recipe("lws", versions.LWS, {"lws": f"{_LWS}/cmd"}, module=_LWS),
+        Recipe("lws-crds", versions.LWS, {}, module=_LWS, folder="config/crd/bases"),
+        Recipe("lws-chart", versions.LWS, {}, module=_LWS, folder="charts/lws"),
         Recipe(
             "keda",
             versions.KEDA,
             {f"keda-{part}": f"{_KEDA}/cmd/{part}" for part in ("operator", "adapter", "webhooks")},
             module=_KEDA,
             ldflags=f"-X {_KEDA}/version.Version={versions.KEDA.removeprefix('v')}",
-            crds="config/crd/bases",
         ),
+        Recipe("keda-crds", versions.KEDA, {}, module=_KEDA, folder="config/crd/bases"),
         Recipe(
             "prometheus",
             versions.PROMETHEUS,
             {"prometheus": "github.com/prometheus/prometheus/cmd/prometheus"},
             module="github.com/prometheus/prometheus",
+        ),
+        Recipe(
+            "prometheus-adapter",
+            versions.PROMETHEUS_ADAPTER,
+            {"prometheus-adapter": "sigs.k8s.io/prometheus-adapter/cmd/adapter"},
+            module="sigs.k8s.io/prometheus-adapter",
+        ),
+        Recipe(
+            "kube-router",
+            versions.KUBE_ROUTER,
+            {"kube-router": f"{_KUBE_ROUTER}/cmd/kube-router"},
+            module=_KUBE_ROUTER,
+        ),
+        Recipe(
+            "monitoring-crds",
+            versions.PROMETHEUS_OPERATOR,
+            {},
+            module=_PROMETHEUS_OPERATOR,
+            folder="example/prometheus-operator-crd",
+        ),
+        Recipe(
+            "promconfig",
+            versions.PROMETHEUS_OPERATOR,
+            {"promconfig": "./promconfig"},
+            module=_PROMETHEUS_OPERATOR,
+            source="promconfig",
         ),
     )
 }
@@ -111,7 +142,8 @@ def recipes(names: Sequence[str]) -> list[Recipe]:
 def wrapper(name: str, module: str, version: str, upstream: str) -> str:
     """The go.mod of a main module that requires `module`, given the text of the module's own go.mod.
 
-    Kubernetes replaces its staging modules by folders of its repository; each becomes the module as published.
+    Kubernetes replaces its staging modules by folders of its repository; each becomes the module as published. Another
+    module's folder is published in the version that it requires, so there the replace line is left out.
     """
     lines = [f"module quire/{name}", "go 1.26"]
     if module == _KUBERNETES:
@@ -120,6 +152,8 @@ def wrapper(name: str, module: str, version: str, upstream: str) -> str:
     for old, new in replaces(upstream):
         if new.startswith("./staging/"):
             new = f"{old} v0{version.removeprefix('v1')}"
+        elif new.startswith("./"):
+            continue
         lines.append(f"replace {old} => {new}")
     return "\n".join(lines) + "\n"
 

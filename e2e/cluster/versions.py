@@ -8,6 +8,9 @@ HELM = "v3.20.2"
 KUBECONFORM = "v0.7.0"
 KEDA = "v2.19.0"
 PROMETHEUS = "v0.305.0"  # the module's number for Prometheus 3.5
+PROMETHEUS_OPERATOR = "v0.85.0"
+PROMETHEUS_ADAPTER = "v0.12.0"
+KUBE_ROUTER = "v2.1.0"
 KWOK = "v0.7.0"
 LWS = "v0.8.0"
 

@@ -36,3 +36,12 @@ def test_a_stamp_without_its_file_does_not_count(cache: Path) -> None:
     (cache / "stamp" / f"helm@{versions.HELM}").touch()
     with pytest.raises(ClusterError, match="install Go"):
         binaries.require("helm")
+
+
+def test_a_link_to_a_folder_that_was_cleaned_away_is_made_anew(cache: Path) -> None:
+    (cache / "keda-crds").symlink_to(cache / "modules")
+    (cache / "stamp" / f"keda-crds@{versions.KEDA}").touch()
+    with pytest.raises(ClusterError, match="keda-crds must be built"):
+        binaries.folder("keda-crds")
+    (cache / "modules").mkdir()
+    assert binaries.folder("keda-crds").exists()

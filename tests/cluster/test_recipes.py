@@ -37,6 +37,11 @@ def test_a_staging_folder_becomes_the_published_module_of_the_same_release() -> 
     assert "replace github.com/x/y => github.com/z/y v1.2.3" in lines
 
 
+def test_a_folder_of_the_module_itself_is_taken_in_the_version_that_it_requires() -> None:
+    upstream = "replace github.com/x/operator/pkg/api => ./pkg/api\n"
+    assert "replace" not in wrapper("x", "github.com/x/operator", "v0.85.0", upstream)
+
+
 def test_an_unknown_program_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ClusterError, match=r"'kubelett'.*kubelet"):
         recipes(["kubelett"])

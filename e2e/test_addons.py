@@ -1,0 +1,86 @@
+"""Every add-on does for a plain Deployment what it is there for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from e2e.cluster.addons.prometheus import Prometheus
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.kubectl import Kubectl
+from e2e.llmservice import LABEL, until
+from e2e.metric_source import MetricSource
+
+
+@pytest.fixture
+def demand(prometheus: Prometheus) -> Iterator[str]:
+    """The name of a series that has no value yet and that one test gives values by a recording rule."""
+    name = f"demand_{uuid4().hex[:8]}"
+    yield name
+    prometheus.remove_rules(name)
+
+
+def record(prometheus: Prometheus, series: str, value: float) -> None:
+    prometheus.load_rules(series, [{"name": series, "rules": [{"record": series, "expr": f"vector({value})"}]}])
+    until(f"{series} to be {value}", lambda: prometheus.query(series)[:1] == [({"__name__": series}, value)])
+
+
+def test_prometheus_scrapes_an_annotated_pod_and_names_its_llmservice(
+    prometheus: Prometheus, kubectl: Kubectl, namespace: str
+) -> None:
+    source = MetricSource(kubectl, namespace, "source", "waiting 7", {LABEL: "llama"})
+    source.apply()
+
+    def scraped(value: float) -> bool:
+        samples = prometheus.query(f'waiting{{namespace="{namespace}"}}')
+        return [(s["pod"], s["llmservice"], v) for s, v in samples] == [(source.pods()[0], "llama", value)]
+
+    until("the first value scraped", lambda: scraped(7))
+    source.expose("waiting 9\n")
+    until("the second value scraped", lambda: scraped(9))
+
+
+def test_prometheus_comes_back_with_its_series_after_an_outage(prometheus: Prometheus, demand: str) -> None:
+    record(prometheus, demand, 5)
+    prometheus.stop()
+    try:
+        with pytest.raises(ClusterError, match="does not answer"):
+            prometheus.query(demand)
+    finally:
+        prometheus.start()
+    assert prometheus.query(f"max_over_time({demand}[10m])") == [({}, 5.0)]
+
+
+def test_prometheus_refuses_a_broken_rule_with_its_reason_and_keeps_the_one_before(
+    prometheus: Prometheus, demand: str
+) -> None:
+    record(prometheus, demand, 5)
+    with pytest.raises(ClusterError, match="could not parse expression"):
+        prometheus.load_rules(demand, [{"name": demand, "rules": [{"record": demand, "expr": "vector("}]}])
+    prometheus.stop()
+    prometheus.start()
+    record(prometheus, demand, 6)
+
+
+def test_the_kinds_of_prometheus_operator_are_served_and_checked(
+    monitoring_crds: None, kubectl: Kubectl, namespace: str
+) -> None:
+    selector = {"matchLabels": {"app": "x"}}
+    specs: dict[str, dict[str, Any]] = {
+        "ServiceMonitor": {"selector": selector, "endpoints": [{"port": "http", "interval": "15s"}]},
+        "PodMonitor": {"selector": selector, "podMetricsEndpoints": [{"port": "http"}]},
+        "PrometheusRule": {"groups": [{"name": "x", "rules": [{"alert": "X", "expr": "vector(1)"}]}]},
+    }
+    for kind, spec in specs.items():
+        kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(monitor(kind, spec)))
+    broken = monitor("ServiceMonitor", {"selector": selector, "endpoints": [{"interval": "soon"}]})
+    result = kubectl.attempt("apply", "-n", namespace, "-f", "-", input=json.dumps(broken))
+    assert "spec.endpoints[0].interval" in result.stderr
+
+
+def monitor(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": "monitoring.coreos.com/v1", "kind": kind, "metadata": {"name": "x"}, "spec": spec}
