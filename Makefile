@@ -45,9 +45,9 @@ lint: install ## ruff, mypy, layers, generated files, chart
 format: install ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-crds: install ## write what is generated: the CRD, the flag tables
+crds: install ## write what is generated: the CRD, the flag tables, dashboards and alerts
 	@$(BIN)/python -m quire_operator.cli crd --write .
-	@$(BIN)/python docs/write_flags.py
+	@for script in docs/write_*.py; do $(BIN)/python $$script; done
 
 images: ## build the engine's and the operator's image (buildah or docker)
 	@$(PYTHON) -m e2e.cluster images all

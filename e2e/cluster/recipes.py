@@ -58,6 +58,7 @@ _KEDA = "github.com/kedacore/keda/v2"
 _KUBE_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
 _LWS = "sigs.k8s.io/lws"
 _PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
+_PROMETHEUS = "github.com/prometheus/prometheus"
 
 
 def _kubernetes(name: str) -> Recipe:
@@ -69,6 +70,10 @@ def _kubernetes(name: str) -> Recipe:
         ldflags=_kubernetes_flags(),
         tags="selinux,notest,grpcnotrace",
     )
+
+
+def _prometheus(name: str) -> Recipe:
+    return Recipe(name, versions.PROMETHEUS, {name: f"{_PROMETHEUS}/cmd/{name}"}, module=_PROMETHEUS)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -95,12 +100,7 @@ RECIPES: dict[str, Recipe] = {
             ldflags=f"-X {_KEDA}/version.Version={versions.KEDA.removeprefix('v')}",
         ),
         Recipe("keda-crds", versions.KEDA, {}, module=_KEDA, folder="config/crd/bases"),
-        Recipe(
-            "prometheus",
-            versions.PROMETHEUS,
-            {"prometheus": "github.com/prometheus/prometheus/cmd/prometheus"},
-            module="github.com/prometheus/prometheus",
-        ),
+        *map(_prometheus, ("prometheus", "promtool")),
         Recipe(
             "prometheus-adapter",
             versions.PROMETHEUS_ADAPTER,

@@ -88,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="plan services that set HF_ENDPOINT too: their authors choose a URL that is asked (default: off)",
     )
+    run.add_argument(
+        "--gpu-hourly-price",
+        action="append",
+        dest="gpu_hourly_prices",
+        metavar="PRODUCT=PRICE",
+        help="what an hour of a GPU costs, for dashboards; PRODUCT default is the rest; may be repeated",
+    )
     run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default: info")
     _add_building_flags(run)
 
@@ -126,6 +133,7 @@ def _add_building_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--hub-endpoint", metavar="URL", help="a Hugging Face mirror, given to pods as HF_ENDPOINT")
     parser.add_argument("--cluster-domain", metavar="DOMAIN", help="the cluster's DNS domain (default: cluster.local)")
+    parser.add_argument("--runbook-url", metavar="URL", help="where docs/operations.md can be read, for alerts")
 
 
 def _add_product_flag(parser: argparse.ArgumentParser) -> None:
@@ -140,7 +148,7 @@ def _add_product_flag(parser: argparse.ArgumentParser) -> None:
 
 def _settings(options: argparse.Namespace) -> Settings:
     flags = {key: value for key, value in vars(options).items() if key in Settings.__dataclass_fields__}
-    for repeated in ("namespaces", "gpu_products"):
+    for repeated in ("namespaces", "gpu_products", "gpu_hourly_prices"):
         if flags.get(repeated) is not None:
             flags[repeated] = tuple(flags[repeated])
     return settings_from(os.environ, **flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -59,6 +60,12 @@ class Settings:
     plan_reads_any_hub: bool = False
     """Plan services that set HF_ENDPOINT too. Their authors then choose a URL that the operator asks."""
 
+    runbook_url: str = "https://quire.dev/docs/operations.md"
+    """Where docs/operations.md can be read; alerts link to their heading in it."""
+
+    gpu_hourly_prices: tuple[str, ...] = ()
+    """What an hour of a GPU costs, as PRODUCT=PRICE; default is the rest. In the environment, separated by commas."""
+
     log_level: str = "info"
     """debug, info, warning or error."""
 
@@ -75,12 +82,17 @@ class Settings:
             self.products()
         except ValueError as error:
             raise SettingsError(f"--gpu-product: {error}") from None
+        self.prices()
         if not self.engine_image:
             raise SettingsError("--engine-image is empty: name the engine's image with its tag")
 
     def products(self) -> dict[str, int]:
         """MiB of a GPU by product, from `gpu_products`."""
         return dict(parse_product(text) for text in self.gpu_products)
+
+    def prices(self) -> dict[str, float]:
+        """Price of an hour by product, from `gpu_hourly_prices`; that of `default` is 0 when it is not given."""
+        return {"default": 0.0, **dict(_parse_price(text) for text in self.gpu_hourly_prices)}
 
 
 def settings_from(environment: Mapping[str, str] = os.environ, **flags: object) -> Settings:
@@ -94,6 +106,13 @@ def settings_from(environment: Mapping[str, str] = os.environ, **flags: object) 
             values[field.name] = _parsed(variable, environment[variable], field.default)
     # each value is of its own field: read by its type, or given as a flag
     return Settings(**values)  # type: ignore[arg-type]
+
+
+def _parse_price(text: str) -> tuple[str, float]:
+    product, _, price = text.rpartition("=")
+    if not product or re.fullmatch(r"\d+(\.\d+)?", price) is None:
+        raise SettingsError(f"--gpu-hourly-price: {text!r}: write PRODUCT=PRICE, such as default=2.5")
+    return product, float(price)
 
 
 def _parsed(variable: str, text: str, default: object) -> object:

@@ -64,6 +64,19 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("empty cache", {"cache": {}}, "spec.cache", "write claimName, volume or local"),
     ("no duration", {"monitoring": {"interval": "15"}}, "spec.monitoring.interval", "such as 60ms, 15s or 5m"),
     ("duration of zero", {"monitoring": {"interval": "0s"}}, "spec.monitoring.interval", "above zero"),
+    ("scraped too rarely", {"monitoring": {"interval": "2m"}}, "spec.monitoring.interval", "write at most 1m"),
+    (
+        "an objective that nothing measures",
+        {"monitoring": {"slo": {"timeToFirstToken": "5m"}}},
+        "spec.monitoring.slo.timeToFirstToken",
+        "write at most 160s",
+    ),
+    (
+        "an objective of all requests",
+        {"monitoring": {"slo": {"objective": 1.0}}},
+        "spec.monitoring.slo.objective",
+        "such as 0.95",
+    ),
     ("no quantity", {"resources": {"cpu": "many"}}, "spec.resources.cpu", "such as 500m, 8 or 32Gi"),
     ("quantity of zero", {"resources": {"memory": 0}}, "spec.resources.memory", "above zero"),
     (

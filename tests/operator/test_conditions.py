@@ -192,10 +192,6 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "spec.autoscaling": {"autoscaling": {"maxReplicas": 2}},
     "spec.cache.local": {"cache": {"local": {"hostPath": "/x"}}},
     "spec.security.networkPolicy": {"security": {"networkPolicy": {"allowedNamespaces": ["a"]}}},
-    "spec.monitoring.serviceMonitor": {"monitoring": {"serviceMonitor": "enabled"}},
-    "spec.monitoring.alerts": {"monitoring": {"alerts": "enabled"}},
-    "spec.monitoring.interval": {"monitoring": {"interval": "30s"}},
-    "spec.monitoring.labels": {"monitoring": {"labels": {"a": "b"}}},
 }
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from quire_operator.cli import _parser
 from quire_operator.kubeapi.resources import LLMSERVICES
+from quire_operator.settings import Settings
 from tests.operator.api_client import ApiClient, Namespace
 from tests.operator.conftest import REPOSITORY, program
 
@@ -111,9 +112,80 @@ def test_gpus_of_the_values_reach_the_operator(helm: Path) -> None:
     assert (parsed["gpu_products"], parsed["plan_reads_tokens"]) == (["My-GPU=24576"], True)
 
 
+WATCHED = ("monitoring.serviceMonitor=enabled", "monitoring.alerts=enabled", "monitoring.dashboards=enabled")
+
+
+def watching(helm: Path, *settings: str) -> dict[str, dict[str, Any]]:
+    """What the chart makes for watching the operator, by kind and name."""
+    kinds = ("ServiceMonitor", "PrometheusRule", "ConfigMap", "Service")
+    documents = [d for d in template(helm, *settings) if d["kind"] in kinds]
+    return {f"{document['kind']}/{document['metadata']['name']}": document for document in documents}
+
+
+def test_the_operator_is_watched_where_the_prometheus_operator_is_or_where_the_values_say_so(helm: Path) -> None:
+    assert watching(helm) == {}
+    assert set(watching(helm, *WATCHED)) == {
+        "Service/quire-operator-metrics",
+        "ServiceMonitor/quire-operator",
+        "PrometheusRule/quire-operator",
+        "ConfigMap/quire-operator-fleet",
+        "ConfigMap/quire-operator-service",
+    }
+    command = [helm, "template", "quire", CHART, "--api-versions=monitoring.coreos.com/v1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    kinds = [document["kind"] for document in yaml.safe_load_all(result.stdout) if document]
+    assert {"ServiceMonitor", "PrometheusRule", "ConfigMap"} <= set(kinds)
+
+
+def test_the_monitor_of_the_operator_reaches_its_pods(helm: Path) -> None:
+    documents = template(helm, *WATCHED, "monitoring.labels.release=stack")
+    found = {document["kind"]: document for document in documents}
+    monitor, deployment = found["ServiceMonitor"], found["Deployment"]
+    service = found["Service"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] == service["spec"]["ports"][0]["name"]
+    assert endpoint["honorLabels"], "the namespace of a series about an LLMService would be the operator's"
+    for kind in ("ServiceMonitor", "PrometheusRule"):
+        assert found[kind]["metadata"]["labels"]["release"] == "stack"
+
+
+def test_alerts_of_the_chart_are_about_the_release_and_lead_to_the_runbook(helm: Path) -> None:
+    def rules(*settings: str) -> list[dict[str, Any]]:
+        rule = watching(helm, "monitoring.alerts=enabled", *settings)["PrometheusRule/quire-operator"]
+        return [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
+
+    for alert in rules():
+        assert 'namespace="quire-system"' in alert["expr"]
+        assert alert["annotations"]["runbook_url"] == f"{Settings().runbook_url}#{alert['alert'].lower()}"
+    elsewhere = rules("runbookUrl=https://wiki.example/quire")
+    assert {alert["annotations"]["runbook_url"].partition("#")[0] for alert in elsewhere} == {
+        "https://wiki.example/quire"
+    }
+
+
+def test_dashboards_of_the_chart_are_json_that_the_sidecar_of_grafana_finds(helm: Path) -> None:
+    for name in ("fleet", "service"):
+        configmap = watching(helm, *WATCHED)[f"ConfigMap/quire-operator-{name}"]
+        assert configmap["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert json.loads(configmap["data"][f"quire-{name}.json"])["uid"] == f"quire-{name}"
+
+
+def test_prices_and_the_runbook_of_the_values_reach_the_operator(helm: Path) -> None:
+    documents = template(helm, "gpuHourlyPrice.default=1", "gpuHourlyPrice.NVIDIA-L4=0.5", "runbookUrl=https://w/q")
+    (deployment,) = [d for d in documents if d["kind"] == "Deployment"]
+    parsed = vars(_parser().parse_args(deployment["spec"]["template"]["spec"]["containers"][0]["args"]))
+    assert Settings(gpu_hourly_prices=tuple(parsed["gpu_hourly_prices"])).prices() == {"default": 1.0, "NVIDIA-L4": 0.5}
+    assert parsed["runbook_url"] == "https://w/q"
+
+
 @pytest.mark.parametrize(
     "setting",
     [
+        "monitoring.alerts=true",
+        "monitoring.interval=often",
+        "gpuHourlyPrice.default=cheap",
         "engineImage=quire/engine:latest:x y",
         "replicas=-1",
         "logLevel=loud",

@@ -149,6 +149,7 @@ def config(kubeconfig: Path) -> str:
     pod = "__meta_kubernetes_pod"
     pods = {
         "job_name": "pods",
+        "honor_labels": True,  # the namespace of a series about an LLMService is that of the LLMService
         "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": str(kubeconfig)}],
         "relabel_configs": [
             {"source_labels": [f"{annotation}_scrape"], "regex": "true", "action": "keep"},

@@ -12,6 +12,9 @@ from quire_operator.api.rule import Rule
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = r"(\d+(?:\.\d+)?)(ms|s|m|h)"
 
+DURATION = "^([0-9]+([.][0-9]+)?(ms|s|m|h))+$"
+"""What the API server takes for a duration."""
+
 
 def parse_duration(text: str) -> float:
     """Seconds. Raises ValueError when `text` is no duration."""
@@ -31,7 +34,7 @@ Duration = Annotated[
     str,
     Field(max_length=32),
     Rule(
-        cel="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) > duration('0s')",
+        cel=f"self.matches('{DURATION}') && duration(self) > duration('0s')",
         message="not a duration above zero: write a number with a unit, such as 60ms, 15s or 5m",
         holds=_is_positive,
     ),

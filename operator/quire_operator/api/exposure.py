@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from quire_operator.api.duration import Duration
+from quire_operator.api.duration import DURATION, Duration, parse_duration
 from quire_operator.api.fields import Fields
 from quire_operator.api.names import ObjectName, SecretKeyRef, StringMap
+from quire_operator.api.rule import Rule
 
 Switch = Literal["auto", "enabled", "disabled"]
 
@@ -43,17 +44,56 @@ class Security(Fields):
     """Limits on who reaches the pods; none when unset. Not supported yet."""
 
 
+def _is_within(text: str, seconds: float) -> bool:
+    try:
+        return parse_duration(text) <= seconds
+    except ValueError:
+        return True  # refused for what it is
+
+
+def _at_most(longest: str, why: str) -> Rule:
+    seconds = parse_duration(longest)
+    return Rule(
+        cel=f"!self.matches('{DURATION}') || duration(self) <= duration('{longest}')",
+        message=f"longer than {longest}, {why}: write at most {longest}",
+        holds=lambda text: _is_within(text, seconds),
+    )
+
+
+class SLO(Fields):
+    """What counts as fast enough. Alerts tell when too many requests are slower."""
+
+    time_to_first_token: Annotated[Duration, _at_most("160s", "beyond which the engine does not measure")] = "2500ms"
+    """From a request to its first token, such as 2500ms."""
+
+    time_per_output_token: Annotated[Duration, _at_most("10s", "beyond which the engine does not measure")] = "100ms"
+    """Between the tokens of an answer, on average, such as 100ms."""
+
+    objective: Annotated[
+        float,
+        Rule(
+            cel="self >= 0.5 && self < 1.0",
+            message="an objective is a share of requests from 0.5 up to, but not, 1, such as 0.95",
+            holds=lambda share: 0.5 <= share < 1.0,
+        ),
+    ] = 0.95
+    """Share of requests, over 30 days, that must be faster."""
+
+
 class Monitoring(Fields):
     """What the Prometheus operator is told. auto means: where its resources exist."""
 
     service_monitor: Switch = "auto"
-    """Make a ServiceMonitor. Not supported yet: auto makes none."""
+    """Make a ServiceMonitor, by which every pod is scraped."""
 
     alerts: Switch = "auto"
-    """Make a PrometheusRule. Not supported yet: auto makes none."""
+    """Make a PrometheusRule with the alerts that docs/operations.md explains."""
 
-    interval: Duration = "15s"
-    """How often pods are scraped. Not supported yet."""
+    interval: Annotated[Duration, _at_most("1m", "and alerts look at windows of 5m")] = "15s"
+    """How often pods are scraped."""
 
     labels: StringMap = Field(default_factory=dict)
-    """Labels by which the monitoring stack selects them, such as release: kube-prometheus. Not supported yet."""
+    """Labels by which the monitoring stack selects both, such as release: kube-prometheus."""
+
+    slo: SLO = Field(default_factory=SLO)
+    """What counts as fast enough, for alerts."""

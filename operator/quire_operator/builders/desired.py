@@ -9,8 +9,10 @@ from quire_operator.builders.deployment import build_deployment
 from quire_operator.builders.disruption_budget import build_disruption_budget
 from quire_operator.builders.headless_service import build_headless_service
 from quire_operator.builders.identity import APPLIED_HASH, Manifest, digest
+from quire_operator.builders.prometheus_rule import build_prometheus_rule
 from quire_operator.builders.service import build_service
 from quire_operator.builders.service_account import build_service_account
+from quire_operator.builders.service_monitor import build_service_monitor
 
 
 def desired_objects(service: LLMService, circumstances: Circumstances) -> list[Manifest]:
@@ -22,6 +24,8 @@ def desired_objects(service: LLMService, circumstances: Circumstances) -> list[M
         build_headless_service(service),
         build_disruption_budget(service),
         build_deployment(service, circumstances.settings),
+        build_service_monitor(service, circumstances.capabilities),
+        build_prometheus_rule(service, circumstances),
     )
     return [_with_hash(child) for child in children if child is not None]
 

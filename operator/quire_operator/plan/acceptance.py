@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from quire_operator.api import Spec
-from quire_operator.api.exposure import Monitoring
 
 
 @dataclass(frozen=True)
@@ -15,10 +14,6 @@ class Refusal:
 
     reason: str
     message: str
-
-
-def _differs(spec: Spec, field: str) -> bool:
-    return bool(getattr(spec.monitoring, field) != Monitoring.model_fields[field].default)
 
 
 _LATER: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
@@ -34,10 +29,6 @@ _LATER: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     ("spec.autoscaling", lambda spec: spec.autoscaling is not None, "write a number of replicas"),
     ("spec.cache.local", lambda spec: spec.cache is not None and spec.cache.local is not None, "leave it out"),
     ("spec.security.networkPolicy", lambda spec: spec.security.network_policy is not None, "leave it out"),
-    ("spec.monitoring.serviceMonitor", lambda spec: spec.monitoring.service_monitor == "enabled", "write auto"),
-    ("spec.monitoring.alerts", lambda spec: spec.monitoring.alerts == "enabled", "write auto"),
-    ("spec.monitoring.interval", lambda spec: _differs(spec, "interval"), "leave it out"),
-    ("spec.monitoring.labels", lambda spec: bool(spec.monitoring.labels), "leave it out"),
 )
 """Field, whether it asks for something that is not there yet, and what to write instead."""
 

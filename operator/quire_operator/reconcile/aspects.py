@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from quire_operator.api import LLMService
 from quire_operator.reconcile.conditions import Verdict
+from quire_operator.reconcile.monitoring import judge_monitoring
 from quire_operator.reconcile.observation import Observation
 
 Aspect = Callable[[LLMService, Observation], Verdict | None]
 """Judges one part; None where it does not apply."""
 
-_ASPECTS: tuple[Aspect, ...] = ()
+_ASPECTS: tuple[Aspect, ...] = (judge_monitoring,)
 
 
 def aspects(service: LLMService, observation: Observation) -> list[Verdict]:

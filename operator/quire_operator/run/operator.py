@@ -22,6 +22,7 @@ from quire_operator.run.health import HealthServer
 from quire_operator.run.leader import Leader
 from quire_operator.run.plans import Plans
 from quire_operator.run.queue import WorkQueue
+from quire_operator.run.service_metrics import count_services
 from quire_operator.run.services import ServiceStore
 from quire_operator.run.surroundings import Surroundings
 from quire_operator.run.watch import ServiceWatch
@@ -74,6 +75,7 @@ class Operator:
                 await self._work([leader.keep()])
                 await leader.release()
             else:
+                metrics.leading.set(1)
                 await self._work([])
         finally:
             await health.close()
@@ -146,7 +148,7 @@ class Operator:
             self._queue.add(key)
 
     def _count(self) -> None:
-        self._store.count()
+        count_services(self._store.objects(), self._settings.prices())
         self._queue.count()
 
     def _troubles(self) -> list[str]:

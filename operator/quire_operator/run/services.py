@@ -1,12 +1,9 @@
-"""The LLMServices as last seen, and their number by state."""
+"""The LLMServices as last seen."""
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Iterator
-from typing import Any
 
-from quire_operator import metrics
 from quire_operator.kubeapi.client import Object
 from quire_operator.kubeapi.reflector import Key, is_newer
 
@@ -19,6 +16,10 @@ class ServiceStore:
 
     def __iter__(self) -> Iterator[Key]:
         return iter(list(self._objects))
+
+    def objects(self) -> list[Object]:
+        """All of them."""
+        return list(self._objects.values())
 
     def __contains__(self, key: object) -> bool:
         return key in self._objects
@@ -45,20 +46,3 @@ class ServiceStore:
         if version is not None and is_newer(known, {"metadata": {"resourceVersion": version}}):
             return
         del self._objects[key]
-
-    def count(self) -> None:
-        """Set the gauge of LLMServices by the state of their Ready condition."""
-        counts: collections.Counter[tuple[str, str]] = collections.Counter(
-            _ready(item) for item in self._objects.values()
-        )
-        metrics.services.clear()
-        for (status, reason), number in counts.items():
-            metrics.services.labels(status, reason).set(number)
-
-
-def _ready(item: Object) -> tuple[str, str]:
-    conditions: list[dict[str, Any]] = (item.get("status") or {}).get("conditions") or []
-    for condition in conditions:
-        if condition["type"] == "Ready":
-            return condition["status"], condition["reason"]
-    return "Unknown", "NotSeenYet"

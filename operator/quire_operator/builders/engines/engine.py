@@ -30,6 +30,21 @@ class Metrics:
     kv_cache_usage: str | None = None
     """Gauge: share of the KV cache that is taken, from 0 to 1."""
 
+    generated_tokens: str | None = None
+    """Counter: tokens of answers."""
+
+    steps: str | None = None
+    """Counter: steps of the model, those of prompts included."""
+
+    preemptions: str | None = None
+    """Counter: requests that gave up their KV cache to others."""
+
+    time_to_first_token_buckets: tuple[float, ...] = ()
+    """Bounds of that histogram, in seconds; none where they are not known, and then there is no objective for it."""
+
+    time_per_output_token_buckets: tuple[float, ...] = ()
+    """Bounds of that histogram, in seconds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:

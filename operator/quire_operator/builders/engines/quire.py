@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quire_operator.api import LLMService
 from quire_operator.builders.engines.engine import Engine
 from quire_operator.builders.engines.vllm_flags import (
@@ -14,6 +16,12 @@ from quire_operator.builders.engines.vllm_flags import (
 from quire_operator.builders.paths import model_location
 
 PORT = 8000
+
+_TOKEN_BUCKETS = (
+    *(0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0),
+)
+"""vLLM's begin at 10 ms."""
 
 _PRE_STOP_SECONDS = 30
 """What `quire-engine drain` may take until the endpoints have had time to change."""
@@ -35,7 +43,7 @@ def quire(service: LLMService) -> Engine:
         ),
         api_key_variable="QUIRE_API_KEY",
         port=PORT,
-        metrics=METRICS,
+        metrics=replace(METRICS, time_per_output_token_buckets=_TOKEN_BUCKETS),
         pre_stop={"exec": {"command": ["quire-engine", "drain"]}},
         pre_stop_seconds=_PRE_STOP_SECONDS,
     )

@@ -11,6 +11,17 @@ METRICS = Metrics(
     time_to_first_token="vllm:time_to_first_token_seconds",
     time_per_output_token="vllm:request_time_per_output_token_seconds",
     kv_cache_usage="vllm:kv_cache_usage_perc",
+    generated_tokens="vllm:generation_tokens_total",
+    steps="vllm:iteration_tokens_total_count",
+    preemptions="vllm:num_preemptions_total",
+    time_to_first_token_buckets=(
+        *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+        *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0),
+    ),
+    time_per_output_token_buckets=(
+        *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+        *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+    ),
 )
 
 

@@ -1,0 +1,1 @@
+"""What there is to watch: PromQL, alerts and dashboards, as plain data."""

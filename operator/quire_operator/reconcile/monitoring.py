@@ -1,0 +1,29 @@
+"""The condition Monitored: whether the Prometheus operator was told what the spec asks for."""
+
+from __future__ import annotations
+
+from quire_operator.api import LLMService
+from quire_operator.reconcile.conditions import Verdict
+from quire_operator.reconcile.observation import Observation
+
+
+def judge_monitoring(service: LLMService, observation: Observation) -> Verdict | None:
+    """None where nothing is asked for, or `auto` finds no Prometheus operator."""
+    monitoring, there = service.spec.monitoring, observation.capabilities
+    parts = (
+        ("serviceMonitor", "ServiceMonitor", monitoring.service_monitor, there.service_monitors),
+        ("alerts", "PrometheusRule", monitoring.alerts, there.prometheus_rules),
+    )
+    missing = [(field, kind) for field, kind, switch, is_served in parts if switch == "enabled" and not is_served]
+    if missing:
+        fields = " and ".join(f"spec.monitoring.{field}" for field, _ in missing)
+        kinds = " or ".join(kind for _, kind in missing)
+        text = (
+            f"{fields}: enabled, and the cluster knows no {kinds}: "
+            "install the Prometheus operator, or write auto or disabled"
+        )
+        return Verdict("Monitored", False, "PrometheusOperatorMissing", text)
+    made = [kind for _, kind, switch, is_served in parts if switch != "disabled" and is_served]
+    if not made:
+        return None
+    return Verdict("Monitored", True, "Monitored", f"the Prometheus operator has its {' and '.join(made)}")
