@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from e2e.cluster.addons.prometheus import Prometheus
+from e2e.cluster.addons.prometheus import IN_CLUSTER_URL, Prometheus
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubectl import Kubectl
 from e2e.llmservice import LABEL, until
@@ -27,6 +27,23 @@ def demand(prometheus: Prometheus) -> Iterator[str]:
 def record(prometheus: Prometheus, series: str, value: float) -> None:
     prometheus.load_rules(series, [{"name": series, "rules": [{"record": series, "expr": f"vector({value})"}]}])
     until(f"{series} to be {value}", lambda: prometheus.query(series)[:1] == [({"__name__": series}, value)])
+
+
+def scaled_object(target: str, query: str) -> dict[str, Any]:
+    trigger = {"serverAddress": IN_CLUSTER_URL, "query": query, "threshold": "1", "activationThreshold": "0"}
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": {"name": target},
+        "spec": {
+            "scaleTargetRef": {"name": target},
+            "minReplicaCount": 0,
+            "maxReplicaCount": 1,
+            "pollingInterval": 2,
+            "cooldownPeriod": 3,
+            "triggers": [{"type": "prometheus", "metadata": trigger}],
+        },
+    }
 
 
 def test_prometheus_scrapes_an_annotated_pod_and_names_its_llmservice(
@@ -64,6 +81,41 @@ def test_prometheus_refuses_a_broken_rule_with_its_reason_and_keeps_the_one_befo
     prometheus.stop()
     prometheus.start()
     record(prometheus, demand, 6)
+
+
+@pytest.mark.usefixtures("keda")
+def test_keda_wakes_a_deployment_and_puts_it_to_sleep_on_a_query(
+    prometheus: Prometheus, kubectl: Kubectl, namespace: str, demand: str
+) -> None:
+    record(prometheus, demand, 0)
+    target = MetricSource(kubectl, namespace, "target", "none 0")
+    target.apply(replicas=0)
+    kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(scaled_object("target", demand)))
+    is_ready = ("--for=condition=Ready", "scaledobject/target", "-n", namespace, "--timeout=60s")
+    kubectl("wait", *is_ready)
+    assert target.replicas() == 0
+
+    record(prometheus, demand, 2)
+    until("a pod ready", lambda: kubectl("get", "pods", "-n", namespace).count("1/1"), 120)
+    record(prometheus, demand, 0)
+    until("no pod left", lambda: target.replicas() == 0 and target.pods() == [], 120)
+
+
+@pytest.mark.usefixtures("keda")
+def test_keda_refuses_a_second_scaler_on_one_target(
+    prometheus: Prometheus, kubectl: Kubectl, namespace: str, demand: str
+) -> None:
+    MetricSource(kubectl, namespace, "target", "none 0").apply(replicas=0)
+    first = scaled_object("target", demand)
+    kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(first))
+    second = first | {"metadata": {"name": "another"}}
+
+    def refusal() -> str:
+        result = kubectl.attempt("apply", "--dry-run=server", "-n", namespace, "-f", "-", input=json.dumps(second))
+        return result.stderr if result.returncode else ""
+
+    # it looks into a cache, which hears of the first a little later
+    assert "already managed by the ScaledObject 'target'" in until("a refusal", refusal)
 
 
 def test_the_kinds_of_prometheus_operator_are_served_and_checked(
