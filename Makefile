@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: help install demo demo-down test e2e lint format crds images cluster-up cluster-down clean
+.PHONY: help install demo demo-down test e2e lint format crds docs docs-serve images cluster-up cluster-down clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -17,7 +18,7 @@ $(STAMP): pyproject.toml
 	@echo "== installing into $(VENV) (torch is large: 2 to 5 minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Quire needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": set PYTHON=")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet -e '.[operator,engine,dev]'
+	@$(BIN)/pip install --quiet -e '.[operator,engine,dev,docs]'
 	@touch $@
 
 demo: ## bring a cluster up, serve a small model on it and chat with it
@@ -48,6 +49,12 @@ format: install ## let ruff rewrite the code
 crds: install ## write what is generated: the CRD, the flag tables, dashboards and alerts
 	@$(BIN)/python -m quire_operator.cli crd --write .
 	@for script in docs/write_*.py; do $(BIN)/python $$script; done
+
+docs: install ## the documentation site, checked, into build/site
+	@$(MKDOCS) build --quiet && echo "build/site/index.html"
+
+docs-serve: install ## show the site at http://127.0.0.1:8001 while you write
+	@$(MKDOCS) serve --dev-addr 127.0.0.1:8001
 
 images: ## build the engine's and the operator's image (buildah or docker)
 	@$(PYTHON) -m e2e.cluster images all

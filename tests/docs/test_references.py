@@ -19,6 +19,7 @@ TOP = "|".join(
 )
 PATH = re.compile(rf"(?<![\w./-])((?:{TOP})/[\w./-]*[\w/])(?![\w/-]*[{{*])")
 FILE = re.compile(r"`([A-Z][\w.]*\.(?:md|engine|operator)|LICENSE|Makefile|pyproject\.toml)`")
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 COMMAND = re.compile(r"\b(quire-engine|quire-operator|python3 -m e2e\.cluster) ([a-z]+)\b([^`\n#]*)")
 MODULES = {
     "quire-engine": "quire_engine.cli",
@@ -40,10 +41,16 @@ def test_every_make_target_that_is_named_exists(page: Path) -> None:
     assert set(re.findall(r"(?:`|^)make ([a-z0-9-]+)", page.read_text(), re.MULTILINE)) <= targets
 
 
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_link_between_pages_leads_to_a_file(page: Path) -> None:
+    assert [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
+
+
 def test_paths_and_targets_are_found_at_all() -> None:
     readme = (REPOSITORY / "README.md").read_text()
     assert {"docs/llmservice.md", "manifests/samples/llama-8b-gpu.yaml"} <= set(PATH.findall(readme))
-    assert "CONTRIBUTING.md" in FILE.findall(readme)
+    assert {"CONTRIBUTING.md", "docs/engine.md"} <= set(LINK.findall(readme))
+    assert "CHANGELOG.md" in FILE.findall((REPOSITORY / "CONTRIBUTING.md").read_text())
     assert {name for name, _, _ in _commands()} == set(MODULES)
 
 
