@@ -101,6 +101,16 @@ class Namespace:
         conditions = self.status(name).get("conditions") or []
         return next((condition for condition in conditions if condition["type"] == kind), {})
 
+    def message(self, name: str, reason: str, seconds: float = 30) -> str:
+        """Message of the Ready condition once it has this reason."""
+
+        def message() -> str:
+            condition = self.condition(name, "Ready")
+            assert condition.get("reason") == reason, condition
+            return str(condition["message"])
+
+        return eventually(message, seconds)
+
     def find(self, resource: Resource, name: str) -> Object | None:
         return self.api.find(resource, self.name, name)
 

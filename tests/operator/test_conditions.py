@@ -33,6 +33,14 @@ def deployment(wanted: int = 2, *, existing: int = 2, updated: int = 2, availabl
     }
 
 
+def recreated(revision: str = "2", progress: str = "ReplicaSetUpdated", **counts: int) -> Any:
+    live = deployment(**counts)
+    live["metadata"]["annotations"] = {"deployment.kubernetes.io/revision": revision}
+    live["spec"]["strategy"] = {"type": "Recreate"}
+    live["status"]["conditions"] = [{"type": "Progressing", "status": "True", "reason": progress}]
+    return live
+
+
 def judged(live: Any = None, spec: dict[str, Any] | None = None, **facts: Any) -> dict[str, tuple[str, str]]:
     owner = service(**(spec or {}))
     return {v.type: (str(v.holds), v.reason) for v in verdicts(owner, count_replicas(owner, live), **facts)}
@@ -82,6 +90,22 @@ CASES: dict[str, tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]] 
             "Available": ("False", "Unschedulable"),
             "Reconciling": ("True", "Unschedulable"),
         },
+    ),
+    "all pods replaced at once": (
+        judged(recreated(existing=0, updated=0, available=0)),
+        {
+            "Ready": ("False", "Recreating"),
+            "Available": ("False", "Recreating"),
+            "Reconciling": ("True", "Recreating"),
+        },
+    ),
+    "a first start of what would be replaced at once": (
+        judged(recreated(revision="1", available=0)),
+        {"Ready": ("False", "Starting"), "Available": ("False", "NoReplicaReady"), "Reconciling": ("True", "Starting")},
+    ),
+    "scaling up from zero what would be replaced at once": (
+        judged(recreated(progress="NewReplicaSetAvailable", available=0)),
+        {"Ready": ("False", "Starting"), "Available": ("False", "NoReplicaReady"), "Reconciling": ("True", "Starting")},
     ),
     "a wish for no replica": (
         judged(deployment(0, existing=0, updated=0, available=0)),

@@ -176,11 +176,11 @@ def test_the_newest_template_speaks_first() -> None:
     assert fault.reason == "NewReason"
 
 
-def deployment(*conditions: dict[str, Any]) -> dict[str, Any]:
+def deployment(*conditions: dict[str, Any], older: int = 0) -> dict[str, Any]:
     return {
         "metadata": {"name": "llama", "generation": 1},
         "spec": {"progressDeadlineSeconds": 700, "template": {"metadata": {}}},
-        "status": {"conditions": list(conditions)},
+        "status": {"conditions": list(conditions), "replicas": older + 1, "updatedReplicas": 1},
     }
 
 
@@ -188,8 +188,8 @@ QUOTA = 'pods "llama-5c" is forbidden: exceeded quota: gpus, requested: requests
 LATE = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
 
 
-def fault(*conditions: dict[str, Any], pods: tuple[dict[str, Any], ...] = (), **spec: Any) -> Any:
-    children = {("Deployment", "llama"): deployment(*conditions)}
+def fault(*conditions: dict[str, Any], pods: tuple[dict[str, Any], ...] = (), older: int = 0, **spec: Any) -> Any:
+    children = {("Deployment", "llama"): deployment(*conditions, older=older)}
     return fault_of(service(**spec), Observation(children, pods))
 
 
@@ -208,6 +208,44 @@ def test_a_deadline_without_a_cause_says_so() -> None:
 def test_a_deadline_with_a_cause_keeps_the_cause_and_makes_it_final() -> None:
     found = fault(LATE, pods=(pod(scheduled="0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),))
     assert (found.reason, found.needs_action) == ("Unschedulable", True)
+    assert found.message.startswith("no progress for 700 s: no node has 0 nvidia.com/gpu free")
+
+
+NO_GPU = pod(scheduled="0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+TWO_GPUS = {"parallelism": {"tensor": 2}, "resources": {"gpu": {"count": 2}}}
+
+
+def test_a_rollout_without_a_spare_gpu_is_said_with_the_choice() -> None:
+    found = fault(pods=(NO_GPU,), older=3, **TWO_GPUS)
+    assert (found.reason, found.needs_action) == ("NoGPUForSurge", False)
+    assert "no node has 2 nvidia.com/gpu free for it: 3 older pods hold 6" in found.message
+    assert "Wait until one is free" in found.message
+    assert "spec.rollout.maxSurge 0 with maxUnavailable 1" in found.message
+    assert "strategy Recreate" in found.message
+
+
+def test_after_the_deadline_a_rollout_without_a_spare_gpu_is_final() -> None:
+    found = fault(LATE, pods=(NO_GPU,), older=3, **TWO_GPUS)
+    assert (found.reason, found.needs_action) == ("NoGPUForSurge", True)
+
+
+@pytest.mark.parametrize(
+    ("older", "spec"),
+    [
+        (0, {}),
+        (1, {"rollout": {"maxSurge": 0, "maxUnavailable": 1}}),
+        (1, {"rollout": {"maxSurge": "0%", "maxUnavailable": 1}}),
+        (1, {"rollout": {"strategy": "Recreate"}}),
+    ],
+    ids=["a first pod, or one more", "no surge", "no share as surge", "all at once"],
+)
+def test_a_pod_that_is_no_surge_lacks_a_gpu_as_any_other(older: int, spec: dict[str, Any]) -> None:
+    assert fault(pods=(NO_GPU,), older=older, **TWO_GPUS, **spec).reason == "Unschedulable"
+
+
+def test_a_surge_that_lacks_memory_does_not_blame_the_gpus() -> None:
+    found = fault(pods=(pod(scheduled="0/1 nodes are available: 1 Insufficient memory."),), older=1, **TWO_GPUS)
+    assert found.reason == "Unschedulable"
 
 
 def test_a_pending_claim_of_ours_is_named_with_its_class() -> None:

@@ -76,6 +76,9 @@ def _suspended(accepted: Verdict, leaving: int) -> list[Verdict]:
 def _available(replicas: Replicas, fault: Fault | None = None) -> Verdict:
     if replicas.available > 0:
         return Verdict("Available", True, "Serving", f"{replicas.available} replicas serve")
+    if fault is None and replicas.recreating:
+        reason, message = _progress(replicas)
+        return Verdict("Available", False, reason, message)
     reason = fault.reason if fault is not None else "NoReplicaReady"
     message = fault.message if fault is not None else "no replica serves yet"
     return Verdict("Available", False, reason, message)
@@ -83,6 +86,8 @@ def _available(replicas: Replicas, fault: Fault | None = None) -> Verdict:
 
 def _progress(replicas: Replicas) -> tuple[str, str]:
     counts = f"{replicas.ready} of {replicas.wanted} replicas serve, {replicas.updated} are of the newest revision"
+    if replicas.recreating:
+        return "Recreating", f"{counts}: strategy Recreate stops all old pods before a new one starts to load"
     if replicas.available == 0:
         return "Starting", f"{counts}: pods are being scheduled, pulled or loading the model"
     if not replicas.is_current or replicas.existing != replicas.updated:

@@ -10,7 +10,7 @@ from typing import Any
 from quire_operator.api import API_VERSION, KIND, Condition, LLMService, Status
 from quire_operator.builders.identity import FIELD_MANAGER
 
-_PASSING = {"Starting", "RollingOut", "Scaling", "Suspended", "Waiting"}
+_PASSING = {"Starting", "RollingOut", "Recreating", "Scaling", "Suspended", "Waiting"}
 """Reasons for not being ready that are nobody's fault."""
 
 

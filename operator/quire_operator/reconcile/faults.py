@@ -23,6 +23,9 @@ class Fault:
     needs_action: bool
     """Waiting will not help: somebody has to change something."""
 
+    lacking: tuple[str, ...] = ()
+    """Resources that no node has free."""
+
 
 def pod_fault(service: LLMService, pods: Iterable[Object], template_hash: str | None) -> Fault | None:
     """The most telling fault of the pods that do not serve, those of the newest template first."""
@@ -117,7 +120,7 @@ def _unschedulable(service: LLMService, pod: Object, message: str) -> Fault:
         text = f"no node accepts pod {name}: {text}. Add to spec.scheduling.tolerations, or remove the taint"
     else:
         text = f"no node accepts pod {name}: {text}"
-    return Fault("Unschedulable", text, False)
+    return Fault("Unschedulable", text, False, tuple(lacking))
 
 
 def _wanted(service: LLMService, resource: str) -> str:

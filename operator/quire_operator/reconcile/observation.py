@@ -14,6 +14,9 @@ from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.faults import Fault, pod_fault
 
+_REVISION = "deployment.kubernetes.io/revision"
+"""Annotation by which the Deployment's controller counts templates."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -43,6 +46,14 @@ class Replicas:
     rolled_out: bool
     """All wanted replicas are of the newest template and serve, and no older one is left."""
 
+    recreating: bool = False
+    """A rollout by strategy Recreate is on its way: older replicas go before newer ones start."""
+
+    @property
+    def older(self) -> int:
+        """Replicas of an older template."""
+        return max(0, self.existing - self.updated)
+
 
 def count_replicas(service: LLMService, deployment: Object | None) -> Replicas:
     """Counts; all zero but the wanted number before the Deployment exists."""
@@ -61,7 +72,17 @@ def count_replicas(service: LLMService, deployment: Object | None) -> Replicas:
         updated=updated,
         is_current=is_current,
         rolled_out=is_current and existing == updated == available == wanted,
+        recreating=_is_recreating(deployment, settled=is_current and existing == updated),
     )
+
+
+def _is_recreating(deployment: Object, *, settled: bool) -> bool:
+    """A first rollout stops nothing, and scaling up from zero is none at all."""
+    if (deployment["spec"].get("strategy") or {}).get("type") != "Recreate":
+        return False
+    is_first = (deployment["metadata"].get("annotations") or {}).get(_REVISION, "1") == "1"
+    is_done = settled and _condition(deployment, "Progressing").get("reason") == "NewReplicaSetAvailable"
+    return not is_first and not is_done
 
 
 def fault_of(service: LLMService, observation: Observation) -> Fault | None:
@@ -76,17 +97,33 @@ def fault_of(service: LLMService, observation: Observation) -> Fault | None:
         fault = _refused_pods(str(refused.get("message", "")))
     if fault is not None and fault.reason == "ClaimPending":
         fault = Fault(fault.reason, _claim_message(service, observation, fault.message), fault.needs_action)
+    if fault is not None and service.spec.resources.gpu.resource_name in fault.lacking:
+        fault = _without_spare_gpu(service, count_replicas(service, deployment), fault)
     progressing = _condition(deployment, "Progressing")
     if progressing.get("reason") == "ProgressDeadlineExceeded" and progressing.get("status") == "False":
-        if fault is not None:
-            return Fault(fault.reason, fault.message, True)
         seconds = deployment["spec"].get("progressDeadlineSeconds")
+        if fault is not None:
+            return Fault(fault.reason, f"no progress for {seconds} s: {fault.message}", True)
         text = (
             f"the rollout has made no progress for {seconds} s, and its pods give no reason: see their Events, "
             "or raise spec.probes.startupSeconds if the model takes longer to load"
         )
         return Fault("ProgressDeadlineExceeded", text, True)
     return fault
+
+
+def _without_spare_gpu(service: LLMService, replicas: Replicas, fault: Fault) -> Fault:
+    """Old pods keep their GPUs until a new one serves, which it cannot without one: a rollout that waits for itself."""
+    rollout, gpu = service.spec.rollout, service.spec.resources.gpu.resource_name
+    if replicas.older == 0 or rollout.strategy != "RollingUpdate" or str(rollout.max_surge) in ("0", "0%"):
+        return fault
+    held = replicas.older * service.spec.gpus_per_pod
+    text = (
+        f"a new pod must serve before an old one goes, and no node has {service.spec.gpus_per_pod} {gpu} free for it: "
+        f"{replicas.older} older pods hold {held}. Wait until one is free, or have old pods make room: "
+        "spec.rollout.maxSurge 0 with maxUnavailable 1 replaces one at a time, strategy Recreate all at once"
+    )
+    return Fault("NoGPUForSurge", text, False)
 
 
 def _refused_pods(message: str) -> Fault:
