@@ -34,12 +34,21 @@ _numbers = itertools.count(1)
 
 def program(*names: str) -> Path:
     """The folder of `names`; without a way to build them a skip, and in CI a failure."""
+    return _or_skip(lambda: binaries.ensure(*names))
+
+
+def program_folder(name: str) -> Path:
+    """The folder of a module that a recipe names; without a way to get it a skip, and in CI a failure."""
+    return _or_skip(lambda: binaries.folder(name))
+
+
+def _or_skip(get: Callable[[], Path]) -> Path:
     if not shutil.which("go") and os.environ.get("CI") != "true":
         try:
-            return binaries.ensure(*names)
+            return get()
         except ClusterError as error:
             pytest.skip(str(error))
-    return binaries.ensure(*names)
+    return get()
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,11 @@ class OperatorProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of the samples `name` with these labels."""
-        return sum(value for found, value in self._samples(name) if labels.items() <= found.items())
+        return sum(self.values(name, **labels))
+
+    def values(self, name: str, **labels: str) -> list[float]:
+        """Each sample `name` with these labels."""
+        return [value for found, value in self._samples(name) if labels.items() <= found.items()]
 
     def calls(self) -> float:
         """Calls to the API on behalf of LLMServices, out of one scrape: those in the background go on."""

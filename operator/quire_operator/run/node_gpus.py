@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,8 @@ class NodeGPUs:
         """Labels, a node each; None while they are read for the first time."""
         if time.monotonic() >= self._expires:
             self._waiting.add(asker)
-            self._task = self._task or asyncio.create_task(self._read())
+            # without the asker's context: what is logged is about no one LLMService
+            self._task = self._task or asyncio.create_task(self._read(), context=contextvars.Context())
         return self._labels
 
     async def close(self) -> None:

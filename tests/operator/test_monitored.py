@@ -1,0 +1,127 @@
+"""The operator beside prometheus-operator's real CRDs, on a real API server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import yaml
+
+from quire_operator.api import parse_llmservice
+from quire_operator.builders.circumstances import Capabilities, Circumstances
+from quire_operator.builders.desired import desired_objects
+from quire_operator.kubeapi.resources import DEPLOYMENTS, LLMSERVICES, PROMETHEUS_RULES, SERVICE_MONITORS, resource_of
+from quire_operator.reconcile.difference import first_difference
+from tests.operator.api_client import ApiClient, Namespace, eventually
+from tests.operator.conftest import program_folder
+from tests.operator.operator_process import OperatorProcess
+from tests.operator.services import SETTINGS, manifest
+
+pytestmark = pytest.mark.control_plane
+
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+SERVED = Circumstances(SETTINGS, Capabilities(service_monitors=True, prometheus_rules=True))
+NOTICED_SECONDS = 90
+"""The operator asks every 30 s which APIs there are."""
+
+
+@pytest.fixture(scope="module")
+def prometheus_operator(api: ApiClient) -> Iterator[None]:
+    """Its CRDs, and in the end none, since other modules count on a bare API server."""
+    paths = []
+    for resource in (SERVICE_MONITORS, PROMETHEUS_RULES):
+        (file,) = program_folder("monitoring-crds").glob(f"*_{resource.plural}.yaml")
+        definition = yaml.safe_load(file.read_text())
+        paths.append(f"{DEFINITIONS}/{definition['metadata']['name']}")
+        api.apply(paths[-1], definition)
+        eventually(lambda resource=resource: api.request("GET", resource.path()))
+    yield
+    for path in paths:
+        api.request("DELETE", path)
+        eventually(lambda path=path: _is_gone(api, path))
+
+
+def _is_gone(api: ApiClient, path: str) -> bool:
+    try:
+        api.request("GET", path)
+    except httpx.HTTPStatusError as error:
+        return error.response.status_code == 404
+    return False
+
+
+def test_what_is_enabled_is_made_as_soon_as_it_can_be(
+    namespace: Namespace, operator: OperatorProcess, request: pytest.FixtureRequest
+) -> None:
+    namespace.create(manifest(replicas=1, monitoring={"serviceMonitor": "enabled"}))
+    namespace.create(manifest("quiet"))
+    monitored = eventually(lambda: namespace.condition("llama", "Monitored"))
+    assert (monitored["status"], monitored["reason"]) == ("False", "PrometheusOperatorMissing")
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
+    namespace.roll_out("llama")
+    eventually(lambda: namespace.condition("llama", "Ready")["status"] == "True")
+    assert namespace.condition("quiet", "Monitored") == {}
+
+    request.getfixturevalue("prometheus_operator")
+    for name in ("llama", "quiet"):
+        eventually(lambda name=name: namespace.condition(name, "Monitored")["status"] == "True", NOTICED_SECONDS)
+        eventually(lambda name=name: namespace.find(SERVICE_MONITORS, f"{name}-engine"))
+        eventually(lambda name=name: namespace.find(PROMETHEUS_RULES, f"{name}-alerts"))
+
+
+def test_the_crds_take_every_field_and_add_none_that_would_be_put_back_for_ever(
+    namespace: Namespace, operator: OperatorProcess, prometheus_operator: None
+) -> None:
+    slo = {"timeToFirstToken": "3s", "objective": 0.9}
+    monitoring = {"interval": "1.5s", "labels": {"release": "stack"}, "slo": slo}
+    created = namespace.create(manifest(monitoring=monitoring))
+    for wanted in desired_objects(parse_llmservice(created), SERVED):
+        name = wanted["metadata"]["name"]
+        live = eventually(lambda w=wanted, n=name: namespace.find(resource_of(w), n), NOTICED_SECONDS)
+        assert first_difference(wanted, live) is None
+    operator.wait_until_idle()
+    versions = [namespace.get(SERVICE_MONITORS, "llama-engine"), namespace.get(PROMETHEUS_RULES, "llama-alerts")]
+    assert [item["metadata"]["generation"] for item in versions] == [1, 1]
+
+
+def test_a_hand_edit_is_put_back_and_what_is_disabled_goes(
+    namespace: Namespace, operator: OperatorProcess, prometheus_operator: None
+) -> None:
+    namespace.create(manifest())
+    eventually(lambda: namespace.find(SERVICE_MONITORS, "llama-engine"), NOTICED_SECONDS)
+    namespace.api.patch(SERVICE_MONITORS, namespace.name, "llama-engine", {"spec": {"endpoints": []}})
+    eventually(lambda: namespace.get(SERVICE_MONITORS, "llama-engine")["spec"]["endpoints"])
+    namespace.change("llama", {"monitoring": {"serviceMonitor": "disabled", "alerts": "disabled"}})
+    eventually(lambda: namespace.find(SERVICE_MONITORS, "llama-engine") is None)
+    eventually(lambda: namespace.find(PROMETHEUS_RULES, "llama-alerts") is None)
+    eventually(lambda: namespace.condition("llama", "Monitored") == {})
+
+
+def test_metrics_of_a_service_come_and_go_with_it(namespace: Namespace, operator: OperatorProcess) -> None:
+    def wanted() -> list[float]:
+        return operator.values("quire_operator_llmservice_replicas", namespace=namespace.name, state="wanted")
+
+    namespace.create(manifest(replicas=2))
+    eventually(lambda: wanted() == [2.0])
+    reasons = operator.values("quire_operator_llmservice_condition", namespace=namespace.name, type="Ready")
+    assert reasons == [1.0]
+    namespace.api.delete(LLMSERVICES, namespace.name, "llama")
+    eventually(lambda: wanted() == [])
+
+
+def test_each_line_of_the_log_that_is_about_a_service_names_it(namespace: Namespace, operator: OperatorProcess) -> None:
+    namespace.create(manifest())
+    namespace.create(manifest("bad", podTemplate={"spec": {"priority": "high"}}))
+
+    def lines(name: str) -> list[str]:
+        own = {"namespace": namespace.name, "llmservice": name}
+        return [line["message"] for line in operator.lines() if own.items() <= line.items()]
+
+    eventually(lambda: any(line.startswith("applied Deployment llama") for line in lines("llama")))
+    eventually(lambda: any(line.startswith("ChildRefused") for line in lines("bad")))
+    unnamed = [
+        line
+        for line in operator.lines()
+        if line["logger"].startswith("quire_operator.reconcile") and not {"namespace", "llmservice"} <= line.keys()
+    ]
+    assert unnamed == []
