@@ -104,6 +104,12 @@ def lws(cluster: Target, kubectl: Kubectl) -> None:
     _provide("lws", "leaderworkersets.leaderworkerset.x-k8s.io", cluster, kubectl)
 
 
+@pytest.fixture(scope="session")
+def network_policy(cluster: Target) -> None:
+    """NetworkPolicies are enforced, which cannot be seen from outside: on our own node only."""
+    _own(cluster, "network-policy")
+
+
 @pytest.fixture
 def namespace(kubectl: Kubectl) -> Iterator[str]:
     """A namespace for one test."""

@@ -13,7 +13,7 @@ from e2e.cluster.addons.prometheus import IN_CLUSTER_URL, Prometheus
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubectl import Kubectl
 from e2e.llmservice import LABEL, until
-from e2e.metric_source import MetricSource
+from e2e.metric_source import PORT, MetricSource
 
 
 @pytest.fixture
@@ -136,3 +136,28 @@ def test_the_kinds_of_prometheus_operator_are_served_and_checked(
 
 def monitor(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "monitoring.coreos.com/v1", "kind": kind, "metadata": {"name": "x"}, "spec": spec}
+
+
+@pytest.mark.usefixtures("network_policy")
+def test_a_network_policy_lets_in_the_pods_that_it_names_and_no_others(kubectl: Kubectl, namespace: str) -> None:
+    for name in ("server", "friend", "stranger"):
+        MetricSource(kubectl, namespace, name, "up 1").apply()
+    address = kubectl("get", "pods", "-l", "app=server", "-n", namespace, "-o", "jsonpath={.items[0].status.podIP}")
+
+    def reaches(client: str) -> bool:
+        command = ("timeout", "2", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{PORT}")
+        return kubectl.attempt("exec", f"deployment/{client}", "-n", namespace, "--", *command).returncode == 0
+
+    until("the stranger in", lambda: reaches("stranger"))
+    policy = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "friends-only"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "server"}},
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}],
+        },
+    }
+    kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(policy))
+    until("the friend in and the stranger kept out", lambda: reaches("friend") and not reaches("stranger"))
+    kubectl("wait", "--for=condition=Ready", "pod", "-l", "app=server", "-n", namespace, "--timeout=60s")

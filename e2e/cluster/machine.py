@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from e2e.cluster import network
@@ -22,6 +22,7 @@ _SYSCTLS = (
     "kernel.panic_on_oops",
     "vm.overcommit_memory",
     "vm.panic_on_oom",
+    "net.bridge.bridge-nf-call-iptables",
 )
 # paths that the kubelet, containerd, the CNI plugins and the controller manager have built in
 _FIXED_PATHS = (
@@ -43,6 +44,7 @@ class Machine:
     nft_tables: list[str]
     absent_paths: list[str]
     propagation: str
+    ip_sets: list[str] = field(default_factory=list)
 
     @classmethod
     def observe(cls) -> Machine:
@@ -52,6 +54,7 @@ class Machine:
             nft_tables=_nft_tables(),
             absent_paths=[path for path in _FIXED_PATHS if not os.path.lexists(path)],
             propagation=_output("findmnt", "-no", "PROPAGATION", "/").strip(),
+            ip_sets=_ip_sets(),
         )
 
     @classmethod
@@ -70,13 +73,16 @@ class Machine:
         _sysctl("net.ipv4.ip_forward").write_text("1")
 
     def restore(self) -> None:
-        """Put everything back. What was there before the node stays, the kubelet's own iptables chains apart."""
+        """Put everything back. What was there before the node stays, Kubernetes's own iptables chains apart."""
         network.remove_bridge()
         for table in _nft_tables():
             if table not in self.nft_tables:
                 subprocess.run(["nft", "delete", *table.split()], check=False)
         for family in ("", "6"):
-            _remove_kubelet_chains(family)
+            _remove_kubernetes_chains(family)
+        for name in _ip_sets():  # after the chains that look into them
+            if name not in self.ip_sets:
+                subprocess.run(["ipset", "destroy", name], check=False)
         _remove_kubepods()
         for name, value in self.sysctls.items():
             _sysctl(name).write_text(value)
@@ -95,7 +101,7 @@ def unmount_below(directory: Path) -> None:
         subprocess.run(["umount", "--lazy", point], check=False)
 
 
-def _remove_kubelet_chains(family: str) -> None:
+def _remove_kubernetes_chains(family: str) -> None:
     saved = _output(f"ip{family}tables-save")
     if "KUBE-" in saved:
         kept = "".join(line for line in saved.splitlines(keepends=True) if "KUBE-" not in line)
@@ -131,6 +137,10 @@ def _remove_group(folder: Path, seconds: float = 10.0) -> None:
 
 def _nft_tables() -> list[str]:
     return _output("nft", "list", "tables").splitlines()
+
+
+def _ip_sets() -> list[str]:
+    return _output("ipset", "list", "-name").splitlines() if shutil.which("ipset") else []
 
 
 def _sysctl(name: str) -> Path:

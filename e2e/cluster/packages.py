@@ -22,6 +22,7 @@ PACKAGES = {
     "containernetworking-plugins": "/usr/lib/cni/bridge",
     "iptables": "/usr/sbin/iptables",
     "nftables": "/usr/sbin/nft",
+    "ipset": "/usr/sbin/ipset",
     "conntrack": "/usr/sbin/conntrack",
     "iproute2": "/usr/bin/ip",
     "socat": "/usr/bin/socat",

@@ -10,12 +10,15 @@ from e2e.cluster.addons.addon import Addon, RunningNode
 from e2e.cluster.addons.keda import Keda
 from e2e.cluster.addons.lws import Lws
 from e2e.cluster.addons.monitoring_crds import MonitoringCrds
+from e2e.cluster.addons.network_policy import NetworkPolicy
 from e2e.cluster.addons.prometheus import Prometheus
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.one_at_a_time import alone
 from e2e.cluster.progress import say, stage
 
-ADDONS: dict[str, type[Addon]] = {addon.name: addon for addon in (Prometheus, Keda, Adapter, MonitoringCrds, Lws)}
+ADDONS: dict[str, type[Addon]] = {
+    addon.name: addon for addon in (Prometheus, Keda, Adapter, MonitoringCrds, Lws, NetworkPolicy)
+}
 
 
 def start(*names: str) -> None:
