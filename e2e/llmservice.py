@@ -14,7 +14,7 @@ import openai
 from e2e.cluster.kubectl import Kubectl
 
 LABEL = "serving.quire.dev/llmservice"
-CHILD_KINDS = "deployments,services,serviceaccounts,persistentvolumeclaims,poddisruptionbudgets,pods"
+CHILD_KINDS = "deployments,services,serviceaccounts,persistentvolumeclaims,poddisruptionbudgets,networkpolicies,pods"
 
 
 def tiny_spec(**changes: Any) -> dict[str, Any]:

@@ -134,6 +134,13 @@ def _add_building_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hub-endpoint", metavar="URL", help="a Hugging Face mirror, given to pods as HF_ENDPOINT")
     parser.add_argument("--cluster-domain", metavar="DOMAIN", help="the cluster's DNS domain (default: cluster.local)")
     parser.add_argument("--runbook-url", metavar="URL", help="where docs/operations.md can be read, for alerts")
+    parser.add_argument(
+        "--monitoring-namespace",
+        action="append",
+        dest="monitoring_namespaces",
+        metavar="NAME",
+        help="namespace that Prometheus scrapes from, let in by NetworkPolicies; may be repeated (default: none)",
+    )
 
 
 def _add_product_flag(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +155,7 @@ def _add_product_flag(parser: argparse.ArgumentParser) -> None:
 
 def _settings(options: argparse.Namespace) -> Settings:
     flags = {key: value for key, value in vars(options).items() if key in Settings.__dataclass_fields__}
-    for repeated in ("namespaces", "gpu_products", "gpu_hourly_prices"):
+    for repeated in ("namespaces", "gpu_products", "gpu_hourly_prices", "monitoring_namespaces"):
         if flags.get(repeated) is not None:
             flags[repeated] = tuple(flags[repeated])
     return settings_from(os.environ, **flags)

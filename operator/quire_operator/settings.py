@@ -33,6 +33,9 @@ class Settings:
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; all when empty. In the environment, separated by commas."""
 
+    monitoring_namespaces: tuple[str, ...] = ()
+    """Namespaces that Prometheus scrapes from, let in by NetworkPolicies. In the environment, separated by commas."""
+
     workers: int = 20
     """LLMServices that are reconciled at once."""
 

@@ -215,7 +215,6 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "spec.parallelism.nodes": {"parallelism": {"nodes": 2, "tensor": 2}},
     "spec.autoscaling": {"autoscaling": {"maxReplicas": 2}},
     "spec.cache.local": {"cache": {"local": {"hostPath": "/x"}}},
-    "spec.security.networkPolicy": {"security": {"networkPolicy": {"allowedNamespaces": ["a"]}}},
 }
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from quire_operator.api.duration import DURATION, Duration, parse_duration
 from quire_operator.api.fields import Fields
-from quire_operator.api.names import ObjectName, SecretKeyRef, StringMap
+from quire_operator.api.names import NamespaceName, SecretKeyRef, StringMap
 from quire_operator.api.rule import Rule
 
 Switch = Literal["auto", "enabled", "disabled"]
@@ -28,9 +28,9 @@ class Service(Fields):
 
 
 class NetworkPolicy(Fields):
-    """Who may send requests."""
+    """Who may send requests. The pods themselves then reach DNS, the hub and each other, and nothing else."""
 
-    allowed_namespaces: Annotated[list[ObjectName], Field(max_length=64)]
+    allowed_namespaces: Annotated[list[NamespaceName], Field(max_length=64)]
     """Namespaces whose pods may; the LLMService's own is always among them."""
 
 
@@ -41,7 +41,7 @@ class Security(Fields):
     """Key that requests must bring as a bearer token."""
 
     network_policy: NetworkPolicy | None = None
-    """Limits on who reaches the pods; none when unset. Not supported yet."""
+    """Limits on who reaches the pods, and on where these connect to; none when unset."""
 
 
 def _is_within(text: str, seconds: float) -> bool:

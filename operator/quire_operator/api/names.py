@@ -24,6 +24,19 @@ ObjectName = Annotated[
     ),
 ]
 
+_NAMESPACE_NAME = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+
+NamespaceName = Annotated[
+    str,
+    Field(max_length=63),
+    Rule(
+        cel=f"self.matches('^{_NAMESPACE_NAME}$')",
+        message="not the name of a namespace: write lower-case letters, digits and '-', "
+        "beginning and ending with a letter or digit",
+        holds=lambda text: re.fullmatch(_NAMESPACE_NAME, text) is not None,
+    ),
+]
+
 StringMap = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
 """Labels, annotations or a node selector."""
 

@@ -39,3 +39,6 @@ class Circumstances:
 
     settings: Settings
     capabilities: Capabilities = field(default_factory=Capabilities)
+
+    operator_namespace: str = "quire-system"
+    """Where the operator itself runs."""

@@ -9,6 +9,7 @@ from quire_operator.builders.deployment import build_deployment
 from quire_operator.builders.disruption_budget import build_disruption_budget
 from quire_operator.builders.headless_service import build_headless_service
 from quire_operator.builders.identity import APPLIED_HASH, Manifest, digest
+from quire_operator.builders.network_policy import build_network_policy
 from quire_operator.builders.prometheus_rule import build_prometheus_rule
 from quire_operator.builders.service import build_service
 from quire_operator.builders.service_account import build_service_account
@@ -19,6 +20,7 @@ def desired_objects(service: LLMService, circumstances: Circumstances) -> list[M
     """The children, in the order in which they are applied: what a pod needs comes before the pods."""
     children = (
         build_service_account(service),
+        build_network_policy(service, circumstances),
         build_claim(service),
         build_service(service),
         build_headless_service(service),

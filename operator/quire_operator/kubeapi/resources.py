@@ -34,6 +34,7 @@ SERVICES = Resource("v1", "Service", "services")
 SERVICE_ACCOUNTS = Resource("v1", "ServiceAccount", "serviceaccounts")
 CLAIMS = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 DISRUPTION_BUDGETS = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+NETWORK_POLICIES = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 PODS = Resource("v1", "Pod", "pods")
 EVENTS = Resource("v1", "Event", "events")
 NODES = Resource("v1", "Node", "nodes")
@@ -45,7 +46,7 @@ LEADER_WORKER_SETS = Resource("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", 
 API_GROUPS = Resource("v1", "APIGroup", "apigroups")
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 
-CHILDREN = (SERVICE_ACCOUNTS, CLAIMS, SERVICES, DISRUPTION_BUDGETS, DEPLOYMENTS)
+CHILDREN = (SERVICE_ACCOUNTS, NETWORK_POLICIES, CLAIMS, SERVICES, DISRUPTION_BUDGETS, DEPLOYMENTS)
 """What the operator applies and prunes on every cluster."""
 
 OPTIONAL_CHILDREN: Mapping[Resource, str] = {

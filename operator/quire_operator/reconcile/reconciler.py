@@ -14,6 +14,7 @@ from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.identity import FIELD_MANAGER
 from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.errors import ApiError, UnreachableError
+from quire_operator.kubeapi.login import own_namespace
 from quire_operator.kubeapi.reflector import Key
 from quire_operator.kubeapi.resources import EVENTS, LLMSERVICES
 from quire_operator.plan.acceptance import Refusal, refusal_of
@@ -109,7 +110,9 @@ class Reconciler:
             refusal, planned = refusal_by_plan(service, known.plan), known
         outcome = Outcome()
         if refusal is None:
-            circumstances = Circumstances(self._settings, self._surroundings.capabilities)
+            circumstances = Circumstances(
+                self._settings, self._surroundings.capabilities, own_namespace(self._client.info)
+            )
             desired = desired_objects(service, circumstances)
             todo = changes(service, desired, self._surroundings.children(key), self._settled.get(key, {}))
             if todo:
