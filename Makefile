@@ -37,7 +37,7 @@ e2e: install ## the cluster suite: a real node, or the one KUBECONFIG names
 
 lint: install ## ruff, mypy, layers, generated files, chart
 	@echo "== ruff" && $(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@echo "== mypy" && $(BIN)/mypy engine/quire_engine operator/quire_operator e2e
+	@echo "== mypy" && $(BIN)/mypy engine/quire_engine operator/quire_operator e2e benchmarks
 	@echo "== layers" && $(BIN)/lint-imports
 	@echo "== generated files" && $(MAKE) --no-print-directory crds && git diff --exit-code --stat -- crds charts manifests docs \
 	  || { echo "generated files are not up to date: run make crds and commit"; exit 1; }

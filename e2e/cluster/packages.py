@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from e2e.cluster import locations
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import stage
 
-# package -> a file that only it brings
+# package -> a file that only it brings, as a pattern
 PACKAGES = {
     "containerd": "/usr/bin/containerd",
     "runc": "/usr/sbin/runc",
@@ -33,6 +34,9 @@ PACKAGES = {
     "libc6-dev": "/usr/include/stdio.h",
     "openssl": "/usr/bin/openssl",
 }
+FAKE_CLOCK = {"libfaketime": "/usr/lib/*/faketime/libfaketime.so.1"}
+"""Not of a node: a test gives a process a clock that jumps."""
+
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
 
@@ -48,13 +52,13 @@ def require_bare_linux() -> None:
         )
 
 
-def ensure() -> None:
+def ensure(packages: Mapping[str, str] = PACKAGES) -> None:
     """Install what is missing. Raises ClusterError where that cannot be done."""
     require_bare_linux()
-    if not _missing():
+    if not _missing(packages):
         return
     with _lock():
-        missing = _missing()
+        missing = _missing(packages)
         if not missing:
             return
         if not shutil.which("apt-get"):
@@ -64,8 +68,8 @@ def ensure() -> None:
             _apt_get("install", "-y", "-q", "--no-install-recommends", *missing)
 
 
-def _missing() -> list[str]:
-    return [package for package, file in PACKAGES.items() if not Path(file).exists()]
+def _missing(packages: Mapping[str, str]) -> list[str]:
+    return [package for package, file in packages.items() if not glob.glob(file)]
 
 
 def _apt_get(*arguments: str) -> None:

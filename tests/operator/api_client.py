@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,12 @@ class ApiClient:
             raise
         result: Object = response.json()
         return result
+
+    def watch(self, path: str) -> Iterator[Object]:
+        """The events of a watch, until the server ends it."""
+        with self._http.stream("GET", path, timeout=httpx.Timeout(30, read=120)) as response:
+            for line in response.iter_lines():
+                yield json.loads(line)
 
     def text(self, path: str) -> str:
         return self._http.get(path).raise_for_status().text

@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -101,10 +101,16 @@ def operators(control_plane: ControlPlane, directory: Path) -> Iterator[StartOpe
     """What starts operators, and kills those that are left in the end."""
     started: list[OperatorProcess] = []
 
-    def start(*flags: str, user: str = OPERATOR_USER) -> OperatorProcess:
+    def start(
+        *flags: str,
+        user: str = OPERATOR_USER,
+        kubeconfig: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> OperatorProcess:
         log = directory / f"operator-{len(started)}.log"
         # The tests' hub is one that services name themselves.
-        process = OperatorProcess(control_plane.kubeconfig_of(user), log, "--plan-reads-any-hub", *flags)
+        path = kubeconfig or control_plane.kubeconfig_of(user)
+        process = OperatorProcess(path, log, "--plan-reads-any-hub", *flags, environment=environment)
         started.append(process)
         return process
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ _IN_THE_BACKGROUND = ("leases", "apigroups")
 class OperatorProcess:
     """Started at once. `stop` is SIGTERM, `kill` is SIGKILL."""
 
-    def __init__(self, kubeconfig: Path, log: Path, *flags: str) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         self.log = log
-        environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "POD_NAMESPACE": "quire-system"}
+        ours = {"KUBECONFIG": str(kubeconfig), "POD_NAMESPACE": "quire-system"}
         command = [sys.executable, "-m", "quire_operator.cli", "run", "--health-port=0", *flags]
         with log.open("w") as output:
-            self.process = subprocess.Popen(command, env=environment, stderr=output)
+            self.process = subprocess.Popen(command, env={**os.environ, **ours, **(environment or {})}, stderr=output)
 
     def lines(self) -> list[dict[str, Any]]:
         """The log so far."""
@@ -54,14 +55,15 @@ class OperatorProcess:
 
     def values(self, name: str, **labels: str) -> list[float]:
         """Each sample `name` with these labels."""
-        return [value for found, value in self._samples(name) if labels.items() <= found.items()]
+        return [value for found, value in self.samples(name) if labels.items() <= found.items()]
 
     def calls(self) -> float:
         """Calls to the API on behalf of LLMServices, out of one scrape: those in the background go on."""
-        found = self._samples("quire_operator_api_calls_total")
+        found = self.samples("quire_operator_api_calls_total")
         return sum(value for labels, value in found if labels["resource"] not in _IN_THE_BACKGROUND)
 
-    def _samples(self, name: str) -> list[tuple[dict[str, str], float]]:
+    def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and values of the samples `name`."""
         families = text_string_to_metric_families(httpx.get(f"{self.url}/metrics").text)
         samples = (sample for family in families for sample in family.samples if sample.name == name)
         return [(dict(sample.labels), sample.value) for sample in samples]

@@ -30,6 +30,8 @@ class Leader:
         self._client, self._namespace, self._name, self._seconds = client, namespace, name, seconds
         self._seen: tuple[str, float] = ("", 0.0)
         """resourceVersion of another's Lease, and when it was first seen on our own clock: theirs may be wrong."""
+        self._held: Object | None = None
+        """The Lease as we wrote it last: renewed without reading it, unless somebody else wrote since."""
         self.renewed_at = time.monotonic()
 
     async def acquire(self) -> None:
@@ -75,18 +77,20 @@ class Leader:
     async def _try(self) -> bool:
         """Take or renew the Lease; False while it is another's."""
         begun = time.monotonic()
-        lease = await self._client.get(LEASES, self._namespace, self._name)
+        held, self._held = self._held, None
+        lease = held or await self._client.get(LEASES, self._namespace, self._name)
         try:
             if lease is None:
-                await self._client.create(LEASES, self._record(None))
+                self._held = await self._client.create(LEASES, self._record(None))
             elif self._may_take(lease):
-                await self._client.replace(LEASES, self._record(lease))
+                self._held = await self._client.replace(LEASES, self._record(lease))
             else:
                 return False
         except ApiError as error:
-            if error.status == 409:  # another replica was faster
-                return False
-            raise
+            if error.status not in (404, 409):
+                raise
+            # what we held was changed or removed, which only a look at it can judge; else another replica was faster
+            return await self._try() if held is not None else False
         self.renewed_at = begun
         return True
 

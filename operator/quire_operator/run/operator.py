@@ -60,6 +60,8 @@ class Operator:
         self._plans = Plans(client, settings, self._queue.add)
         self._reconciler = Reconciler(client, settings, self._store, self._surroundings, self._plans)
         self._is_leading = False
+        self._watch_asked_at: float | None = None
+        """When kopf was told to watch, until it does."""
 
     async def run(self) -> None:
         """Until `stop`."""
@@ -89,11 +91,13 @@ class Operator:
             if not await self._unless_stopped(self._first_list(), spawn.ended):
                 return
             ready = asyncio.Event()
+            self._watch_asked_at = time.monotonic()
             spawn(self._watch.run(self._stop, ready))
             spawn(self._watch.relist())
             for _ in range(self._settings.workers):
                 spawn(self._worker())
             await self._unless_stopped(ready.wait(), spawn.ended)
+            self._watch_asked_at = None
             _stop_on_signals(self._stop)  # kopf has put its own handlers in, which take seconds to end
             await self._unless_stopped(asyncio.Event().wait(), spawn.ended)
 
@@ -157,6 +161,7 @@ class Operator:
         troubles = []
         for what, seconds in (
             ("a watch has been silent", self._surroundings.silence()),
+            ("LLMServices have not been watched", time.monotonic() - (self._watch_asked_at or time.monotonic())),
             ("a reconcile has been running", self._queue.longest_run()),
             ("an LLMService has waited to be reconciled", self._queue.longest_overdue()),
         ):
