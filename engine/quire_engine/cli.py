@@ -109,7 +109,44 @@ def chat(argv: Sequence[str]) -> int:
     return run_chat(found.url, found.model, found.api_key, found.message)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "drain": drain, "tiny": tiny, "chat": chat}
+def prefetch(argv: Sequence[str]) -> int:
+    """Download what serving needs of a hub model into a cache, going on where an earlier attempt was cut off."""
+    parser = FlagParser("quire-engine prefetch", description=prefetch.__doc__)
+    parser.add_argument("repository", metavar="REPO", help="the model's name on the hub, such as org/model")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit (default: main)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        default=Path(os.environ.get("HF_HOME") or "~/.cache/huggingface"),
+        help="a HF_HOME: the model ends up in DIR/hub (default: HF_HOME)",
+    )
+    parser.add_argument(
+        "--keep-revisions",
+        type=int,
+        metavar="N",
+        help="afterwards remove revisions of this model that were fetched here, but for this one and N older ones",
+    )
+    parser.add_argument("--keep", action="append", default=[], metavar="COMMIT", help="a revision that stays besides")
+    parser.add_argument("--progress-port", type=int, help="tell at GET /progress on this port how far it is")
+    found = parser.parse_args(argv)
+    # A container's first process never gets a SIGTERM that it has no handler for, and what is there is on disk.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    from quire_engine.loading.prefetch import Wish, run_prefetch
+    from quire_engine.logs import configure_logging
+
+    configure_logging()
+    wish = Wish(found.repository, found.revision, keep=found.keep, keep_revisions=found.keep_revisions)
+    return run_prefetch(found.cache.expanduser(), wish, found.progress_port)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": serve,
+    "prefetch": prefetch,
+    "drain": drain,
+    "tiny": tiny,
+    "chat": chat,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,12 +22,18 @@ WEIGHT_FILES = ("*.safetensors",)
 # Copies of the weights in other layouts, which some repositories carry beside the usual one.
 IGNORED_FILES = ("*/*", "consolidated*")
 
+# What the hub's client raises for all that breaks below HTTP. It is of another package in each of its major versions.
+TransportError: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+
+HUB_ERRORS = (OSError, ValueError, TransportError)
+"""What a call of huggingface_hub can end with."""
+
 
 def download(name: str, *, revision: str | None = None, folder: str | None = None, weights: bool = True) -> str:
     """Fetch what serving needs of the model `name`, and return the directory it is in.
 
     What is there already is not fetched again. Raises `CheckpointError` with a reason of ModelNotFound,
-    ModelAccessDenied, RevisionNotFound, NoSpaceLeft, ModelNotCached or DownloadFailed.
+    ModelGated, RevisionNotFound, NoSpaceLeft, ModelNotCached, HubUnreachable or DownloadFailed.
     """
     patterns = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
     try:
@@ -38,16 +44,17 @@ def download(name: str, *, revision: str | None = None, folder: str | None = Non
             allow_patterns=patterns,
             ignore_patterns=list(IGNORED_FILES),
         )
-    except (OSError, ValueError) as error:
-        raise _explain(error, name, revision) from error
+    except HUB_ERRORS as error:
+        raise explain(error, name, revision) from error
 
 
-def _explain(error: Exception, name: str, revision: str | None) -> CheckpointError:
+def explain(error: Exception, name: str, revision: str | None) -> CheckpointError:
+    """What an error of huggingface_hub means for who wants the model `name`, with what to do about it."""
     where = constants.ENDPOINT
     has_token = bool(os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"))
     token_hint = "the token in HF_TOKEN may not read it" if has_token else "set HF_TOKEN if it is private or gated"
     chain = _chain(error)
-    status = next((e.response.status_code for e in chain if isinstance(e, HfHubHTTPError) and e.response), None)
+    status = status_of(error)
     if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in chain):
         return CheckpointError("NoSpaceLeft", f"{name}: no space is left for the download: {error}; use a larger disk")
     if any(isinstance(e, HFValidationError) for e in chain):
@@ -55,16 +62,31 @@ def _explain(error: Exception, name: str, revision: str | None) -> CheckpointErr
     if any(isinstance(e, RevisionNotFoundError) for e in chain):
         return CheckpointError("RevisionNotFound", f"{name} has no revision {revision!r} at {where}: check --revision")
     if status in (401, 403) or any(isinstance(e, GatedRepoError) for e in chain):
-        return CheckpointError("ModelAccessDenied", f"{where} refuses {name} ({status or 403}): {token_hint}")
+        return CheckpointError("ModelGated", f"{where} refuses {name} ({status or 403}): {token_hint}")
     if any(isinstance(e, RepositoryNotFoundError) for e in chain):
         return CheckpointError("ModelNotFound", f"{name} is not at {where} (404): check its name, and {token_hint}")
     if constants.HF_HUB_OFFLINE:
         return CheckpointError(
             "ModelNotCached", f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or name a directory"
         )
-    if any(isinstance(e, LocalEntryNotFoundError | ConnectionError) for e in chain):
-        return CheckpointError("DownloadFailed", f"{name}: {where} cannot be reached and the cache does not hold it")
+    if is_passing(error) or any(isinstance(e, LocalEntryNotFoundError | ConnectionError) for e in chain):
+        return CheckpointError(
+            "HubUnreachable", f"{name}: {where} cannot be reached, or breaks off, and the cache does not hold it"
+        )
     return CheckpointError("DownloadFailed", f"{name} could not be downloaded from {where}: {_first_line(error)}")
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that an error comes from; None where there was no answer."""
+    return next((e.response.status_code for e in _chain(error) if isinstance(e, HfHubHTTPError) and e.response), None)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the hub may answer otherwise a moment later: no answer, one that broke off, or a busy server's."""
+    status = status_of(error)
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    return isinstance(error, TransportError)
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

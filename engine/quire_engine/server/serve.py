@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import signal
 import socket
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from quire_engine.config import EngineConfig
 from quire_engine.drain import control_socket, serve_control
+from quire_engine.last_words import give_up
 from quire_engine.logs import configure_logging
 from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.lifecycle import Lifecycle
@@ -40,9 +39,9 @@ def serve(config: EngineConfig, settings: ServerSettings) -> int:
         taken = error.errno == errno.EADDRINUSE
         reason = "AddressInUse" if taken else "InvalidFlag"
         hint = "name a free one with --port" if taken else "name another address with --host, or another --port"
-        return _give_up(f"{reason}: cannot listen on {settings.host}:{settings.port} ({error.strerror}): {hint}")
+        return give_up(f"{reason}: cannot listen on {settings.host}:{settings.port} ({error.strerror}): {hint}")
     failure = uvloop.run(_Process(config, settings, listener).run())
-    return 0 if failure is None else _give_up(failure)
+    return 0 if failure is None else give_up(failure)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -52,17 +51,6 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.bind((host, port))
     listener.listen(BACKLOG)  # now, as two sockets may be bound to a port, and the second finds out here
     return listener
-
-
-def _give_up(message: str) -> int:
-    """Say why, as the last line and where Kubernetes looks for it. Returns the exit status."""
-    line = " ".join(message.split())
-    log.error("%s", line)
-    target = Path(os.environ.get("QUIRE_TERMINATION_LOG") or "/dev/termination-log")
-    with contextlib.suppress(OSError):
-        if target.exists():
-            target.write_text(line[:4000])  # the kubelet reads 4096 bytes
-    return 1
 
 
 @dataclass

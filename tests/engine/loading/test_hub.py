@@ -120,7 +120,7 @@ def test_a_token_opens_a_gated_model(hub: str, tmp_path: Path, variable: str) ->
 
 
 def test_a_refused_model_says_whether_there_was_a_token(hub: str, tmp_path: Path) -> None:
-    assert fetch(hub, "org/gated", tmp_path).startswith(f"ModelAccessDenied: {hub} refuses org/gated (401): set HF_")
+    assert fetch(hub, "org/gated", tmp_path).startswith(f"ModelGated: {hub} refuses org/gated (401): set HF_")
     assert "the token in HF_TOKEN may not read it" in fetch(hub, "org/gated", tmp_path, HF_TOKEN="wrong")
 
 
@@ -135,4 +135,4 @@ def test_a_name_that_is_none_is_refused(hub: str, tmp_path: Path) -> None:
 
 def test_an_offline_miss_and_a_hub_out_of_reach_are_told_apart(hub: str, tmp_path: Path) -> None:
     assert fetch(hub, "org/open", tmp_path, HF_HUB_OFFLINE="1").startswith("ModelNotCached: org/open")
-    assert fetch("http://127.0.0.1:1", "org/open", tmp_path).startswith("DownloadFailed: org/open: http://127.0.0.1:1 ")
+    assert fetch("http://127.0.0.1:1", "org/open", tmp_path).startswith("HubUnreachable: org/open: http://127.0.0.1:1 ")

@@ -1,0 +1,66 @@
+"""The files of a repository on the hub: which of them serving needs, and how each is known to be whole."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
+
+from quire_engine.loading.errors import CheckpointError
+from quire_engine.loading.hub import CONFIG_FILES, IGNORED_FILES, WEIGHT_FILES
+
+_SHA256_DIGITS = 64
+
+_WEIGHTS = (WEIGHT_FILES, ("consolidated*.safetensors",), ("*.bin",), ("*.pt", "*.pth"))
+"""Layouts of the same weights, the one that is wanted most first."""
+
+_NOT_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of one commit."""
+
+    path: str
+    size: int
+    digest: str
+    """sha256 of what git keeps elsewhere (64 digits), git's own sha1 of what it keeps itself (40). Names its blob."""
+
+    def hasher(self) -> Any:
+        """What `digest` is computed with, ready for the file's content."""
+        if len(self.digest) == _SHA256_DIGITS:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+
+
+def list_files(api: HfApi, repository: str, commit: str) -> list[HubFile]:
+    """All files of a commit. Raises what huggingface_hub raises."""
+    entries = api.list_repo_tree(repository, recursive=True, revision=commit)
+    return [_file(entry) for entry in entries if isinstance(entry, RepoFile)]
+
+
+def needed(repository: str, files: Iterable[HubFile]) -> list[HubFile]:
+    """Configuration, tokenizer, and the weights in one layout. Raises `CheckpointError` where there are no weights."""
+    at_root = [file for file in files if "/" not in file.path]
+    for layout in _WEIGHTS:
+        ignored = IGNORED_FILES if layout is WEIGHT_FILES else ()
+        weights = [f for f in at_root if _matches(f, layout) and not _matches(f, (*ignored, *_NOT_WEIGHTS))]
+        if weights:
+            config = [f for f in at_root if _matches(f, CONFIG_FILES) and not _matches(f, IGNORED_FILES)]
+            return sorted({*config, *weights}, key=lambda file: file.path)
+    raise CheckpointError("InvalidCheckpoint", f"{repository} has no weights: name a repository with safetensors files")
+
+
+def _file(entry: RepoFile) -> HubFile:
+    if entry.lfs is not None:
+        return HubFile(entry.path, entry.lfs.size, entry.lfs.sha256)
+    return HubFile(entry.path, entry.size, entry.blob_id)
+
+
+def _matches(file: HubFile, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(file.path, pattern) for pattern in patterns)
