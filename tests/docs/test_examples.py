@@ -50,7 +50,7 @@ def test_an_example_is_accepted_and_becomes_a_deployment(example: Block) -> None
     assert ("Deployment" in kinds) is not service.spec.suspend
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if parsed(e).spec.engine.type == "quire"], ids=str)
 def test_the_engine_takes_the_flags_of_an_example(example: Block) -> None:
     parser = FlagParser("quire-engine serve")
     parser.add_settings(EngineConfig)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.write_engines import with_table
 from docs.write_flags import with_tables
 from tests.docs.pages import PAGES, REPOSITORY, blocks
 
@@ -80,6 +81,11 @@ def test_every_command_and_its_flags_exist(helps: dict[tuple[str, str], str]) ->
 def test_the_tables_of_flags_are_those_of_the_code() -> None:
     page = (REPOSITORY / "docs/engine.md").read_text()
     assert with_tables(page) == page, "run `make crds`"
+
+
+def test_the_table_of_engines_is_that_of_the_code() -> None:
+    page = (REPOSITORY / "docs/llmservice.md").read_text()
+    assert with_table(page) == page, "run `make crds`"
 
 
 def test_the_kustomize_overlay_names_things_that_the_base_has() -> None:

@@ -207,7 +207,6 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "spec.model.quantization": {"model": {"quantization": "awq"}},
     "spec.model.kvCacheDtype": {"model": {"kvCacheDtype": "fp8"}},
     "spec.model.adapters": {"model": {"adapters": [{"name": "a", "source": "hf://a/b"}]}},
-    "spec.engine.type": {"engine": {"type": "vllm"}},
     "spec.engine.speculative": {"engine": {"speculative": {"method": "ngram"}}},
     "spec.engine.swapSpaceGiB": {"engine": {"swapSpaceGiB": 8}},
     "spec.parallelism.tensor": {"parallelism": {"tensor": 2}},

@@ -47,14 +47,83 @@ class Speculative(Fields):
     )
 
 
+_METRIC = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+
+MetricName = Annotated[
+    str,
+    Field(max_length=256),
+    Rule(
+        cel=f"self.matches('^{_METRIC}$')",
+        message="not the name of a metric: write letters, digits, '_' and ':', such as vllm:num_requests_waiting",
+        holds=lambda text: re.fullmatch(_METRIC, text) is not None,
+    ),
+]
+
+HttpPath = Annotated[
+    str,
+    Field(max_length=512),
+    Rule(
+        cel="self.startsWith('/')",
+        message="a path begins with /, such as /health",
+        holds=lambda text: text.startswith("/"),
+    ),
+]
+
+Argument = Annotated[str, Field(max_length=4096)]
+
+
+class CustomMetrics(Fields):
+    """Names under which an engine of type custom tells Prometheus what it is doing."""
+
+    path: HttpPath = "/metrics"
+    """Where Prometheus reads, on the engine's port."""
+
+    waiting: MetricName | None = None
+    """Gauge of the requests that wait; autoscaling.queueDepth needs it."""
+
+    running: MetricName | None = None
+    """Gauge of the requests that are being answered."""
+
+    time_to_first_token: MetricName | None = None
+    """Histogram in seconds, without its _bucket."""
+
+    time_per_output_token: MetricName | None = None
+    """Histogram in seconds, without its _bucket."""
+
+
+_ONLY_CUSTOM = {"command": "command", "port": "port", "healthPath": "health_path", "metrics": "metrics"}
+"""Fields of type custom alone, with their names in Python."""
+
+
+def _only_custom(field: str, name: str) -> Rule:
+    return Rule(
+        cel=f"!has(self.{field}) || has(self.type) && self.type == 'custom'",
+        message=f"spec.engine.{field} belongs to spec.engine.type custom, the other types know theirs: leave it out",
+        field=f".{field}",
+        holds=lambda self: self.type == "custom" or not getattr(self, name),
+    )
+
+
 class Engine(Fields):
     """The engine in every pod."""
 
     type: Literal["quire", "vllm", "tgi", "trtllm", "custom"] = "quire"
-    """Whose engine the image holds. Not supported yet: only quire."""
+    """Whose engine the image holds: Quire's, vLLM, Text Generation Inference, TensorRT-LLM, or any other."""
 
     image: Image | None = None
-    """Image of the engine, pinned; the operator's default when unset."""
+    """Image of the engine, pinned; for type quire the operator's default when unset, and needed by the others."""
+
+    command: Annotated[list[Argument], Field(max_length=64)] = Field(default_factory=list)
+    """For type custom: program and first arguments, in place of the image's entrypoint; $(MODEL) is filled in."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """For type custom: where the engine listens; 8000 when unset. It is told as PORT."""
+
+    health_path: HttpPath | None = None
+    """For type custom: what answers 200 once, and while, the engine serves; /health when unset."""
+
+    metrics: CustomMetrics | None = None
+    """For type custom: what the engine tells Prometheus; nothing when unset."""
 
     gpu_memory_utilization: Annotated[
         float,
@@ -76,7 +145,7 @@ class Engine(Fields):
     """Tokens in a page of the KV cache."""
 
     swap_space_gib: Annotated[float, Field(ge=0, le=4096)] = Field(default=4, alias="swapSpaceGiB")
-    """GiB of host memory per GPU for the pages of preempted requests. Not supported yet: they are computed anew."""
+    """GiB of host memory per GPU for the pages of preempted requests. Not supported yet, nor by other engines."""
 
     prefix_caching: bool = True
     """Reuse the pages of prompts that begin alike."""
@@ -88,13 +157,33 @@ class Engine(Fields):
     """Run without CUDA graphs."""
 
     speculative: Speculative | None = None
-    """Speculative decoding. Not supported yet."""
+    """Speculative decoding. Not supported yet by type quire; vllm has both methods, tgi has ngram."""
 
-    args: Annotated[list[Annotated[str, Field(max_length=4096)]], Field(max_length=128)] = Field(default_factory=list)
-    """Further flags, appended last, so that they win."""
+    args: Annotated[list[Argument], Field(max_length=128)] = Field(default_factory=list)
+    """Further flags, appended last, so that they win. For type custom all there are; $(MODEL) is filled in."""
 
     env: Annotated[list[EnvVar], Field(max_length=256)] = Field(
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     """Environment of the engine, as a container's `env`."""
+
+    # the API server checks the default `{}` of spec.engine before it fills it, hence `has`
+    rules = (
+        Rule(
+            cel="!has(self.type) || self.type == 'quire' || has(self.image)",
+            message="spec.engine.image is needed unless spec.engine.type is quire: "
+            "name the engine's image with its tag, such as vllm/vllm-openai:v0.32.0",
+            field=".image",
+            holds=lambda self: self.type == "quire" or self.image is not None,
+        ),
+        Rule(
+            cel="!has(self.type) || self.type != 'custom'"
+            " || has(self.command) && self.command.size() > 0 || has(self.args) && self.args.size() > 0",
+            message="spec.engine.type custom needs spec.engine.command or args: write how the engine is started, "
+            "such as command: [serve, $(MODEL)]",
+            field=".command",
+            holds=lambda self: self.type != "custom" or bool(self.command or self.args),
+        ),
+        *(_only_custom(field, name) for field, name in _ONLY_CUSTOM.items()),
+    )

@@ -81,7 +81,7 @@ class SLO(Fields):
 
 
 class Monitoring(Fields):
-    """What the Prometheus operator is told. auto means: where its resources exist."""
+    """What the Prometheus operator is told. auto means: where its resources exist, and the engine has metrics."""
 
     service_monitor: Switch = "auto"
     """Make a ServiceMonitor, by which every pod is scraped."""

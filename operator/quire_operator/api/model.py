@@ -45,10 +45,10 @@ class Model(Fields):
     """Type of weights and activations; auto takes the checkpoint's."""
 
     quantization: Literal["auto", "none", "awq", "gptq", "squeezellm", "fp8"] = "auto"
-    """Scheme of quantized weights; auto reads it from the checkpoint. Not supported yet: only auto."""
+    """Scheme of quantized weights; auto reads it from the checkpoint. Not supported yet by type quire: only auto."""
 
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
-    """Type of the KV cache; auto is that of the activations. Not supported yet: only auto."""
+    """Type of the KV cache; auto is that of the activations. Not supported yet by type quire: only auto."""
 
     max_model_len: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Longest prompt plus answer, in tokens; the model's own limit when unset."""
@@ -60,4 +60,4 @@ class Model(Fields):
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    """LoRA adapters of this model. Not supported yet."""
+    """LoRA adapters of this model. Not supported yet by type quire."""

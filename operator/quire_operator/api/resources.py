@@ -16,10 +16,10 @@ class Parallelism(Fields):
     """How one replica is spread over GPUs and nodes."""
 
     tensor: Annotated[int, Field(ge=1, le=64)] = 1
-    """GPUs that share each layer. Not supported yet: only 1."""
+    """GPUs that share each layer. Not supported yet by type quire: only 1."""
 
     pipeline: Annotated[int, Field(ge=1, le=64)] = 1
-    """Groups of GPUs that share the layers. Not supported yet: only 1."""
+    """Groups of GPUs that share the layers. Not supported yet by type quire: only 1."""
 
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Pods that make up one replica. Not supported yet: only 1."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from quire_operator.api import HubSource, LLMService, parse_source
+from quire_operator.api import LLMService
 from quire_operator.api.names import SecretKeyRef
 from quire_operator.api.quantity import parse_quantity
 from quire_operator.builders.engines import engine_of
 from quire_operator.builders.identity import Manifest
-from quire_operator.builders.paths import CACHE_PATH, HOME
+from quire_operator.builders.paths import HOME, hub_home
 from quire_operator.settings import Settings
 
 
@@ -32,10 +32,11 @@ def threads(service: LLMService) -> int:
 
 
 def _hub(service: LLMService, settings: Settings) -> list[Manifest]:
-    if not isinstance(parse_source(service.spec.model.source), HubSource):
+    home = hub_home(service)
+    if home is None:
         # the weights are here already, and a pod without a way out must not wait for a hub
         return [_plain("HF_HUB_OFFLINE", "1")]
-    variables = [_plain("HF_HOME", CACHE_PATH if service.spec.cache else f"{HOME}/huggingface")]
+    variables = [_plain("HF_HOME", home)]
     if settings.hub_endpoint:
         variables.append(_plain("HF_ENDPOINT", settings.hub_endpoint))
     token = service.spec.model.token_secret_ref

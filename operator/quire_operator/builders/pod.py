@@ -101,6 +101,8 @@ def _probes(service: LLMService, engine: Engine) -> Manifest:
 
 
 def _scrape_annotations(engine: Engine) -> dict[str, str]:
+    if not engine.is_scraped:
+        return {}
     return {
         "prometheus.io/scrape": "true",
         "prometheus.io/port": str(engine.port),

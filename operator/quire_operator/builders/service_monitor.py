@@ -15,13 +15,13 @@ API_VERSION = "monitoring.coreos.com/v1"
 
 
 def build_service_monitor(service: LLMService, capabilities: Capabilities) -> Manifest | None:
-    """NAME-engine; none while suspended, where it is disabled or cannot be.
+    """NAME-engine; none while suspended, where it is not wanted or cannot be.
 
     Series get the label `llmservice`, by which everything else selects them. The engine's API key does not matter:
     /metrics is open.
     """
     monitoring = service.spec.monitoring
-    if service.spec.suspend or monitoring.service_monitor == "disabled" or not capabilities.service_monitors:
+    if service.spec.suspend or not wants_service_monitor(service) or not capabilities.service_monitors:
         return None
     metadata = child_metadata(service, SUFFIX)
     # ours win: it is by them that the operator finds its children again
@@ -43,6 +43,12 @@ def build_service_monitor(service: LLMService, capabilities: Capabilities) -> Ma
         "endpoints": [endpoint],
     }
     return {"apiVersion": API_VERSION, "kind": "ServiceMonitor", "metadata": metadata, "spec": spec}
+
+
+def wants_service_monitor(service: LLMService) -> bool:
+    """Whether its engine is to be scraped: auto leaves out one that tells nothing."""
+    switch = service.spec.monitoring.service_monitor
+    return switch == "enabled" or (switch == "auto" and engine_of(service).is_scraped)
 
 
 def _meta_label(label: str) -> str:

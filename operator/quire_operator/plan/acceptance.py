@@ -1,4 +1,4 @@
-"""Fields whose machinery is not there yet are refused, and never ignored."""
+"""Fields that nothing would come of are refused, and never ignored: not built yet, or not in this engine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from quire_operator.api import Spec
+from quire_operator.plan.engine_fields import LACKS
 
 
 @dataclass(frozen=True)
@@ -17,24 +18,32 @@ class Refusal:
 
 
 _LATER: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
-    ("spec.model.quantization", lambda spec: spec.model.quantization != "auto", "write auto"),
-    ("spec.model.kvCacheDtype", lambda spec: spec.model.kv_cache_dtype != "auto", "write auto"),
-    ("spec.model.adapters", lambda spec: bool(spec.model.adapters), "leave it out"),
-    ("spec.engine.type", lambda spec: spec.engine.type != "quire", "write quire"),
-    ("spec.engine.speculative", lambda spec: spec.engine.speculative is not None, "leave it out"),
-    ("spec.engine.swapSpaceGiB", lambda spec: spec.engine.swap_space_gib != 4, "leave it out"),
-    ("spec.parallelism.tensor", lambda spec: spec.parallelism.tensor != 1, "write 1"),
-    ("spec.parallelism.pipeline", lambda spec: spec.parallelism.pipeline != 1, "write 1"),
     ("spec.parallelism.nodes", lambda spec: spec.parallelism.nodes != 1, "write 1"),
     ("spec.autoscaling", lambda spec: spec.autoscaling is not None, "write a number of replicas"),
     ("spec.cache.local", lambda spec: spec.cache is not None and spec.cache.local is not None, "leave it out"),
 )
 """Field, whether it asks for something that is not there yet, and what to write instead."""
 
+_LATER_IN_QUIRE: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
+    ("spec.model.quantization", lambda spec: spec.model.quantization != "auto", "write auto"),
+    ("spec.model.kvCacheDtype", lambda spec: spec.model.kv_cache_dtype != "auto", "write auto"),
+    ("spec.model.adapters", lambda spec: bool(spec.model.adapters), "leave it out"),
+    ("spec.engine.speculative", lambda spec: spec.engine.speculative is not None, "leave it out"),
+    ("spec.engine.swapSpaceGiB", lambda spec: spec.engine.swap_space_gib != 4, "leave it out"),
+    ("spec.parallelism.tensor", lambda spec: spec.parallelism.tensor != 1, "write 1"),
+    ("spec.parallelism.pipeline", lambda spec: spec.parallelism.pipeline != 1, "write 1"),
+)
+"""The same, of what Quire's own engine cannot do yet."""
+
 
 def refusal_of(spec: Spec) -> Refusal | None:
     """Why `spec` cannot be acted on, naming every field in the way; None when it can."""
-    unsupported = [f"{field} ({instead})" for field, asks, instead in _LATER if asks(spec)]
-    if not unsupported:
-        return None
-    return Refusal("NotSupportedYet", f"this version does not support {', '.join(unsupported)}")
+    engine = spec.engine.type
+    later = (*_LATER_IN_QUIRE, *_LATER) if engine == "quire" else _LATER
+    unsupported = [f"{field} ({instead})" for field, asks, instead in later if asks(spec)]
+    if unsupported:
+        return Refusal("NotSupportedYet", f"this version does not support {', '.join(unsupported)}")
+    lacking = [f"{lack.field} ({lack.instead})" for lack in LACKS[engine] if lack.asks(spec)]
+    if lacking:
+        return Refusal("NotSupportedByEngine", f"spec.engine.type {engine} does not support {', '.join(lacking)}")
+    return None

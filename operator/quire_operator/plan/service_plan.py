@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from quire_operator.api import ClaimSource, ImageSource, PlanStatus, Spec, parse_source
 from quire_operator.plan.fit import Trial, smallest_tensor
 from quire_operator.plan.gpu_memory import Device, Skipped
@@ -21,6 +23,9 @@ _OVERRIDING = (
     "--max-num-seqs",
     "--model",
     "--no-enable-chunked-prefill",
+    "-pp",
+    "-q",
+    "-tp",
     "--num-gpu-blocks-override",
     "--pipeline-parallel-size",
     "--quantization",
@@ -30,8 +35,26 @@ _OVERRIDING = (
 """Flags that change the sum. In spec.engine.args they win over the fields that are planned with."""
 
 
+_NOT_COUNTED: tuple[tuple[str, Callable[[Spec], bool]], ...] = (
+    ("spec.model.quantization", lambda spec: spec.model.quantization != "auto"),
+    ("spec.model.kvCacheDtype", lambda spec: spec.model.kv_cache_dtype != "auto"),
+    ("spec.model.adapters", lambda spec: bool(spec.model.adapters)),
+    ("spec.engine.speculative", lambda spec: spec.engine.speculative is not None),
+)
+"""Fields that change the sum, and whether they do."""
+
+
 def cannot_be_planned(spec: Spec) -> Skipped | None:
     """Why a service's memory cannot be computed from its spec, whatever the model; None when it can."""
+    if spec.engine.type not in ("quire", "vllm"):
+        return Skipped("OtherEngine", f"only quire and vllm divide memory as planned, and not {spec.engine.type}")
+    if spec.engine.type == "vllm" and spec.gpus_per_pod == 0:
+        return Skipped(
+            "OtherEngine", "vllm on the CPU takes its memory from VLLM_CPU_KVCACHE_SPACE, and not as planned"
+        )
+    for field, asks in _NOT_COUNTED:
+        if asks(spec):
+            return Skipped("NotPlanned", f"what {field} saves or costs is not planned yet")
     for argument in spec.engine.args:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in _OVERRIDING:

@@ -93,7 +93,7 @@ def _terminated(service: LLMService, pod: Object, container: Mapping[str, Any]) 
         text = f"pod {name} needed more than its {memory} of memory: raise spec.resources.memory"
         return Fault("OOMKilled", text, True)
     line = _last_line(str(last.get("message") or ""))
-    told = re.match(r"([A-Z][A-Za-z0-9]+): (.+)", line)
+    told = re.match(r"([A-Z][A-Za-z0-9]+): (.+)", line) if service.spec.engine.type == "quire" else None
     if told and not told[1].endswith(("Error", "Exception", "Exit", "Interrupt", "Warning")):
         return Fault(told[1], f"pod {name}: {told[2]}", True)
     logs = f"`kubectl logs -n {service.metadata.namespace} {name} -c {container.get('name')} --previous` has the rest"

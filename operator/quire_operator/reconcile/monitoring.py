@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quire_operator.api import LLMService
+from quire_operator.builders.service_monitor import wants_service_monitor
 from quire_operator.reconcile.conditions import Verdict
 from quire_operator.reconcile.observation import Observation
 
@@ -11,7 +12,12 @@ def judge_monitoring(service: LLMService, observation: Observation) -> Verdict |
     """None where nothing is asked for, or `auto` finds no Prometheus operator."""
     monitoring, there = service.spec.monitoring, observation.capabilities
     parts = (
-        ("serviceMonitor", "ServiceMonitor", monitoring.service_monitor, there.service_monitors),
+        (
+            "serviceMonitor",
+            "ServiceMonitor",
+            monitoring.service_monitor if wants_service_monitor(service) else "disabled",
+            there.service_monitors,
+        ),
         ("alerts", "PrometheusRule", monitoring.alerts, there.prometheus_rules),
     )
     missing = [(field, kind) for field, kind, switch, is_served in parts if switch == "enabled" and not is_served]

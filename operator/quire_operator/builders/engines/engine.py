@@ -6,9 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from quire_operator.builders.identity import Manifest
+from quire_operator.builders.paths import HOME
 
 ENDPOINTS_LAG_SECONDS = 5
 """How long proxies may go on sending requests to a pod that is leaving."""
+
+FOREIGN_IMAGE: Mapping[str, str] = {
+    # torch asks for the user's name as it is imported, and others' images have none for our uid
+    "USER": "quire",
+    "XDG_CACHE_HOME": f"{HOME}/.cache",
+    "XDG_CONFIG_HOME": f"{HOME}/.config",
+    "NUMBA_CACHE_DIR": f"{HOME}/.cache/numba",
+    "TORCHINDUCTOR_CACHE_DIR": f"{HOME}/.cache/torchinductor",
+    "TRITON_CACHE_DIR": f"{HOME}/.cache/triton",
+}
+"""What keeps an image that was made for root going, as our user and on a read-only root."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +86,7 @@ class Engine:
     metrics_path: str = "/metrics"
     """Where Prometheus reads, on the same port."""
 
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: Metrics = Metrics()
     """What it finds there."""
 
     pre_stop: Manifest
@@ -82,6 +94,11 @@ class Engine:
 
     pre_stop_seconds: int
     """The longest that `pre_stop` takes."""
+
+    @property
+    def is_scraped(self) -> bool:
+        """Whether Prometheus finds anything worth asking for."""
+        return self.metrics != Metrics()
 
 
 def wait_for_proxies() -> Manifest:

@@ -1,9 +1,9 @@
-"""vLLM, as the image vllm/vllm-openai has it: its entrypoint is `vllm serve`. Read: 0.32; needs 0.18."""
+"""vLLM, as the image vllm/vllm-openai has it: its entrypoint is `vllm serve`. Flags as of 0.32; it needs 0.18."""
 
 from __future__ import annotations
 
 from quire_operator.api import LLMService
-from quire_operator.builders.engines.engine import ENDPOINTS_LAG_SECONDS, Engine, wait_for_proxies
+from quire_operator.builders.engines.engine import ENDPOINTS_LAG_SECONDS, FOREIGN_IMAGE, Engine, wait_for_proxies
 from quire_operator.builders.engines.vllm_flags import (
     METRICS,
     model_flags,
@@ -17,7 +17,7 @@ PORT = 8000
 
 
 def vllm(service: LLMService) -> Engine:
-    """The model comes first, without a flag: `--model` is on its way out of `vllm serve`."""
+    """The model comes first and without a flag: `--model` is on its way out of `vllm serve`."""
     return Engine(
         name="vllm",
         args=(
@@ -29,6 +29,7 @@ def vllm(service: LLMService) -> Engine:
             *service.spec.engine.args,
         ),
         variables={
+            **FOREIGN_IMAGE,
             "VLLM_CACHE_ROOT": f"{HOME}/.cache/vllm",
             "VLLM_CONFIG_ROOT": f"{HOME}/.config/vllm",
             "VLLM_NO_USAGE_STATS": "1",

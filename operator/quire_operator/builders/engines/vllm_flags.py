@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 from quire_operator.api import LLMService
+from quire_operator.api.engine import Speculative
 from quire_operator.builders.engines.engine import Metrics
+from quire_operator.builders.paths import location
 
 METRICS = Metrics(
     waiting="vllm:num_requests_waiting",
@@ -32,10 +36,18 @@ def model_flags(service: LLMService) -> list[str]:
     flags += ["--served-model-name", service.served_name, *model.aliases]
     if model.dtype != "auto":
         flags.append(f"--dtype={model.dtype}")
+    if model.quantization != "auto":
+        flags.append(f"--quantization={model.quantization}")
+    if model.kv_cache_dtype != "auto":
+        flags.append(f"--kv-cache-dtype={model.kv_cache_dtype}")
     if model.max_model_len is not None:
         flags.append(f"--max-model-len={model.max_model_len}")
     if model.trust_remote_code:
         flags.append("--trust-remote-code")
+    if model.adapters:
+        # as JSON, since the short form NAME=PATH cannot have every name
+        modules = [{"name": adapter.name, "path": location(service, adapter.source)} for adapter in model.adapters]
+        flags += ["--enable-lora", "--lora-modules", *(json.dumps(module) for module in modules)]
     return flags
 
 
@@ -64,10 +76,26 @@ def tuning_flags(service: LLMService) -> list[str]:
         flags.append("--no-enable-chunked-prefill")
     if engine.enforce_eager:
         flags.append("--enforce-eager")
+    if engine.speculative is not None:
+        flags.append(f"--speculative-config={json.dumps(_speculative(service, engine.speculative))}")
     return flags
+
+
+def _speculative(service: LLMService, wish: Speculative) -> dict[str, str | int]:
+    config: dict[str, str | int] = {"num_speculative_tokens": wish.num_tokens}
+    if wish.model is None:
+        return {"method": "ngram", **config}
+    return {"method": "draft_model", "model": location(service, wish.model), **config}
 
 
 def parallel_flags(service: LLMService) -> list[str]:
     """How the model is spread over GPUs."""
-    tensor = service.spec.parallelism.tensor
-    return [f"--tensor-parallel-size={tensor}"] if tensor > 1 and service.spec.gpus_per_pod else []
+    if service.spec.gpus_per_pod == 0:
+        return []
+    parallelism = service.spec.parallelism
+    flags = []
+    if parallelism.tensor > 1:
+        flags.append(f"--tensor-parallel-size={parallelism.tensor}")
+    if parallelism.pipeline > 1:
+        flags.append(f"--pipeline-parallel-size={parallelism.pipeline}")
+    return flags
