@@ -141,22 +141,26 @@ def operator(
 
 
 @pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
-    """The namespace `real` of a control plane with all controllers and the operator, and without a node."""
+def controllers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane with all controllers, and without a node."""
     program("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
     plane = start_control_plane(
         tmp_path_factory.mktemp("controllers"),
         components=("etcd", "apiserver", "controller-manager", "scheduler"),
         users=[User(OPERATOR_USER, ())],
     )
-    try:
-        api = prepare(plane)
-        api.make_namespace("real")
-        with operators(plane, tmp_path_factory.mktemp("operator")) as start:
-            start("--lease-seconds=3").wait_until_leading()
-            yield Namespace(api, "real")
-    finally:
-        plane.stop()
+    yield plane
+    plane.stop()
+
+
+@pytest.fixture(scope="module")
+def plane(controllers: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
+    """The namespace `real` of it, with the operator at work."""
+    api = prepare(controllers)
+    api.make_namespace("real")
+    with operators(controllers, tmp_path_factory.mktemp("operator")) as start:
+        start("--lease-seconds=3").wait_until_leading()
+        yield Namespace(api, "real")
 
 
 @pytest.fixture(scope="session")

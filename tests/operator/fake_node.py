@@ -37,6 +37,12 @@ def crashing(pod: Object, message: str = "ModelNotFound: there is no /models/non
     return _status(pod, False, container)
 
 
+def unpullable(pod: Object) -> Object:
+    """The status of a pod whose image is not there."""
+    message = "Back-off pulling image: ErrImagePull: rpc error: code = NotFound"
+    return _status(pod, False, {"state": {"waiting": {"reason": "ImagePullBackOff", "message": message}}})
+
+
 def _status(pod: Object, ready: bool, container: Object) -> Object:
     name, image = pod["spec"]["containers"][0]["name"], pod["spec"]["containers"][0]["image"]
     told = {"name": name, "image": image, "imageID": "", "ready": ready, "restartCount": 0, **container}

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from quire_operator.kubeapi.resources import DEPLOYMENTS, LLMSERVICES, PODS
+from e2e.cluster.control_plane import ControlPlane
+from e2e.cluster.kubectl import Kubectl
+from quire_operator.kubeapi.resources import DEPLOYMENTS, EVENTS, LLMSERVICES, PODS
 from tests.operator.api_client import Namespace, Object, eventually
-from tests.operator.fake_node import GPU, fake_node, serving, starting
+from tests.operator.fake_node import GPU, crashing, fake_node, serving, starting, unpullable
 from tests.operator.services import manifest
 
 pytestmark = pytest.mark.control_plane
@@ -95,3 +97,124 @@ def test_a_restart_by_kubectl_replaces_the_pods_and_is_kept(plane: Namespace) ->
         plane.message("again", "Serving")
         annotations = plane.get(DEPLOYMENTS, "again")["spec"]["template"]["metadata"]["annotations"]
         assert restarted.items() <= annotations.items()
+
+
+BROKEN = "registry.example/broken:1"
+
+
+def by_image(pod: Object) -> Object:
+    """Pods of the broken image fail again and again; all others serve."""
+    return crashing(pod) if pod["spec"]["containers"][0]["image"] == BROKEN else serving(pod)
+
+
+def image(plane: Namespace, name: str) -> str:
+    found: str = plane.get(DEPLOYMENTS, name)["spec"]["template"]["spec"]["containers"][0]["image"]
+    return found
+
+
+def test_a_rollout_whose_pods_crash_is_stopped_and_frees_its_gpus(plane: Namespace) -> None:
+    with node(plane, by_image, gpus=4):
+        serve(plane, "bad", resources=ONE_GPU, replicas=3, rollout={"maxUnavailable": 1})
+        before, good = names(pods(plane, "bad")), image(plane, "bad")
+        plane.change("bad", {"engine": {"image": BROKEN}})
+        message = plane.message("bad", "RolloutStopped")
+        assert "ModelNotFound: pod bad-" in message
+        assert "kubectl annotate llmservice/bad -n real --overwrite serving.quire.dev/retry=" in message
+        assert image(plane, "bad") == good
+        eventually(lambda: plane.status("bad").get("ready") == "3/3")
+        assert len(before & names(pods(plane, "bad"))) >= 2, "no more than maxUnavailable old pods went"
+        eventually(lambda: len(pods(plane, "bad")) == 3)
+        assert [plane.condition("bad", kind)["status"] for kind in ("Ready", "Available", "Stalled")] == [
+            "False",
+            "True",
+            "True",
+        ]
+        assert plane.status("bad")["updatedReplicas"] == 0
+
+
+def test_a_stopped_rollout_can_be_scaled_and_is_not_tried_again_by_that(plane: Namespace) -> None:
+    with node(plane, by_image):
+        serve(plane, "held", replicas=1)
+        good = image(plane, "held")
+        plane.change("held", {"engine": {"image": BROKEN}})
+        plane.message("held", "RolloutStopped")
+        plane.change("held", {"replicas": 3})
+        eventually(lambda: plane.status("held").get("ready") == "3/3")
+        assert plane.condition("held", "Ready")["reason"] == "RolloutStopped"
+        assert image(plane, "held") == good
+        assert {pod["spec"]["containers"][0]["image"] for pod in pods(plane, "held")} == {good}
+
+
+def test_the_next_edit_resumes_a_stopped_rollout(plane: Namespace) -> None:
+    with node(plane, by_image):
+        serve(plane, "mended")
+        plane.change("mended", {"engine": {"image": BROKEN}})
+        plane.message("mended", "RolloutStopped")
+        plane.change("mended", {"engine": {"image": "registry.example/mended:1"}})
+        plane.message("mended", "Serving")
+        assert image(plane, "mended") == "registry.example/mended:1"
+        deployment = plane.get(DEPLOYMENTS, "mended")
+        assert "serving.quire.dev/stopped-rollout" not in deployment["metadata"]["annotations"]
+
+
+def test_the_retry_annotation_tries_the_same_again(plane: Namespace) -> None:
+    is_there = False
+    with node(plane, lambda pod: serving(pod) if is_there else by_image(pod)):
+        serve(plane, "pushed")
+        plane.change("pushed", {"engine": {"image": BROKEN}})
+        plane.message("pushed", "RolloutStopped")
+        is_there = True
+        retry = {"metadata": {"annotations": {"serving.quire.dev/retry": "1"}}}
+        plane.api.patch(LLMSERVICES, plane.name, "pushed", retry)
+        plane.message("pushed", "Serving")
+        assert image(plane, "pushed") == BROKEN
+
+
+def test_an_image_that_cannot_be_pulled_stops_the_rollout_at_its_deadline(plane: Namespace) -> None:
+    def pull_fails(pod: Object) -> Object:
+        return unpullable(pod) if pod["spec"]["containers"][0]["image"] == BROKEN else serving(pod)
+
+    with node(plane, pull_fails):
+        serve(plane, "absent", rollout={"progressDeadlineSeconds": 5})
+        plane.change("absent", {"engine": {"image": BROKEN}})
+        plane.message("absent", "ImagePullBackOff")
+        assert "ImagePullBackOff: pod absent-" in plane.message("absent", "RolloutStopped")
+        eventually(lambda: len(pods(plane, "absent")) == 1)
+
+
+def test_a_first_rollout_that_crashes_is_left_to_kubernetes(plane: Namespace) -> None:
+    with node(plane, by_image):
+        plane.create(manifest("first", engine={"image": BROKEN}))
+        plane.message("first", "ModelNotFound")
+        assert image(plane, "first") == BROKEN
+
+
+def test_an_undo_by_kubectl_is_put_back_and_told(plane: Namespace, controllers: ControlPlane) -> None:
+    kubectl = Kubectl(controllers.kubeconfig)
+    with node(plane):
+        serve(plane, "undone", engine={"image": "registry.example/old:1"})
+        plane.change("undone", {"engine": {"image": "registry.example/new:1"}})
+        eventually(lambda: image(plane, "undone") == "registry.example/new:1")
+        plane.message("undone", "Serving")
+        kubectl("rollout", "undo", "deployment/undone", "-n", plane.name)
+
+        def told() -> list[str]:
+            events = plane.api.list(EVENTS, plane.name)
+            return [event["message"] for event in events if event["reason"] == "HandEditUndone"]
+
+        (message,) = eventually(told)
+        assert "changed spec.template." in message
+        assert "Deployment undone, and it is put back: change the LLMService" in message
+        eventually(lambda: image(plane, "undone") == "registry.example/new:1")
+        plane.message("undone", "Serving")
+        assert {pod["spec"]["containers"][0]["image"] for pod in pods(plane, "undone")} == {"registry.example/new:1"}
+
+
+def test_an_edit_of_the_service_is_no_edit_by_hand(plane: Namespace) -> None:
+    with node(plane):
+        serve(plane, "edited")
+        plane.change("edited", {"engine": {"maxNumSeqs": 9}})
+        eventually(lambda: plane.status("edited")["observedGeneration"] == 2)
+        plane.message("edited", "Serving")
+        about = [e for e in plane.api.list(EVENTS, plane.name) if e["involvedObject"]["name"] == "edited"]
+        assert "HandEditUndone" not in {event["reason"] for event in about}

@@ -148,6 +148,9 @@ class Metadata(Fields):
     labels: dict[str, str] = Field(default_factory=dict)
     """Its labels."""
 
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Its annotations."""
+
 
 class LLMService(Fields):
     """One model, served behind one URL."""

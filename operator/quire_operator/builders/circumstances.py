@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from quire_operator.builders.stopped_rollout import StoppedRollout
 from quire_operator.settings import Settings
 
 
@@ -39,6 +40,8 @@ class Circumstances:
 
     settings: Settings
     capabilities: Capabilities = field(default_factory=Capabilities)
-
     operator_namespace: str = "quire-system"
     """Where the operator itself runs."""
+
+    stopped: StoppedRollout | None = None
+    """What is served in place of a rollout that failed."""

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from quire_operator.api import LLMService
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.identity import Manifest, child_metadata, selector_labels
 from quire_operator.builders.pod import build_pod_template
-from quire_operator.settings import Settings
+from quire_operator.builders.stopped_rollout import ANNOTATION
 
 _STARTUP_SLACK_SECONDS = 600
 """For scheduling and pulling the image, before the startup probe begins to count."""
 
 
-def build_deployment(service: LLMService, settings: Settings) -> Manifest | None:
+def build_deployment(service: LLMService, circumstances: Circumstances) -> Manifest | None:
     """The Deployment NAME; none while suspended.
 
     Without spec.replicas the count is left out: the API server makes it 1 at creation, and later it is whoever's
-    that scales.
+    that scales. After a rollout that was stopped, the pods are those that served before.
     """
     if service.spec.suspend:
         return None
     rollout = service.spec.rollout
     deadline = rollout.progress_deadline_seconds or service.spec.probes.startup_seconds + _STARTUP_SLACK_SECONDS
+    stopped = circumstances.stopped
+    metadata = child_metadata(service)
+    if stopped is not None:
+        metadata["annotations"] = {ANNOTATION: stopped.annotation()}
     strategy: Manifest = {"type": rollout.strategy}
     if rollout.strategy == "RollingUpdate":
         strategy["rollingUpdate"] = {"maxSurge": rollout.max_surge, "maxUnavailable": rollout.max_unavailable}
@@ -28,8 +33,8 @@ def build_deployment(service: LLMService, settings: Settings) -> Manifest | None
         "selector": {"matchLabels": selector_labels(service)},
         "strategy": strategy,
         "progressDeadlineSeconds": deadline,
-        "template": build_pod_template(service, settings),
+        "template": stopped.template if stopped is not None else build_pod_template(service, circumstances.settings),
     }
     if service.spec.replicas is not None:
         spec["replicas"] = service.spec.replicas
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": child_metadata(service), "spec": spec}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}

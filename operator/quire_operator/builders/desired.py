@@ -25,7 +25,7 @@ def desired_objects(service: LLMService, circumstances: Circumstances) -> list[M
         build_service(service),
         build_headless_service(service),
         build_disruption_budget(service),
-        build_deployment(service, circumstances.settings),
+        build_deployment(service, circumstances),
         build_service_monitor(service, circumstances.capabilities),
         build_prometheus_rule(service, circumstances),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quire_operator.api import Condition, LLMService
+from quire_operator.builders.stopped_rollout import RETRY, StoppedRollout
 from quire_operator.plan.acceptance import Refusal
 from quire_operator.reconcile.children import Problem
 from quire_operator.reconcile.faults import Fault
@@ -32,6 +33,7 @@ def verdicts(
     waiting_for: Sequence[tuple[str, str]] = (),
     fault: Fault | None = None,
     leaving: int = 0,
+    stopped: StoppedRollout | None = None,
 ) -> list[Verdict]:
     """What holds now. `leaving` counts the pods that are still there of a suspended service."""
     accepted = Verdict("Accepted", True, "Valid", "the spec can be served")
@@ -48,6 +50,14 @@ def verdicts(
         leftovers = ", ".join(f"{kind} {name}" for kind, name in waiting_for)
         text = f"waiting until {leftovers} of a predecessor is gone"
         return [_not_ready("Waiting", text), accepted, available, Verdict("Reconciling", True, "Waiting", text)]
+    if stopped is not None:
+        text = _stopped_text(service, replicas, stopped)
+        return [
+            _not_ready("RolloutStopped", text),
+            accepted,
+            available,
+            Verdict("Stalled", True, "RolloutStopped", text),
+        ]
     if replicas.rolled_out:
         if replicas.wanted == 0:
             text = "no replica is wanted: scale up to serve"
@@ -63,6 +73,14 @@ def verdicts(
         return [_not_ready(fault.reason, fault.message), accepted, _available(replicas, fault), verdict]
     reason, text = _progress(replicas)
     return [_not_ready(reason, text), accepted, available, Verdict("Reconciling", True, reason, text)]
+
+
+def _stopped_text(service: LLMService, replicas: Replicas, stopped: StoppedRollout) -> str:
+    retry = f"`kubectl annotate llmservice/{service.metadata.name} -n {service.metadata.namespace} --overwrite {RETRY}="
+    return (
+        f"the rollout was stopped: {stopped.message}. {replicas.ready} of {replicas.wanted} replicas serve as before. "
+        f'Correct the spec, or have the same tried again with {retry}"$(date)"`'
+    )
 
 
 def _suspended(accepted: Verdict, leaving: int) -> list[Verdict]:

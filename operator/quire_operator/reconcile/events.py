@@ -1,4 +1,4 @@
-"""Kubernetes Events, one for each transition of a condition, and for a plan that is not heeded."""
+"""Kubernetes Events: for each transition of a condition, and for what no condition tells."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from quire_operator.api import API_VERSION, KIND, Condition, LLMService, Status
 from quire_operator.builders.identity import FIELD_MANAGER
+from quire_operator.reconcile.hand_edits import HandEdit
 
 _PASSING = {"Starting", "RollingOut", "Recreating", "Scaling", "Suspended", "Waiting"}
 """Reasons for not being ready that are nobody's fault."""
@@ -37,6 +38,15 @@ def plan_event(service: LLMService, status: Status, now: str) -> dict[str, Any]:
     plan = status.plan
     message = f"{plan.message}. It is tried all the same" if plan is not None else ""
     return _event(service, "Warning", "DoesNotFit", message, now)
+
+
+def hand_edit_event(service: LLMService, edit: HandEdit, now: str) -> dict[str, Any]:
+    """The Event that tells who undid it: by `kubectl rollout undo`, for one, nothing is rolled back for long."""
+    message = (
+        f"somebody else changed {edit.field} of {edit.kind} {edit.name}, and it is put back: change the LLMService "
+        "instead, or apply its former version"
+    )
+    return _event(service, "Warning", "HandEditUndone", message, now)
 
 
 def _event(service: LLMService, kind: str, reason: str, message: str, now: str) -> dict[str, Any]:

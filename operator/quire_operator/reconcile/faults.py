@@ -27,10 +27,12 @@ class Fault:
     """Resources that no node has free."""
 
 
-def pod_fault(service: LLMService, pods: Iterable[Object], template_hash: str | None) -> Fault | None:
-    """The most telling fault of the pods that do not serve, those of the newest template first."""
+def pod_fault(service: LLMService, pods: Iterable[Object], newest: str | None) -> Fault | None:
+    """The most telling fault of the pods that do not serve, those of the template with the hash `newest` first."""
     silent = [pod for pod in pods if not is_ready(pod) and not pod["metadata"].get("deletionTimestamp")]
-    silent.sort(key=lambda pod: (_hash(pod) != template_hash, pod["metadata"].get("creationTimestamp", ""), _name(pod)))
+    silent.sort(
+        key=lambda pod: (template_hash(pod) != newest, pod["metadata"].get("creationTimestamp", ""), _name(pod))
+    )
     faults = [fault for pod in silent for fault in _faults(service, pod)]
     # one that needs somebody to act says more than one that may pass; otherwise the first
     return next((fault for fault in faults if fault.needs_action), faults[0] if faults else None)
@@ -42,6 +44,12 @@ def is_ready(pod: Object) -> bool:
         condition.get("type") == "Ready" and condition.get("status") == "True"
         for condition in pod["status"].get("conditions") or []
     )
+
+
+def template_hash(pod: Mapping[str, Any]) -> str | None:
+    """Tells which template a pod is of; a template has it too."""
+    found: str | None = (pod["metadata"].get("annotations") or {}).get(TEMPLATE_HASH)
+    return found
 
 
 def _faults(service: LLMService, pod: Object) -> Iterator[Fault]:
@@ -146,8 +154,3 @@ def _short(text: str) -> str:
 
 def _name(pod: Object) -> str:
     return str(pod["metadata"]["name"])
-
-
-def _hash(pod: Object) -> str | None:
-    hash_of_template: str | None = (pod["metadata"].get("annotations") or {}).get(TEMPLATE_HASH)
-    return hash_of_template

@@ -9,12 +9,12 @@ from typing import Any
 from quire_operator.api import LLMService
 from quire_operator.builders.circumstances import Capabilities
 from quire_operator.builders.claim import cache_claim_name
-from quire_operator.builders.identity import TEMPLATE_HASH
+from quire_operator.builders.stopped_rollout import StoppedRollout
 from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.changes import ChildKey
-from quire_operator.reconcile.faults import Fault, pod_fault
+from quire_operator.reconcile.faults import Fault, pod_fault, template_hash
 
-_REVISION = "deployment.kubernetes.io/revision"
+REVISION = "deployment.kubernetes.io/revision"
 """Annotation by which the Deployment's controller counts templates."""
 
 
@@ -25,6 +25,8 @@ class Observation:
     children: Mapping[ChildKey, Object] = field(default_factory=dict)
     pods: Sequence[Object] = ()
     capabilities: Capabilities = field(default_factory=Capabilities)
+    stopped: StoppedRollout | None = None
+    """The rollout that was stopped, while the spec asks for it."""
 
     def deployment(self, service: LLMService) -> Object | None:
         """The workload, as last seen."""
@@ -80,7 +82,7 @@ def _is_recreating(deployment: Object, *, settled: bool) -> bool:
     """A first rollout stops nothing, and scaling up from zero is none at all."""
     if (deployment["spec"].get("strategy") or {}).get("type") != "Recreate":
         return False
-    is_first = (deployment["metadata"].get("annotations") or {}).get(_REVISION, "1") == "1"
+    is_first = (deployment["metadata"].get("annotations") or {}).get(REVISION, "1") == "1"
     is_done = settled and _condition(deployment, "Progressing").get("reason") == "NewReplicaSetAvailable"
     return not is_first and not is_done
 
@@ -90,8 +92,7 @@ def fault_of(service: LLMService, observation: Observation) -> Fault | None:
     deployment = observation.deployment(service)
     if deployment is None:
         return None
-    annotations = deployment["spec"]["template"]["metadata"].get("annotations") or {}
-    fault = pod_fault(service, observation.pods, annotations.get(TEMPLATE_HASH))
+    fault = pod_fault(service, observation.pods, template_hash(deployment["spec"]["template"]))
     refused = _condition(deployment, "ReplicaFailure")
     if fault is None and refused.get("status") == "True":
         fault = _refused_pods(str(refused.get("message", "")))
@@ -99,8 +100,7 @@ def fault_of(service: LLMService, observation: Observation) -> Fault | None:
         fault = Fault(fault.reason, _claim_message(service, observation, fault.message), fault.needs_action)
     if fault is not None and service.spec.resources.gpu.resource_name in fault.lacking:
         fault = _without_spare_gpu(service, count_replicas(service, deployment), fault)
-    progressing = _condition(deployment, "Progressing")
-    if progressing.get("reason") == "ProgressDeadlineExceeded" and progressing.get("status") == "False":
+    if is_late(deployment):
         seconds = deployment["spec"].get("progressDeadlineSeconds")
         if fault is not None:
             return Fault(fault.reason, f"no progress for {seconds} s: {fault.message}", True)
@@ -110,6 +110,12 @@ def fault_of(service: LLMService, observation: Observation) -> Fault | None:
         )
         return Fault("ProgressDeadlineExceeded", text, True)
     return fault
+
+
+def is_late(deployment: Object) -> bool:
+    """Whether a rollout has made no progress until its deadline."""
+    progressing = _condition(deployment, "Progressing")
+    return progressing.get("reason") == "ProgressDeadlineExceeded" and progressing.get("status") == "False"
 
 
 def _without_spare_gpu(service: LLMService, replicas: Replicas, fault: Fault) -> Fault:

@@ -5,24 +5,26 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from quire_operator.api import InvalidLLMServiceError, LLMService, Status, parse_llmservice
 from quire_operator.builders.circumstances import Capabilities, Circumstances
 from quire_operator.builders.desired import desired_objects
-from quire_operator.builders.identity import FIELD_MANAGER
+from quire_operator.builders.identity import FIELD_MANAGER, SERVICE_LABEL
 from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.errors import ApiError, UnreachableError
 from quire_operator.kubeapi.login import own_namespace
 from quire_operator.kubeapi.reflector import Key
-from quire_operator.kubeapi.resources import EVENTS, LLMSERVICES
+from quire_operator.kubeapi.resources import EVENTS, LLMSERVICES, REPLICA_SETS
 from quire_operator.plan.acceptance import Refusal, refusal_of
 from quire_operator.reconcile.changes import ChildKey, changes
 from quire_operator.reconcile.children import Outcome, carry_out
-from quire_operator.reconcile.events import plan_event, transition_events
+from quire_operator.reconcile.events import hand_edit_event, plan_event, transition_events
+from quire_operator.reconcile.hand_edits import HandEdits
 from quire_operator.reconcile.observation import Observation
 from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, was_accepted
+from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
 from quire_operator.reconcile.status import status_of
 from quire_operator.settings import Settings
 
@@ -89,6 +91,7 @@ class Reconciler:
         self._client, self._settings = client, settings
         self._services, self._surroundings, self._plans = services, surroundings, plans
         self._settled: dict[Key, dict[ChildKey, tuple[str, str]]] = {}
+        self._hand_edits = HandEdits()
 
     async def reconcile(self, key: Key) -> Result:
         """Bring the cluster closer to the spec and the status closer to the cluster.
@@ -108,13 +111,12 @@ class Reconciler:
             if known is None:
                 return Result("waiting")
             refusal, planned = refusal_by_plan(service, known.plan), known
-        outcome = Outcome()
+        outcome, circumstances = Outcome(), None
         if refusal is None:
-            circumstances = Circumstances(
-                self._settings, self._surroundings.capabilities, own_namespace(self._client.info)
-            )
+            circumstances = await self._circumstances(service, key)
             desired = desired_objects(service, circumstances)
             todo = changes(service, desired, self._surroundings.children(key), self._settled.get(key, {}))
+            edit = self._hand_edits.find(key, desired, todo)
             if todo:
                 # only what exists may be acted for: its deletion may not have been heard of yet
                 fresh = await self._client.get(LLMSERVICES, *key)
@@ -132,8 +134,23 @@ class Reconciler:
                 service = parse_llmservice(fresh)
                 outcome = await carry_out(self._client, service, todo)
                 self._remember(key, outcome)
-        wrote = await self._report(service, self._observe(key, outcome.deleted), outcome, refusal, planned)
+            if edit is not None:
+                await self._post(hand_edit_event(service, edit, _now()))
+        stopped = circumstances.stopped if circumstances is not None else None
+        observation = replace(self._observe(key, outcome.deleted), stopped=stopped)
+        wrote = await self._report(service, observation, outcome, refusal, planned)
         return _result(refusal, outcome, wrote, planned)
+
+    async def _circumstances(self, service: LLMService, key: Key) -> Circumstances:
+        """What children depend on; a rollout that fails is found out here, and what to go back to."""
+        circumstances = Circumstances(self._settings, self._surroundings.capabilities, own_namespace(self._client.info))
+        observation = self._observe(key, ())
+        stopped = still_stopped(service, observation, circumstances)
+        fault = failed_rollout(service, observation, circumstances) if stopped is None else None
+        if fault is not None:
+            found = await self._client.list(REPLICA_SETS, key[0], f"{SERVICE_LABEL}={key[1]}")
+            stopped = stop_rollout(service, fault, observation, found["items"], circumstances)
+        return replace(circumstances, stopped=stopped)
 
     def _planned(self, service: LLMService) -> Planned | None:
         """The plan; None when it has to be waited for."""
@@ -159,6 +176,7 @@ class Reconciler:
 
     def _gone(self, key: Key) -> Result:
         self._settled.pop(key, None)
+        self._hand_edits.forget(key)
         return Result("gone")
 
     async def _report(
@@ -169,7 +187,7 @@ class Reconciler:
         refusal: Refusal | None,
         planned: Planned,
     ) -> bool:
-        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = _now()
         status = status_of(service, observation, outcome, refusal, self._settings, now, planned)
         if status == service.status:
             return False
@@ -178,7 +196,6 @@ class Reconciler:
             events.append(plan_event(service, status, now))
         await self._write_status(service.metadata.namespace, service.metadata.name, service.metadata.uid, status)
         for event in events:
-            logger.info("%s: %s", event["reason"], event["message"])
             await self._post(event)
         return True
 
@@ -194,6 +211,7 @@ class Reconciler:
         self._services.learn(answer)
 
     async def _post(self, event: Object) -> None:
+        logger.info("%s: %s", event["reason"], event["message"])
         try:
             await self._client.create(EVENTS, event)
         except (ApiError, UnreachableError) as error:
@@ -211,6 +229,10 @@ class Reconciler:
 
 
 _MINIMAL = {"model": {"source": "image:///unknown"}}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _result(refusal: Refusal | None, outcome: Outcome, wrote: bool, planned: Planned) -> Result:

@@ -39,6 +39,7 @@ def status_of(
         waiting_for=outcome.waiting_for,
         fault=fault_of(service, observation),
         leaving=len(observation.pods),
+        stopped=observation.stopped,
     )
     if refusal is None and not service.spec.suspend:
         holds += aspects(service, observation)
@@ -52,7 +53,7 @@ def status_of(
         gpus=replicas.existing * service.spec.gpus_per_pod,
         replicas=replicas.existing,
         ready_replicas=replicas.ready,
-        updated_replicas=replicas.updated,
+        updated_replicas=replicas.updated if observation.stopped is None else 0,
         selector=",".join(f"{key}={value}" for key, value in selector_labels(service).items()),
         cache=CacheStatus(claim_name=claim) if claim is not None else None,
         model=ModelStatus(
