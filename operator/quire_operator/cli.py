@@ -132,6 +132,9 @@ def _add_building_flags(parser: argparse.ArgumentParser) -> None:
         "--engine-image", metavar="IMAGE", help=f"image of services that name none (default: {Settings().engine_image})"
     )
     parser.add_argument("--hub-endpoint", metavar="URL", help="a Hugging Face mirror, given to pods as HF_ENDPOINT")
+    parser.add_argument(
+        "--prometheus-address", metavar="URL", help="the Prometheus that autoscaling asks, for services that name none"
+    )
     parser.add_argument("--cluster-domain", metavar="DOMAIN", help="the cluster's DNS domain (default: cluster.local)")
     parser.add_argument("--runbook-url", metavar="URL", help="where docs/operations.md can be read, for alerts")
     parser.add_argument(

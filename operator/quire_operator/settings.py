@@ -27,6 +27,9 @@ class Settings:
     hub_endpoint: str = ""
     """URL of a Hugging Face mirror, given to every pod as HF_ENDPOINT."""
 
+    prometheus_address: str = ""
+    """URL of the Prometheus that autoscaling asks, for services that name none."""
+
     cluster_domain: str = "cluster.local"
     """The cluster's DNS domain, as in status.url."""
 

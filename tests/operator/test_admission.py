@@ -28,10 +28,34 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "write 1 or more, or backend: keda",
     ),
     (
-        "idle not below min",
-        {"autoscaling": {"minReplicas": 1, "idleReplicas": 1, "maxReplicas": 2}},
+        "idle above zero",
+        {"autoscaling": {"minReplicas": 2, "idleReplicas": 1, "maxReplicas": 2}},
         "spec.autoscaling.idleReplicas",
-        "lower it or leave it out",
+        "Write 0, or leave it out",
+    ),
+    (
+        "idle at what is zero already",
+        {"autoscaling": {"minReplicas": 0, "idleReplicas": 0, "maxReplicas": 2}},
+        "spec.autoscaling.idleReplicas",
+        "with minReplicas of 1 or more",
+    ),
+    (
+        "latency on HPA",
+        {
+            "autoscaling": {
+                "backend": "hpa",
+                "maxReplicas": 2,
+                "latency": {"metric": "timeToFirstToken", "target": "1s"},
+            }
+        },
+        "spec.autoscaling.backend",
+        "or write keda",
+    ),
+    (
+        "triggers on HPA",
+        {"autoscaling": {"backend": "hpa", "maxReplicas": 2, "triggers": [{"type": "cron"}]}},
+        "spec.autoscaling.backend",
+        "or write keda",
     ),
     ("source of no scheme", {"model": {"source": "meta/llama"}}, "spec.model.source", "hf://ORG/NAME"),
     ("hub source without org", {"model": {"source": "hf://gpt2"}}, "spec.model.source", "must be hf://ORG/NAME"),

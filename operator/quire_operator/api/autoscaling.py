@@ -19,7 +19,7 @@ class QueueDepth(Fields):
     """Waiting requests for each replica."""
 
     activation: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    """Waiting requests that wake a service from zero."""
+    """More waiting requests than this count as use. A service that answers a request is in use anyway."""
 
 
 class Latency(Fields):
@@ -42,7 +42,7 @@ class Latency(Fields):
     """Latency to keep, such as 60ms."""
 
     activation: Duration | None = None
-    """Latency that wakes a service from zero."""
+    """A higher latency than this counts as use. A service that answers a request is in use anyway."""
 
 
 class Prometheus(Fields):
@@ -68,31 +68,31 @@ class Autoscaling(Fields):
     """Most replicas."""
 
     queue_depth: QueueDepth | None = None
-    """By waiting requests."""
+    """By waiting requests. Taken with its defaults when neither latency nor triggers are given."""
 
     latency: Latency | None = None
-    """By latency."""
+    """By latency; needs backend keda."""
 
     polling_seconds: Annotated[int, Field(ge=1, le=3600)] = 15
-    """How often metrics are read."""
+    """How often KEDA reads metrics for a service without replicas; otherwise the HorizontalPodAutoscaler does."""
 
     cooldown_seconds: Annotated[int, Field(ge=0, le=86400)] = 300
-    """How long a service must be idle before its last replica goes."""
+    """How long a service must be out of use before its replicas go, where it may scale to zero."""
 
     idle_replicas: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """Replicas while nothing is asked; KEDA's idleReplicaCount."""
+    """Replicas while the service is out of use, below minReplicas: 0, or left out. Needs backend keda."""
 
     fallback_replicas: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Replicas while metrics are out; when unset, replicas are held as they are."""
+    """At least so many replicas while metrics are out; when unset, replicas are held. Needs KEDA 2.18 or later."""
 
     triggers: Annotated[list[Opaque], Field(max_length=16)] = Field(default_factory=list)
-    """Further KEDA triggers, as they are."""
+    """Further KEDA triggers, as they are; the one that wants most replicas wins. Needs backend keda."""
 
     behavior: Opaque | None = None
-    """behavior of a HorizontalPodAutoscaler v2."""
+    """behavior of a HorizontalPodAutoscaler v2. Default: one more replica a minute, one less every two minutes."""
 
     prometheus: Prometheus | None = None
-    """Where metrics are read."""
+    """Where KEDA reads metrics."""
 
     rules = (
         Rule(
@@ -109,9 +109,41 @@ class Autoscaling(Fields):
             holds=lambda self: self.min_replicas > 0 or self.backend == "keda",
         ),
         Rule(
-            cel="!has(self.idleReplicas) || self.idleReplicas < self.minReplicas",
-            message="spec.autoscaling.idleReplicas must be below minReplicas: lower it or leave it out",
+            cel="!has(self.idleReplicas) || (self.idleReplicas == 0 && self.minReplicas > 0)",
+            message="spec.autoscaling.idleReplicas can only be 0, with minReplicas of 1 or more: a "
+            "HorizontalPodAutoscaler keeps minReplicas of what has any. Write 0, or leave it out",
             field=".idleReplicas",
-            holds=lambda self: self.idle_replicas is None or self.idle_replicas < self.min_replicas,
+            holds=lambda self: self.idle_replicas is None or (self.idle_replicas == 0 and self.min_replicas > 0),
+        ),
+        Rule(
+            cel="self.backend == 'keda' || !(has(self.latency) || has(self.idleReplicas) || has(self.fallbackReplicas)"
+            " || has(self.prometheus) || size(self.triggers) > 0)",
+            message="spec.autoscaling.backend is hpa, which scales by queueDepth alone: leave latency, idleReplicas, "
+            "fallbackReplicas, triggers and prometheus out, or write keda",
+            field=".backend",
+            holds=lambda self: self.backend == "keda" or not self.asks_for_keda,
         ),
     )
+
+    @property
+    def asks_for_keda(self) -> bool:
+        """Whether it sets what a plain HorizontalPodAutoscaler cannot do."""
+        fields = (self.latency, self.idle_replicas, self.fallback_replicas, self.prometheus)
+        return bool(self.triggers) or any(field is not None for field in fields)
+
+    @property
+    def queue(self) -> QueueDepth | None:
+        """The queue to scale by: as written, and by default where nothing else is."""
+        if self.queue_depth is None and self.latency is None and not self.triggers:
+            return QueueDepth()
+        return self.queue_depth
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether it may scale to zero."""
+        return self.min_replicas == 0 or self.idle_replicas is not None
+
+    @property
+    def first_replicas(self) -> int:
+        """Replicas of a new service, before anything was measured."""
+        return self.min_replicas if self.idle_replicas is None else self.idle_replicas

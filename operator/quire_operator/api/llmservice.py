@@ -92,8 +92,8 @@ class Spec(Fields):
     rules = (
         Rule(
             cel="!(has(self.replicas) && has(self.autoscaling))",
-            message="spec.replicas and spec.autoscaling are both set: keep one. "
-            "After `kubectl scale`, write replicas: null to clear it",
+            message="spec.replicas and spec.autoscaling are both set: keep one. What autoscaling scales is bounded by "
+            "its minReplicas and maxReplicas, not by `kubectl scale`, after which replicas: null clears the number",
             field=".replicas",
             holds=lambda self: self.replicas is None or self.autoscaling is None,
         ),

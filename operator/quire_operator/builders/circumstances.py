@@ -45,3 +45,6 @@ class Circumstances:
 
     stopped: StoppedRollout | None = None
     """What is served in place of a rollout that failed."""
+
+    scalers_leaving: bool = False
+    """A scaler that is no longer wanted is still there: until it is gone, it may still set the number of replicas."""

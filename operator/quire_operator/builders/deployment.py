@@ -15,8 +15,8 @@ _STARTUP_SLACK_SECONDS = 600
 def build_deployment(service: LLMService, circumstances: Circumstances) -> Manifest | None:
     """The Deployment NAME; none while suspended.
 
-    Without spec.replicas the count is left out: the API server makes it 1 at creation, and later it is whoever's
-    that scales. After a rollout that was stopped, the pods are those that served before.
+    Without spec.replicas the count is left out: it is set once at creation, and later it is whoever's that scales.
+    After a rollout that was stopped, the pods are those that served before.
     """
     if service.spec.suspend:
         return None
@@ -35,6 +35,6 @@ def build_deployment(service: LLMService, circumstances: Circumstances) -> Manif
         "progressDeadlineSeconds": deadline,
         "template": stopped.template if stopped is not None else build_pod_template(service, circumstances.settings),
     }
-    if service.spec.replicas is not None:
+    if service.spec.replicas is not None and not circumstances.scalers_leaving:
         spec["replicas"] = service.spec.replicas
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quire_operator.api import LLMService
+from quire_operator.builders.autoscaler import build_autoscaler
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.claim import build_claim
 from quire_operator.builders.deployment import build_deployment
@@ -11,6 +12,7 @@ from quire_operator.builders.headless_service import build_headless_service
 from quire_operator.builders.identity import APPLIED_HASH, Manifest, digest
 from quire_operator.builders.network_policy import build_network_policy
 from quire_operator.builders.prometheus_rule import build_prometheus_rule
+from quire_operator.builders.scaled_object import build_scaled_object
 from quire_operator.builders.service import build_service
 from quire_operator.builders.service_account import build_service_account
 from quire_operator.builders.service_monitor import build_service_monitor
@@ -28,6 +30,8 @@ def desired_objects(service: LLMService, circumstances: Circumstances) -> list[M
         build_deployment(service, circumstances),
         build_service_monitor(service, circumstances.capabilities),
         build_prometheus_rule(service, circumstances),
+        build_scaled_object(service, circumstances),
+        build_autoscaler(service, circumstances),
     )
     return [_with_hash(child) for child in children if child is not None]
 

@@ -36,6 +36,7 @@ CLAIMS = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 DISRUPTION_BUDGETS = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NETWORK_POLICIES = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 REPLICA_SETS = Resource("apps/v1", "ReplicaSet", "replicasets")
+AUTOSCALERS = Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 PODS = Resource("v1", "Pod", "pods")
 EVENTS = Resource("v1", "Event", "events")
 NODES = Resource("v1", "Node", "nodes")
@@ -47,7 +48,7 @@ LEADER_WORKER_SETS = Resource("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", 
 API_GROUPS = Resource("v1", "APIGroup", "apigroups")
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 
-CHILDREN = (SERVICE_ACCOUNTS, NETWORK_POLICIES, CLAIMS, SERVICES, DISRUPTION_BUDGETS, DEPLOYMENTS)
+CHILDREN = (SERVICE_ACCOUNTS, NETWORK_POLICIES, CLAIMS, SERVICES, DISRUPTION_BUDGETS, DEPLOYMENTS, AUTOSCALERS)
 """What the operator applies and prunes on every cluster."""
 
 OPTIONAL_CHILDREN: Mapping[Resource, str] = {
