@@ -12,6 +12,7 @@ import pytest
 from e2e.cluster.addons.prometheus import IN_CLUSTER_URL, Prometheus
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubectl import Kubectl
+from e2e.cluster.scrape_configs import scrape_configs
 from e2e.llmservice import LABEL, until
 from e2e.metric_source import PORT, MetricSource
 
@@ -134,8 +135,70 @@ def test_the_kinds_of_prometheus_operator_are_served_and_checked(
     assert "spec.endpoints[0].interval" in result.stderr
 
 
+def test_prometheus_scrapes_what_prometheus_operator_makes_of_a_service_monitor(
+    prometheus: Prometheus, kubectl: Kubectl, namespace: str
+) -> None:
+    MetricSource(kubectl, namespace, "source", "waiting 7", {LABEL: "llama"}).apply()
+    ports = [{"name": "http", "port": 80, "targetPort": PORT}]
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "source", "labels": {"app": "source"}},
+        "spec": {"selector": {"app": "source"}, "ports": ports},
+    }
+    kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(service))
+    label = "__meta_kubernetes_pod_label_serving_quire_dev_llmservice"
+    endpoint = {
+        "port": "http",
+        "interval": "2s",
+        "scrapeTimeout": "2s",
+        "relabelings": [{"sourceLabels": [label], "targetLabel": "llmservice"}],
+    }
+    service_monitor = monitor(
+        "ServiceMonitor", {"selector": {"matchLabels": {"app": "source"}}, "endpoints": [endpoint]}
+    )
+    service_monitor["metadata"]["namespace"] = namespace
+    prometheus.load_scrape_configs(namespace, scrape_configs(service_monitor))
+    try:
+        query = f'waiting{{namespace="{namespace}",job="source",service="source",llmservice="llama"}}'
+        until("the endpoint scraped", lambda: [value for _, value in prometheus.query(query)] == [7])
+    finally:
+        prometheus.remove_scrape_configs(namespace)
+
+
+def test_a_service_monitor_that_prometheus_operator_would_reject_is_refused_with_its_reason() -> None:
+    selector = {"matchLabels": {"app": "x"}}
+    endpoint = {"port": "http", "interval": "5s", "scrapeTimeout": "10s"}
+    rejected = monitor("ServiceMonitor", {"selector": selector, "endpoints": [endpoint]})
+    with pytest.raises(ClusterError, match=r"endpoints\[0\].*scrapeTimeout .* greater than scrapeInterval"):
+        scrape_configs(rejected)
+    misspelt = monitor("PodMonitor", {"selector": selector, "podMetricsEndpoint": [{"port": "http"}]})
+    with pytest.raises(ClusterError, match="podMetricsEndpoint"):
+        scrape_configs(misspelt)
+
+
 def monitor(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "monitoring.coreos.com/v1", "kind": kind, "metadata": {"name": "x"}, "spec": spec}
+
+
+@pytest.mark.usefixtures("lws")
+def test_a_group_of_two_pods_comes_up_and_knows_its_leader(kubectl: Kubectl, namespace: str) -> None:
+    container = {
+        "name": "idle",
+        "image": "debian:bookworm-slim",
+        "command": ["sh", "-c", 'echo "leader $LWS_LEADER_ADDRESS" && exec sleep infinity'],
+    }
+    worker = {"spec": {"containers": [container], "terminationGracePeriodSeconds": 0}}
+    group = {
+        "apiVersion": "leaderworkerset.x-k8s.io/v1",
+        "kind": "LeaderWorkerSet",
+        "metadata": {"name": "pair"},
+        "spec": {"replicas": 1, "leaderWorkerTemplate": {"size": 2, "workerTemplate": worker}},
+    }
+    kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(group))
+    kubectl("wait", "--for=condition=Available", "lws/pair", "-n", namespace, "--timeout=100s")
+    for pod in ("pair-0", "pair-0-1"):
+        assert kubectl("logs", pod, "-n", namespace) == f"leader pair-0.pair.{namespace}\n"
 
 
 @pytest.mark.usefixtures("network_policy")

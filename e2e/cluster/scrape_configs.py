@@ -21,5 +21,6 @@ def scrape_configs(*monitors: dict[str, Any]) -> list[dict[str, Any]]:
     result = subprocess.run([program], input=documents, capture_output=True, text=True, check=False)
     if result.returncode:
         raise ClusterError(result.stderr.strip())
-    found: list[dict[str, Any]] = json.loads(result.stdout)
+    # each replica's config reloader puts in the number of its shard; of one shard that is 0
+    found: list[dict[str, Any]] = json.loads(result.stdout.replace("$(SHARD)", "0"))
     return found

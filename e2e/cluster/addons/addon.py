@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -28,6 +29,16 @@ class RunningNode:
         """Apply objects by server-side apply, whoever owned their fields before."""
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=text)
+
+    def reaches(self, namespace: str, service: str) -> bool:
+        """Whether a Service's own address takes connections: kube-proxy has heard of it, and its endpoint listens."""
+        where = "jsonpath={.spec.clusterIP} {.spec.ports[0].port}"
+        address, port = self.kubectl("get", "service", service, "-n", namespace, "-o", where).split()
+        try:
+            with socket.create_connection((address, int(port)), timeout=5):
+                return True
+        except OSError:
+            return False
 
 
 class Addon(ABC):

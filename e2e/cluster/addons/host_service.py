@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import socket
 from pathlib import Path
 
 from e2e.cluster import network
-from e2e.cluster.addons.addon import Manifest, RunningNode
+from e2e.cluster.addons.addon import Manifest
 
 
 def namespace(name: str) -> Manifest:
@@ -51,14 +50,3 @@ def aggregated_api(group: str, version: str, namespace: str, service: str, autho
 def authority_bundle(authority: Path) -> str:
     """A certificate as `caBundle` fields want it."""
     return base64.b64encode(authority.read_bytes()).decode()
-
-
-def is_reachable(node: RunningNode, namespace: str, name: str) -> bool:
-    """Whether the Service's own address takes connections: kube-proxy has heard of it, and the process listens."""
-    where = "jsonpath={.spec.clusterIP} {.spec.ports[0].port}"
-    address, port = node.kubectl("get", "service", name, "-n", namespace, "-o", where).split()
-    try:
-        with socket.create_connection((address, int(port)), timeout=5):
-            return True
-    except OSError:
-        return False

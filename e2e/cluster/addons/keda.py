@@ -9,13 +9,7 @@ from pathlib import Path
 
 from e2e.cluster import binaries, network
 from e2e.cluster.addons.addon import Addon, Manifest, RunningNode
-from e2e.cluster.addons.host_service import (
-    aggregated_api,
-    authority_bundle,
-    host_service,
-    is_reachable,
-    namespace,
-)
+from e2e.cluster.addons.host_service import aggregated_api, authority_bundle, host_service, namespace
 from e2e.cluster.certificates import KeyPair, alternative_names
 
 NAMESPACE = "keda"
@@ -81,7 +75,7 @@ class Keda(Addon):
         daemons.wait_until(OPERATOR, _is_healthy, seconds=90, what="KEDA's operator is healthy")
         daemons.wait_until(
             WEBHOOKS,
-            lambda: is_reachable(self.node, NAMESPACE, _WEBHOOK_SERVICE),
+            lambda: self.node.reaches(NAMESPACE, _WEBHOOK_SERVICE),
             seconds=60,
             what="KEDA's webhooks take connections",
         )
