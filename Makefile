@@ -46,7 +46,7 @@ lint: install ## ruff, mypy, layers, generated files, chart
 format: install ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-crds: install ## write what is generated: the CRD, the tables of flags and engines, dashboards and alerts
+crds: install ## write what is generated: the CRD, tables of fields, flags and engines, dashboards and alerts
 	@$(BIN)/python -m quire_operator.cli crd --write .
 	@for script in docs/write_*.py; do $(BIN)/python $$script; done
 

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from docs.write_api import page as api_page
+from docs.write_api import paths
 from docs.write_engines import with_table
 from docs.write_flags import with_tables
+from quire_operator.api import custom_resource_definition
 from tests.docs.pages import PAGES, REPOSITORY, blocks
 
 IDS = [page.name for page in PAGES]
@@ -86,6 +89,20 @@ def test_the_tables_of_flags_are_those_of_the_code() -> None:
 def test_the_table_of_engines_is_that_of_the_code() -> None:
     page = (REPOSITORY / "docs/llmservice.md").read_text()
     assert with_table(page) == page, "run `make crds`"
+
+
+def test_the_reference_of_fields_is_that_of_the_code() -> None:
+    assert (REPOSITORY / "docs/api.md").read_text() == api_page(), "run `make crds`"
+
+
+def test_every_field_can_be_linked_to() -> None:
+    (version,) = custom_resource_definition()["spec"]["versions"]
+    fields = version["schema"]["openAPIV3Schema"]["properties"]
+    named = [path for name in ("spec", "status") for path, _ in paths(fields[name], name)]
+    anchors = re.findall(r'<a id="([^"]+)"></a>', api_page())
+    assert len(anchors) == len(set(anchors))
+    assert {"spec.engine.env.name", "spec.engine.env.value"} == {*named} - {*anchors}  # those are Kubernetes'
+    assert {"spec.model.source", "spec.model.adapters.name", "status.plan.verdict"} <= {*anchors}
 
 
 def test_the_kustomize_overlay_names_things_that_the_base_has() -> None:
