@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quire_operator.api import LLMService, parse_llmservice
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.engine_env import engine_env
 from quire_operator.builders.engines import engine_of
 from quire_operator.builders.pod import build_pod_template
@@ -16,6 +17,7 @@ from quire_operator.plan.acceptance import refusal_of
 from quire_operator.settings import Settings
 
 PAGE = Path(__file__).parent / "llmservice.md"
+CIRCUMSTANCES = Circumstances(Settings())
 ENGINES = ("quire", "vllm", "tgi", "trtllm", "custom")
 HUB = {"source": "hf://org/model"}
 
@@ -76,8 +78,8 @@ def outcome(engine: str, change: dict[str, Any]) -> str:
     flags, variables = dict.fromkeys(_flags(before, after)), dict.fromkeys(_variables(before, after))
     if flags or variables:
         return " ".join(name if " " in name else f"`{name}`" for name in (*flags, *variables))
-    settings = Settings()
-    return "" if build_pod_template(before, settings) == build_pod_template(after, settings) else "the pod"
+    same = build_pod_template(before, CIRCUMSTANCES) == build_pod_template(after, CIRCUMSTANCES)
+    return "" if same else "the pod"
 
 
 def _flags(before: LLMService, after: LLMService) -> Iterator[str]:
@@ -100,7 +102,7 @@ def _by_flag(service: LLMService) -> dict[str, list[str]]:
 
 
 def _variables(before: LLMService, after: LLMService) -> Iterator[str]:
-    old, new = ({v["name"]: v for v in engine_env(each, Settings())} for each in (before, after))
+    old, new = ({v["name"]: v for v in engine_env(each, CIRCUMSTANCES)} for each in (before, after))
     for name in new:
         if old.get(name) != new[name]:
             yield name

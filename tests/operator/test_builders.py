@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,16 +10,17 @@ import pytest
 from quire_engine.config import EngineConfig
 from quire_engine.flags import FlagParser, from_namespace
 from quire_engine.server.settings import ServerSettings
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.engines import engine_of
 from quire_operator.builders.identity import TEMPLATE_HASH
 from quire_operator.builders.pod import build_pod_template
 from quire_operator.settings import Settings
-from tests.operator.services import CIRCUMSTANCES, SETTINGS, service
+from tests.operator.services import CIRCUMSTANCES, service
 
 
 def pod(**spec: Any) -> dict[str, Any]:
-    found: dict[str, Any] = build_pod_template(service(**spec), SETTINGS)["spec"]
+    found: dict[str, Any] = build_pod_template(service(**spec), CIRCUMSTANCES)["spec"]
     return found
 
 
@@ -29,6 +31,35 @@ def container(**spec: Any) -> dict[str, Any]:
 
 def env(**spec: Any) -> dict[str, Any]:
     return {variable["name"]: variable.get("value", variable.get("valueFrom")) for variable in container(**spec)["env"]}
+
+
+CACHED = replace(CIRCUMSTANCES, cached_revision="c0ffee")
+ON_CLAIM: dict[str, Any] = {"model": {"source": "hf://org/name", "revision": "v1"}, "cache": {"claimName": "models"}}
+
+
+def test_a_model_on_the_claim_is_read_from_it_alone_and_at_one_commit() -> None:
+    found = build_pod_template(service(**ON_CLAIM), CACHED)["spec"]["containers"][0]
+    assert "--revision=c0ffee" in found["args"]
+    variables = {variable["name"]: variable["value"] for variable in found["env"]}
+    assert variables["HF_HUB_OFFLINE"] == "1"
+    assert not variables["HF_MODULES_CACHE"].startswith(variables["HF_HOME"])
+    assert {"name": "cache", "mountPath": "/models/cache", "readOnly": True} in found["volumeMounts"]
+
+
+def test_a_token_is_for_pods_that_download_alone() -> None:
+    built = service(**ON_CLAIM | {"model": {"source": "hf://org/name", "tokenSecretRef": {"name": "t", "key": "k"}}})
+    for circumstances, has_token in ((CIRCUMSTANCES, True), (CACHED, False)):
+        variables = build_pod_template(built, circumstances)["spec"]["containers"][0]["env"]
+        assert any(variable["name"] == "HF_TOKEN" for variable in variables) is has_token
+
+
+def test_an_adapter_of_the_hub_is_still_downloaded_by_the_pods() -> None:
+    adapters = {"adapters": [{"name": "sql", "source": "hf://org/lora"}]}
+    built = service(**ON_CLAIM | {"model": ON_CLAIM["model"] | adapters})
+    found = build_pod_template(built, CACHED)["spec"]["containers"][0]
+    assert "--revision=c0ffee" in found["args"]
+    assert "HF_HUB_OFFLINE" not in {variable["name"] for variable in found["env"]}
+    assert {"name": "cache", "mountPath": "/models/cache"} in found["volumeMounts"]
 
 
 def test_children_bear_the_name_and_are_owned() -> None:
@@ -55,7 +86,7 @@ def test_selectors_are_the_service_and_the_component_and_nothing_else() -> None:
         found = child.get("spec", {}).get("selector")
         if found is not None:
             assert found.get("matchLabels", found) == selector
-    labels = build_pod_template(built, SETTINGS)["metadata"]["labels"]
+    labels = build_pod_template(built, CIRCUMSTANCES)["metadata"]["labels"]
     assert selector.items() <= labels.items()
     assert labels["team"] == "search"
 
@@ -198,10 +229,10 @@ def test_a_hub_model_is_kept_in_the_pod_without_a_cache_and_on_the_claim_with_on
 def test_a_mirror_of_the_operators_settings_reaches_the_pod_and_a_users_own_wins() -> None:
     settings = Settings(hub_endpoint="http://mirror")
     built = service(model={"source": "hf://org/name"})
-    variables = build_pod_template(built, settings)["spec"]["containers"][0]["env"]
+    variables = build_pod_template(built, Circumstances(settings))["spec"]["containers"][0]["env"]
     assert {"name": "HF_ENDPOINT", "value": "http://mirror"} in variables
     own = service(model={"source": "hf://org/name"}, engine={"env": [{"name": "HF_ENDPOINT", "value": "http://own"}]})
-    variables = build_pod_template(own, settings)["spec"]["containers"][0]["env"]
+    variables = build_pod_template(own, Circumstances(settings))["spec"]["containers"][0]["env"]
     assert [v for v in variables if v["name"] == "HF_ENDPOINT"] == [{"name": "HF_ENDPOINT", "value": "http://own"}]
 
 
@@ -277,7 +308,7 @@ def test_a_suspended_service_keeps_its_claim_alone() -> None:
 
 def test_the_template_hash_changes_with_the_template_and_only_then() -> None:
     def hash_of(**spec: Any) -> str:
-        found: str = build_pod_template(service(**spec), SETTINGS)["metadata"]["annotations"][TEMPLATE_HASH]
+        found: str = build_pod_template(service(**spec), CIRCUMSTANCES)["metadata"]["annotations"][TEMPLATE_HASH]
         return found
 
     assert hash_of() == hash_of(replicas=3) == hash_of(service={"port": 80})

@@ -23,14 +23,14 @@ from quire_operator.settings import Settings
 from tests.operator.api_client import Namespace, eventually
 from tests.operator.conftest import REPOSITORY
 from tests.operator.operator_process import OperatorProcess
-from tests.operator.services import SETTINGS, manifest
+from tests.operator.services import CIRCUMSTANCES, SETTINGS, manifest
 
 OTHERS = [engine for engine in ENGINES if engine != "quire"]
 ON_CPU: dict[str, Any] = {"resources": {"gpu": {"count": 0}}}
 
 
 def container(built: LLMService, settings: Settings = SETTINGS) -> dict[str, Any]:
-    (found,) = build_pod_template(built, settings)["spec"]["containers"]
+    (found,) = build_pod_template(built, Circumstances(settings))["spec"]["containers"]
     return dict(found)
 
 
@@ -120,7 +120,7 @@ def test_vllm_finds_its_adapters_wherever_they_are() -> None:
         "own": "/models/claim/own",
         "here": "/lora",
     }
-    spec = build_pod_template(built, SETTINGS)["spec"]
+    spec = build_pod_template(built, CIRCUMSTANCES)["spec"]
     claims = {v["name"]: v["persistentVolumeClaim"] for v in spec["volumes"] if "persistentVolumeClaim" in v}
     mounts = {mount["name"]: mount for mount in spec["containers"][0]["volumeMounts"]}
     found = {claims[name]["claimName"]: mounts[name]["mountPath"] for name in claims}
@@ -271,7 +271,7 @@ def test_a_custom_engine_is_started_as_the_spec_says_and_told_what_to_serve() ->
     assert told["API_KEY"] == {"secretKeyRef": {"name": "keys", "key": "llama"}}
     engine = engine_of(built)
     assert engine.metrics == Metrics(waiting="app:waiting", time_to_first_token="app_ttft_seconds")
-    annotations = build_pod_template(built, SETTINGS)["metadata"]["annotations"]
+    annotations = build_pod_template(built, CIRCUMSTANCES)["metadata"]["annotations"]
     assert (annotations["prometheus.io/port"], annotations["prometheus.io/path"]) == ("9000", "/prom")
 
 
@@ -299,14 +299,14 @@ def test_each_engine_listens_and_reads_its_key_where_it_is_used_to(engine: str, 
 def test_an_engine_that_cannot_drain_is_waited_for_by_the_kubelet(engine: str) -> None:
     built = service(engine, rollout={"drainSeconds": 60})
     assert container(built)["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}
-    assert build_pod_template(built, SETTINGS)["spec"]["terminationGracePeriodSeconds"] == 5 + 60 + 15
+    assert build_pod_template(built, CIRCUMSTANCES)["spec"]["terminationGracePeriodSeconds"] == 5 + 60 + 15
 
 
 @pytest.mark.parametrize("engine", OTHERS)
 def test_an_image_made_for_root_runs_hardened_with_every_cache_in_its_home(engine: str) -> None:
     built = service(engine)
     assert container(built)["securityContext"]["readOnlyRootFilesystem"] is True
-    assert build_pod_template(built, SETTINGS)["spec"]["securityContext"]["runAsUser"] == 10001
+    assert build_pod_template(built, CIRCUMSTANCES)["spec"]["securityContext"]["runAsUser"] == 10001
     told = env(built)
     assert told["USER"]  # torch asks for a name, and the image has none for our uid
     caches = {name: value for name, value in told.items() if name.endswith(("_CACHE_DIR", "_CACHE_ROOT", "_HOME"))}
@@ -333,7 +333,7 @@ def monitored(engine: str, /, **spec: Any) -> bool:
 def test_what_tells_prometheus_nothing_is_not_scraped(engine: str) -> None:
     built = service(engine)
     assert engine_of(built).metrics == Metrics()
-    assert not any("prometheus" in name for name in build_pod_template(built, SETTINGS)["metadata"]["annotations"])
+    assert not any("prometheus" in name for name in build_pod_template(built, CIRCUMSTANCES)["metadata"]["annotations"])
     assert not monitored(engine)
     assert monitored(engine, monitoring={"serviceMonitor": "enabled"})  # whoever made it tell something
     assert monitored("tgi")

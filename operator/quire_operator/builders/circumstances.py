@@ -43,6 +43,9 @@ class Circumstances:
     operator_namespace: str = "quire-system"
     """Where the operator itself runs."""
 
+    cached_revision: str | None = None
+    """The revision of the model that is on the cache's claim; None while pods have to download it."""
+
     stopped: StoppedRollout | None = None
     """What is served in place of a rollout that failed."""
 

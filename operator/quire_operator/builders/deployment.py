@@ -33,7 +33,7 @@ def build_deployment(service: LLMService, circumstances: Circumstances) -> Manif
         "selector": {"matchLabels": selector_labels(service)},
         "strategy": strategy,
         "progressDeadlineSeconds": deadline,
-        "template": stopped.template if stopped is not None else build_pod_template(service, circumstances.settings),
+        "template": stopped.template if stopped is not None else build_pod_template(service, circumstances),
     }
     if service.spec.replicas is not None and not circumstances.scalers_leaving:
         spec["replicas"] = service.spec.replicas

@@ -14,6 +14,9 @@ Manifest = dict[str, Any]
 
 FIELD_MANAGER = "quire-operator"
 SERVICE_LABEL = f"{GROUP}/llmservice"
+PREFETCH_LABEL = f"{GROUP}/prefetch"
+"""Key of the download that a Job and its pod are for; several LLMServices may wait for one."""
+
 COMPONENT_LABEL = "app.kubernetes.io/component"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 APPLIED_HASH = f"{GROUP}/applied-hash"

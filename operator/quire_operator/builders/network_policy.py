@@ -9,7 +9,6 @@ from quire_operator.api import LLMService
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.engine_env import engine_env
 from quire_operator.builders.identity import FIELD_MANAGER, Manifest, child_metadata, selector_labels
-from quire_operator.settings import Settings
 
 SUFFIX = "netpol"
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
@@ -40,7 +39,7 @@ def build_network_policy(service: LLMService, circumstances: Circumstances) -> M
         "ingress": [{"from": clients, "ports": [{"protocol": "TCP", "port": "http"}]}],
         "egress": [_DNS],
     }
-    outside = sorted(_ports_outside(service, circumstances.settings))
+    outside = sorted(_ports_outside(service, circumstances))
     if outside:
         spec["egress"].append({"ports": [{"protocol": "TCP", "port": port} for port in outside]})
     if service.spec.parallelism.nodes > 1:
@@ -62,9 +61,11 @@ def _operator(namespace: str) -> Manifest:
     }
 
 
-def _ports_outside(service: LLMService, settings: Settings) -> set[int]:
+def _ports_outside(service: LLMService, circumstances: Circumstances) -> set[int]:
     """Ports of the hub and of what stands before it; none for an engine that finds its weights without one."""
-    variables = {variable["name"].upper(): str(variable.get("value", "")) for variable in engine_env(service, settings)}
+    variables = {
+        variable["name"].upper(): str(variable.get("value", "")) for variable in engine_env(service, circumstances)
+    }
     if variables.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
         return set()
     return {*_WEB_PORTS, *_ports(variables.get(name, "") for name in _URL_VARIABLES)}

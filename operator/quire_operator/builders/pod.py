@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from quire_operator.api import LLMService
+from quire_operator.builders.cached_model import pinned
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.engine_env import engine_env
 from quire_operator.builders.engines import Engine, engine_of
 from quire_operator.builders.identity import TEMPLATE_HASH, Manifest, digest, labels, selector_labels
@@ -10,7 +12,6 @@ from quire_operator.builders.scheduling import scheduling
 from quire_operator.builders.service_account import service_account_name
 from quire_operator.builders.strategic_merge import merge
 from quire_operator.builders.volumes import volume_mounts, volumes
-from quire_operator.settings import Settings
 
 CONTAINER = "engine"
 USER = 10001
@@ -20,8 +21,9 @@ SLACK_SECONDS = 15
 """Between the engine's own deadline and the kubelet's."""
 
 
-def build_pod_template(service: LLMService, settings: Settings) -> Manifest:
+def build_pod_template(service: LLMService, circumstances: Circumstances) -> Manifest:
     """The Deployment's `spec.template`, with spec.podTemplate merged over it and the hash of the result on it."""
+    service = pinned(service, circumstances.cached_revision)
     engine = engine_of(service)
     ours: Manifest = {
         "metadata": {"labels": labels(service), "annotations": _scrape_annotations(engine)},
@@ -40,8 +42,8 @@ def build_pod_template(service: LLMService, settings: Settings) -> Manifest:
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(service, engine, settings)],
-            "volumes": volumes(service),
+            "containers": [_container(service, engine, circumstances)],
+            "volumes": volumes(service, circumstances),
             **scheduling(service),
         },
     }
@@ -52,16 +54,16 @@ def build_pod_template(service: LLMService, settings: Settings) -> Manifest:
     return template
 
 
-def _container(service: LLMService, engine: Engine, settings: Settings) -> Manifest:
+def _container(service: LLMService, engine: Engine, circumstances: Circumstances) -> Manifest:
     return {
         "name": CONTAINER,
-        "image": service.spec.engine.image or settings.engine_image,
+        "image": service.spec.engine.image or circumstances.settings.engine_image,
         **({"command": list(engine.command)} if engine.command else {}),
         "args": list(engine.args),
-        "env": engine_env(service, settings),
+        "env": engine_env(service, circumstances),
         "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
         "resources": _resources(service),
-        "volumeMounts": volume_mounts(service),
+        "volumeMounts": volume_mounts(service, circumstances),
         **_probes(service, engine),
         "lifecycle": {"preStop": engine.pre_stop},
         "terminationMessagePolicy": "FallbackToLogsOnError",

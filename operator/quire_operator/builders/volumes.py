@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from quire_operator.api import LLMService
+from quire_operator.builders.cached_model import is_offline
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.identity import Manifest
 from quire_operator.builders.paths import CACHE_PATH, CLAIM_PATH, HOME, claim_paths, hub_home
 
 
-def volumes(service: LLMService) -> list[Manifest]:
+def volumes(service: LLMService, circumstances: Circumstances) -> list[Manifest]:
     """`spec.volumes` of the pod. The root file system is read-only, so whatever is written has a volume here."""
-    return [{"name": name, **source} for name, source, _ in _places(service)]
+    return [{"name": name, **source} for name, source, _ in _places(service, circumstances)]
 
 
-def volume_mounts(service: LLMService) -> list[Manifest]:
+def volume_mounts(service: LLMService, circumstances: Circumstances) -> list[Manifest]:
     """`volumeMounts` of the engine, one for each of `volumes`."""
-    return [{"name": name, **mount} for name, _, mount in _places(service)]
+    return [{"name": name, **mount} for name, _, mount in _places(service, circumstances)]
 
 
-def _places(service: LLMService) -> list[tuple[str, Manifest, Manifest]]:
+def _places(service: LLMService, circumstances: Circumstances) -> list[tuple[str, Manifest, Manifest]]:
     """Name, source and mount of each volume."""
     shared_memory = {"medium": "Memory", "sizeLimit": service.spec.resources.shared_memory_or_default}
     places: list[tuple[str, Manifest, Manifest]] = [
@@ -36,5 +38,8 @@ def _places(service: LLMService) -> list[tuple[str, Manifest, Manifest]]:
         )
     cache = cache_claim_name(service)
     if cache is not None and hub_home(service) is not None:
-        places.append(("cache", {"persistentVolumeClaim": {"claimName": cache}}, {"mountPath": CACHE_PATH}))
+        mount: Manifest = {"mountPath": CACHE_PATH}
+        if is_offline(service, circumstances.cached_revision):
+            mount["readOnly"] = True
+        places.append(("cache", {"persistentVolumeClaim": {"claimName": cache}}, mount))
     return places

@@ -50,7 +50,7 @@ def failed_rollout(service: LLMService, observation: Observation, circumstances:
     if fault is None or not fault.needs_action:
         return None
     # what is failing may be a spec that was corrected just now
-    return fault if newest == template_hash(build_pod_template(service, circumstances.settings)) else None
+    return fault if newest == template_hash(build_pod_template(service, circumstances)) else None
 
 
 def stop_rollout(
@@ -81,7 +81,7 @@ def stop_rollout(
 def _attempt(service: LLMService, circumstances: Circumstances) -> str:
     """Tells one try from another. How many replicas there are makes no difference, so that scaling tries nothing."""
     spec = service.spec.model_dump(mode="json", exclude=_COUNTS)
-    template = template_hash(build_pod_template(service, circumstances.settings))
+    template = template_hash(build_pod_template(service, circumstances))
     return digest([spec, template, service.metadata.annotations.get(RETRY)])
 
 
