@@ -17,7 +17,8 @@ from quire_operator.api import KIND, InvalidLLMServiceError, LLMService, crd_man
 from quire_operator.builders.circumstances import EVERYTHING, Circumstances
 from quire_operator.builders.desired import desired_objects
 from quire_operator.plan.acceptance import refusal_of
-from quire_operator.plan.table import plan_table
+from quire_operator.plan.advice import advice_of
+from quire_operator.plan.table import advice_lines, plan_table
 from quire_operator.settings import Settings, SettingsError, settings_from
 from quire_operator.sources.offline import InvalidCheckpointError, plan_offline
 from quire_operator.yaml_output import yaml_text
@@ -200,10 +201,13 @@ def _render(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     settings = _settings(options)
     plans = [
-        (service.metadata.name, plan_offline(service, settings, options.config, options.gpu_memory_gib))
+        (service, plan_offline(service, settings, options.config, options.gpu_memory_gib))
         for service in _services(options.file)
     ]
-    sys.stdout.write("\n".join(plan_table(name, plan) for name, plan in plans))
+    tables = [
+        plan_table(service.metadata.name, plan) + advice_lines(advice_of(service, plan)) for service, plan in plans
+    ]
+    sys.stdout.write("\n".join(tables))
     if any(plan.verdict == "DoesNotFit" for _, plan in plans):
         sys.exit(1)
 

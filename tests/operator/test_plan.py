@@ -117,12 +117,6 @@ def test_more_gpus_and_shorter_requests_are_suggested_together_where_neither_is_
     assert gpu_plan(llama, 4, tensor=tensor // 2, max_model_len=4096).verdict == "DoesNotFit"
 
 
-def test_gpus_beyond_need_are_pointed_out(llama: ModelFacts) -> None:
-    plan = gpu_plan(llama, 80, tensor=4, max_model_len=8192)
-    assert plan.verdict == "Fits"
-    assert plan.suggestions == ["spec.parallelism.tensor 1 would hold the model too, with less room for requests"]
-
-
 def test_a_float32_checkpoint_is_served_in_half_of_its_size_on_a_gpu(tmp_path: Path) -> None:
     config = {**SMALL, "torch_dtype": "float32"}
     facts = read_directory(write_checkpoint(tmp_path, config, dtype="F32"))

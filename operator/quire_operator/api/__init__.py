@@ -4,7 +4,7 @@ from quire_operator.api.crd import crd_manifest, custom_resource_definition
 from quire_operator.api.llmservice import API_VERSION, GROUP, KIND, PLURAL, VERSION, LLMService, Metadata, Spec
 from quire_operator.api.model_source import ClaimSource, HubSource, ImageSource, ModelSource, parse_source
 from quire_operator.api.parsing import InvalidLLMServiceError, parse_llmservice
-from quire_operator.api.status import CacheStatus, Condition, ModelStatus, PlanStatus, Status
+from quire_operator.api.status import Advice, CacheStatus, Condition, ModelStatus, PlanStatus, Status
 
 __all__ = [
     "API_VERSION",
@@ -12,6 +12,7 @@ __all__ = [
     "KIND",
     "PLURAL",
     "VERSION",
+    "Advice",
     "CacheStatus",
     "ClaimSource",
     "Condition",

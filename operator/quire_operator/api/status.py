@@ -124,8 +124,24 @@ class PlanStatus(Fields):
     full_length_requests: int | None = None
     """Requests of that length that fit at once."""
 
+    quantized_to: str | None = None
+    """Scheme of a checkpoint that would take fewer GPUs, where the engine serves it."""
+
+    quantized_tensor: int | None = None
+    """The fewest GPUs that would hold a checkpoint of this scheme."""
+
     suggestions: Annotated[list[str], Field(max_length=16)] = Field(default_factory=list)
-    """What would fit, or cost less, instead."""
+    """What would fit instead."""
+
+
+class Advice(Fields):
+    """What could be better, though the service is served as it is."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=64)]
+    """Which advice it is, as one CamelCase word."""
+
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """Why, and what to write instead."""
 
 
 class Status(Fields):
@@ -166,6 +182,12 @@ class Status(Fields):
 
     plan: PlanStatus | None = None
     """How the model fits the GPUs."""
+
+    advice: Annotated[list[Advice], Field(max_length=16)] = Field(
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["reason"]},
+    )
+    """What could be better. It changes no condition; the annotation serving.quire.dev/silence-advice takes it away."""
 
     cache: CacheStatus | None = None
     """The weights on disk."""

@@ -8,7 +8,7 @@ from quire_operator.api import ClaimSource, ImageSource, PlanStatus, Spec, parse
 from quire_operator.plan.fit import Trial, smallest_tensor
 from quire_operator.plan.gpu_memory import Device, Skipped
 from quire_operator.plan.model_facts import ModelFacts
-from quire_operator.plan.suggestions import suggestions
+from quire_operator.plan.suggestions import on_fewer_gpus, suggestions
 
 _OVERRIDING = (
     "--block-size",
@@ -99,6 +99,7 @@ def plan_of(spec: Spec, facts: ModelFacts, device: Device) -> PlanStatus:
             )
         )
     memory, fits, ways = trial.memory(), trial.fits(), suggestions(trial)
+    quantized_to, quantized_tensor = on_fewer_gpus(trial) or (None, None)
     return PlanStatus(
         verdict="Fits" if fits else "DoesNotFit",
         message=_sum(trial, ways),
@@ -115,6 +116,8 @@ def plan_of(spec: Spec, facts: ModelFacts, device: Device) -> PlanStatus:
         tokens=memory.num_tokens,
         max_model_len=trial.max_model_len,
         full_length_requests=memory.num_tokens // trial.max_model_len,
+        quantized_to=quantized_to,
+        quantized_tensor=quantized_tensor,
         suggestions=ways,
     )
 

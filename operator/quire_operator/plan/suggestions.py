@@ -20,8 +20,8 @@ _GIB = 1 << 30
 
 
 def suggestions(trial: Trial) -> list[str]:
-    """Ways out, the one that keeps the most first; for what fits, how to spend less."""
-    return list(_savings(trial) if trial.fits() else _ways_out(trial))
+    """Ways out, the one that keeps the most first; none for what fits."""
+    return [] if trial.fits() else list(_ways_out(trial))
 
 
 def _ways_out(trial: Trial) -> Iterator[str]:
@@ -58,23 +58,28 @@ def _with_tensor(trial: Trial, tensor: int) -> str:
     return f"set spec.parallelism.tensor to {tensor}, and spec.resources.gpu.count with it where it is set"
 
 
-def _savings(trial: Trial) -> Iterator[str]:
-    tensor = smallest_tensor(trial)
-    if tensor is not None and tensor < trial.tensor:
-        yield f"spec.parallelism.tensor {tensor} would hold the model too, with less room for requests"
-
-
 def quantizations(trial: Trial) -> list[str]:
     """Schemes that this version serves and that would make the model fit."""
-    model = trial.spec.model
-    return [
-        scheme
-        for scheme, (_, bits) in SCHEMES.items()
-        if trial.facts.quantization is None
-        and refusal_of(trial.spec.model_copy(update={"model": model.model_copy(update={"quantization": scheme})}))
-        is None
-        and replace(trial, bits=bits).fits()
-    ]
+    return [scheme for scheme in _served(trial) if replace(trial, bits=SCHEMES[scheme][1]).fits()]
+
+
+def on_fewer_gpus(trial: Trial) -> tuple[str, int] | None:
+    """The scheme that would have the model take fewer GPUs, and how many; None where none would."""
+    most = trial.tensor - 1 if trial.fits() else trial.tensor
+    for scheme in _served(trial) if trial.device.on_gpu and most else []:
+        tensor = smallest_tensor(replace(trial, bits=SCHEMES[scheme][1]))
+        if tensor is not None and tensor <= most:
+            return scheme, tensor
+    return None
+
+
+def _served(trial: Trial) -> list[str]:
+    """Schemes that the model could be quantized to, for the engine of this spec."""
+    if trial.facts.quantization is not None:
+        return []
+    spec, model = trial.spec, trial.spec.model
+    asking = {scheme: model.model_copy(update={"quantization": scheme}) for scheme in SCHEMES}
+    return [scheme for scheme, asked in asking.items() if not refusal_of(spec.model_copy(update={"model": asked}))]
 
 
 def _memory_that_fits(trial: Trial) -> int | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from quire_operator.api import PlanStatus
+from collections.abc import Iterable
+
+from quire_operator.api import Advice, PlanStatus
 
 _GIB = 1 << 30
 
@@ -31,6 +33,11 @@ def plan_table(name: str, plan: PlanStatus) -> str:
     verdict = "fits" if plan.verdict == "Fits" else "does not fit"
     notes = [f"  - {suggestion}" for suggestion in plan.suggestions]
     return "\n".join([f"{name}: {verdict}", *lines, *notes]) + "\n"
+
+
+def advice_lines(advice: Iterable[Advice]) -> str:
+    """One line each, as they stand below a plan's table."""
+    return "".join(f"  {one.reason}: {one.message}\n" for one in advice)
 
 
 def _gib(size: int | None) -> str:

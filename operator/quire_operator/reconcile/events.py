@@ -40,6 +40,13 @@ def plan_event(service: LLMService, status: Status, now: str) -> dict[str, Any]:
     return _event(service, "Warning", "DoesNotFit", message, now)
 
 
+def advice_events(service: LLMService, before: Status, after: Status, now: str) -> list[dict[str, Any]]:
+    """An Event for each advice that is new."""
+    told = {advice.reason for advice in before.advice}
+    new = [advice for advice in after.advice if advice.reason not in told]
+    return [_event(service, "Warning", advice.reason, advice.message, now) for advice in new]
+
+
 def hand_edit_event(service: LLMService, edit: HandEdit, now: str) -> dict[str, Any]:
     """The Event that tells who undid it: by `kubectl rollout undo`, for one, nothing is rolled back for long."""
     message = (

@@ -20,7 +20,7 @@ from quire_operator.kubeapi.resources import EVENTS, LLMSERVICES, REPLICA_SETS
 from quire_operator.plan.acceptance import Refusal, refusal_of
 from quire_operator.reconcile.changes import ChildKey, changes
 from quire_operator.reconcile.children import Outcome, carry_out
-from quire_operator.reconcile.events import hand_edit_event, plan_event, transition_events
+from quire_operator.reconcile.events import advice_events, hand_edit_event, plan_event, transition_events
 from quire_operator.reconcile.hand_edits import HandEdits
 from quire_operator.reconcile.observation import Observation
 from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, was_accepted
@@ -194,6 +194,7 @@ class Reconciler:
         events = transition_events(service, service.status.conditions, status.conditions, now)
         if is_warning(service.status, status, refusal):
             events.append(plan_event(service, status, now))
+        events += advice_events(service, service.status, status, now)
         await self._write_status(service.metadata.namespace, service.metadata.name, service.metadata.uid, status)
         for event in events:
             await self._post(event)

@@ -9,6 +9,7 @@ from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.identity import selector_labels
 from quire_operator.builders.service import service_url
 from quire_operator.plan.acceptance import Refusal
+from quire_operator.plan.advice import advice_of
 from quire_operator.reconcile.aspects import aspects
 from quire_operator.reconcile.children import Outcome
 from quire_operator.reconcile.conditions import verdicts, with_times
@@ -41,7 +42,8 @@ def status_of(
         leaving=len(observation.pods),
         stopped=observation.stopped,
     )
-    if refusal is None and not service.spec.suspend:
+    is_served = refusal is None and not service.spec.suspend
+    if is_served:
         holds += aspects(service, observation)
     generation, claim = service.metadata.generation, cache_claim_name(service)
     wanted = 0 if service.spec.suspend and refusal is None else replicas.wanted
@@ -64,6 +66,7 @@ def status_of(
             parameters=planned.parameters,
         ),
         plan=planned.plan,
+        advice=advice_of(service, planned.plan, replicas.wanted) if is_served else [],
     )
 
 

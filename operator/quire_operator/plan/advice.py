@@ -1,0 +1,96 @@
+"""What could be better about a service that is served all the same. Advice changes no condition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quire_operator.api import Advice, HubSource, LLMService, PlanStatus, Spec, parse_source
+
+SILENCE = "serving.quire.dev/silence-advice"
+"""Annotation of an LLMService: reasons, separated by commas, of which it wants to hear no more; or `all`."""
+
+_SHORT_DRAIN_SECONDS = 120
+_HEADROOM = 0.95
+_FEW_REQUESTS = 2
+
+
+def advice_of(service: LLMService, plan: PlanStatus | None, replicas: int | None = None) -> list[Advice]:
+    """Advice, without what the service has silenced. `replicas` are wanted, where the spec leaves it open."""
+    silenced = {reason.strip() for reason in service.metadata.annotations.get(SILENCE, "").split(",")}
+    found = [
+        *_of_replicas(service.spec, 1 if replicas is None else replicas),
+        *_of_spec(service.spec),
+        *_of_plan(service.spec, plan),
+    ]
+    return [advice for advice in found if not {advice.reason, "all"} & silenced]
+
+
+def _of_replicas(spec: Spec, replicas: int) -> Iterator[Advice]:
+    scaler = spec.autoscaling
+    most = scaler.max_replicas if scaler is not None else replicas if spec.replicas is None else spec.replicas
+    if most == 1:
+        text = "there is one replica, so nothing serves while its node is away or it starts anew: take 2 or more"
+        yield Advice(reason="SingleReplica", message=text)
+
+
+def _of_spec(spec: Spec) -> Iterator[Advice]:
+    rollout, utilization = spec.rollout, spec.engine.gpu_memory_utilization
+    if isinstance(parse_source(spec.model.source), HubSource) and spec.cache is None:
+        text = "each new pod downloads the model from the hub, and cannot start while that is away: set spec.cache"
+        yield Advice(reason="NoCache", message=text)
+    if rollout.drain_seconds < _SHORT_DRAIN_SECONDS:
+        text = (
+            f"spec.rollout.drainSeconds is {rollout.drain_seconds}: answers that take longer are cut off when a pod "
+            f"goes. {_SHORT_DRAIN_SECONDS} or more costs nothing, as an idle pod goes at once"
+        )
+        yield Advice(reason="ShortDrain", message=text)
+    if rollout.strategy == "Recreate":
+        text = "spec.rollout.strategy is Recreate: nothing serves during a rollout. RollingUpdate has no such gap"
+        yield Advice(reason="UnavailableDuringRollout", message=text)
+    elif str(rollout.max_unavailable) not in ("0", "0%"):
+        text = (
+            f"spec.rollout.maxUnavailable is {rollout.max_unavailable}: fewer replicas serve during a rollout. With 0, "
+            "and maxSurge 1, all do, for the GPUs of one more pod"
+        )
+        yield Advice(reason="UnavailableDuringRollout", message=text)
+    if utilization > _HEADROOM:
+        text = (
+            f"spec.engine.gpuMemoryUtilization is {utilization:g}: what the driver and libraries take beside the plan "
+            f"may not fit, and the engine then ends as OutOfMemory. {_HEADROOM:g} or less leaves room"
+        )
+        yield Advice(reason="NoMemoryHeadroom", message=text)
+
+
+def _of_plan(spec: Spec, plan: PlanStatus | None) -> Iterator[Advice]:
+    if plan is None or plan.tensor is None:
+        return
+    fits, tensor, smallest = plan.verdict == "Fits", plan.tensor, plan.smallest_tensor
+    requests, longest = plan.full_length_requests, plan.max_model_len
+    if fits and requests is not None and requests < _FEW_REQUESTS:
+        where = "spec.model.maxModelLen" if spec.model.max_model_len is not None else "the model's own length"
+        text = (
+            f"{where} is {longest} tokens, and the KV cache holds one such request: a long one has all others wait. "
+            "Set spec.model.maxModelLen to what is asked for, or take more memory"
+        )
+        yield Advice(reason="LongContext", message=text)
+    if fits and smallest is not None and smallest < tensor:
+        text = (
+            f"spec.parallelism.tensor is {tensor}, and {smallest} would hold the model: keep it if answers must come "
+            "faster, or more of them at once; else lower it, and serve more replicas on the same GPUs"
+        )
+        yield Advice(reason="TensorTooLarge", message=text)
+    if not fits and smallest is not None and smallest > tensor:
+        text = f"spec.parallelism.tensor is {tensor}, and the model needs {smallest}: set it to {smallest}"
+        yield Advice(reason="TensorTooSmall", message=text)
+    if plan.quantized_tensor is not None:
+        needed = _gpus(tensor) if fits else _gpus(smallest) if smallest is not None else f"more than {_gpus(tensor)}"
+        text = (
+            f"quantized to {plan.quantized_to}, the model would take {_gpus(plan.quantized_tensor)} a replica, where "
+            f"it takes {needed} as it is: look for such a "
+            "checkpoint of it"
+        )
+        yield Advice(reason="QuantizationWouldFit", message=text)
+
+
+def _gpus(count: int) -> str:
+    return "1 GPU" if count == 1 else f"{count} GPUs"
