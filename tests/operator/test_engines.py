@@ -309,6 +309,7 @@ def test_an_image_made_for_root_runs_hardened_with_every_cache_in_its_home(engin
     assert build_pod_template(built, CIRCUMSTANCES)["spec"]["securityContext"]["runAsUser"] == 10001
     told = env(built)
     assert told["USER"]  # torch asks for a name, and the image has none for our uid
+    assert told["DO_NOT_TRACK"] == "1"
     caches = {name: value for name, value in told.items() if name.endswith(("_CACHE_DIR", "_CACHE_ROOT", "_HOME"))}
     assert {"TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME", "HF_HOME"} <= caches.keys()
     assert all(value.startswith("/home/quire/") for value in caches.values())

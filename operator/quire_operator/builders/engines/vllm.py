@@ -32,7 +32,6 @@ def vllm(service: LLMService) -> Engine:
             **FOREIGN_IMAGE,
             "VLLM_CACHE_ROOT": f"{HOME}/.cache/vllm",
             "VLLM_CONFIG_ROOT": f"{HOME}/.config/vllm",
-            "VLLM_NO_USAGE_STATS": "1",
         },
         api_key_variable="VLLM_API_KEY",
         port=PORT,
