@@ -191,8 +191,11 @@ def test_advice_is_told_once_changes_no_condition_and_goes_when_it_is_silenced(
 
     namespace.change("llama", {"rollout": {"drainSeconds": 5}})
     eventually(lambda: len(namespace.status("llama")["advice"]) == 2)
-    warnings = [e["reason"] for e in namespace.api.list(EVENTS, namespace.name) if e["type"] == "Warning"]
-    assert sorted(warnings) == ["ShortDrain", "SingleReplica"]
+
+    def warnings() -> list[str]:
+        return sorted(e["reason"] for e in namespace.api.list(EVENTS, namespace.name) if e["type"] == "Warning")
+
+    eventually(lambda: warnings() == ["ShortDrain", "SingleReplica"])
 
     silence = {"metadata": {"annotations": {"serving.quire.dev/silence-advice": "all"}}}
     namespace.api.patch(LLMSERVICES, namespace.name, "llama", silence)
