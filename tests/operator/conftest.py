@@ -178,7 +178,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadingHTTPServe
 @pytest.fixture
 def gated_hub(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
     """A hub that wants the token `the-token`."""
-    server = make_server({"org/small": write_checkpoint(tmp_path, SMALL)}, host="127.0.0.1", token="the-token")
+    server = make_server(
+        {"org/small": write_checkpoint(tmp_path / "gated", SMALL)}, host="127.0.0.1", token="the-token"
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
