@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import random
 import signal
 import socket
@@ -49,6 +50,8 @@ class ControlPlane:
         port: int,
         users: Iterable[User],
         daemons: Daemons,
+        audited: Sequence[str] = (),
+        admission: Sequence[str] = (),
     ) -> None:
         unknown = set(components) - set(COMPONENTS)
         if unknown or not {"etcd", "apiserver"} <= set(components):
@@ -58,6 +61,7 @@ class ControlPlane:
         self.address, self.port, self.etcd_port = address, port, _free_port()
         self.server_url = f"https://{address}:{port}"
         self.daemons = daemons
+        self.audited, self.admission = tuple(audited), ("NodeRestriction", *admission)
         self.bin = binaries.ensure(*(_PROGRAMS[component] for component in components), "kubectl")
         own = [User(name, groups) for name, groups in _USERS.items()]
         self.users = {user.name: user for user in [*own, *users]}
@@ -67,6 +71,11 @@ class ControlPlane:
     def kubeconfig(self) -> Path:
         """The admin's."""
         return self.kubeconfig_of("admin")
+
+    @property
+    def audit_log(self) -> Path:
+        """What the `audited` users asked for, a JSON object a line: a watch as it starts, all else once answered."""
+        return self.directory / "audit.log"
 
     def kubeconfig_of(self, user: str) -> Path:
         """The kubeconfig of one of `users`, by its name."""
@@ -115,6 +124,8 @@ class ControlPlane:
         self._service_account_key = self.authority.signing_key("service-accounts")
         (self.directory / "tokens.csv").write_text(token_file(self.users.values()))
         (self.directory / "tokens.csv").chmod(0o600)
+        if self.audited:
+            (self.directory / "audit-policy.json").write_text(json.dumps(_audit_policy(self.audited)))
         for user in self.users.values():
             path = self.kubeconfig_of(user.name)
             write_kubeconfig(path, self.server_url, self.authority.pair.certificate, user)
@@ -149,7 +160,7 @@ class ControlPlane:
             f"--client-ca-file={self.authority.pair.certificate}",
             f"--token-auth-file={self.directory / 'tokens.csv'}",
             "--authorization-mode=Node,RBAC",
-            "--enable-admission-plugins=NodeRestriction",
+            f"--enable-admission-plugins={','.join(self.admission)}",
             "--allow-privileged=true",
             "--kubelet-preferred-address-types=InternalIP",  # logs and exec would look up the node's name in DNS
             "--service-account-issuer=https://kubernetes.default.svc",
@@ -163,6 +174,9 @@ class ControlPlane:
             "--requestheader-extra-headers-prefix=X-Remote-Extra-",
             *_tls("proxy-client-cert-file", "proxy-client-key-file", self._front),
         ]
+        if self.audited:
+            command += [f"--audit-policy-file={self.directory / 'audit-policy.json'}"]
+            command += [f"--audit-log-path={self.audit_log}"]
         if self.address.startswith("127."):
             command.append("--endpoint-reconciler-type=none")  # a loopback address is no valid endpoint
         if "controller-manager" not in self.components:
@@ -206,11 +220,17 @@ class ControlPlane:
 
 
 def start_control_plane(
-    directory: Path, *, components: Sequence[str] = ("etcd", "apiserver"), users: Iterable[User] = ()
+    directory: Path,
+    *,
+    components: Sequence[str] = ("etcd", "apiserver"),
+    users: Iterable[User] = (),
+    audited: Sequence[str] = (),
+    admission: Sequence[str] = (),
 ) -> ControlPlane:
     """Start a control plane of one's own on free ports of 127.0.0.1, beside any node and any other of its kind.
 
     It is gone when this process ends, however that happens. `users` are added to the admin; give them rights by RBAC.
+    What the users named in `audited` ask for is in `audit_log`; `admission` are plugins that are off by default.
     Without "controller-manager" there is no garbage collection, no default ServiceAccount (pods are admitted without
     one), and Deployments make no pods. Raises ClusterError with the end of the log when a component does not start.
     """
@@ -222,6 +242,8 @@ def start_control_plane(
         port=_free_port(),
         users=users,
         daemons=Daemons(directory.absolute(), die_with_us=True),
+        audited=audited,
+        admission=admission,
     )
     try:
         plane.start()
@@ -229,6 +251,15 @@ def start_control_plane(
         plane.stop()
         raise
     return plane
+
+
+def _audit_policy(users: Sequence[str]) -> dict[str, object]:
+    return {
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [{"level": "Metadata", "users": [*users]}, {"level": "None"}],
+    }
 
 
 def _tls(certificate_flag: str, key_flag: str, pair: KeyPair) -> tuple[str, str]:

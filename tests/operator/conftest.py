@@ -74,16 +74,17 @@ def prepare(control_plane: ControlPlane) -> ApiClient:
     client.make_namespace("quire-system")
     for body in yaml.safe_load_all((REPOSITORY / "manifests/base/rbac.yaml").read_text()):
         if body["kind"].startswith(("Role", "ClusterRole")):
-            _grant(client, body)
+            grant(client, body)
     eventually(lambda: client.request("GET", "/apis/serving.quire.dev/v1alpha1/llmservices"))
     return client
 
 
-def _grant(client: ApiClient, body: dict[str, object]) -> None:
+def grant(client: ApiClient, body: dict[str, object], user: str = OPERATOR_USER) -> None:
+    """Apply a role or a binding of the operator's, which then binds `user`."""
     metadata = body["metadata"]
     assert isinstance(metadata, dict)
     if "subjects" in body:
-        body["subjects"] = [{"kind": "User", "name": OPERATOR_USER, "apiGroup": "rbac.authorization.k8s.io"}]
+        body["subjects"] = [{"kind": "User", "name": user, "apiGroup": "rbac.authorization.k8s.io"}]
     below = f"namespaces/{metadata['namespace']}/" if "namespace" in metadata else ""
     plural = f"{str(body['kind']).lower()}s"
     client.apply(f"/apis/rbac.authorization.k8s.io/v1/{below}{plural}/{metadata['name']}", body)
