@@ -66,7 +66,7 @@ class Settings:
     plan_reads_any_hub: bool = False
     """Plan services that set HF_ENDPOINT too. Their authors then choose a URL that the operator asks."""
 
-    runbook_url: str = "https://quire.dev/docs/operations.md"
+    runbook_url: str = "https://quire.dev/operations.html"
     """Where docs/operations.md can be read; alerts link to their heading in it."""
 
     gpu_hourly_prices: tuple[str, ...] = ()

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from quire_operator.api import LLMService
 from quire_operator.api.duration import parse_duration
 from quire_operator.builders.engines import Metrics, engine_of
-from quire_operator.monitoring.burn_rate import FAST, SLOW, Burn, Objective
+from quire_operator.monitoring.burn_rate import FAST, SLOW, Burn, Objective, windows_of
 from quire_operator.monitoring.promql import duration, equal
-from quire_operator.monitoring.rule import Alert, Group, Severity
+from quire_operator.monitoring.rule import Alert, Group, Recording, Severity
 
 DOWNLOAD_REASONS = (
     "DownloadFailed",
@@ -39,10 +39,16 @@ def service_groups(service: LLMService) -> list[Group]:
     groups = [Group(name="llmservice", rules=[*found, *_replicas(service), *_conditions(service)])]
     if not objectives:
         return groups
+    soon = windows_of(FAST)
+    late = [window for window in windows_of(SLOW) if window not in soon]  # no series is recorded twice
     return [
         *groups,
-        _budgets(service, "llmservice-slo", objectives, FAST, "critical"),
-        _budgets(service, "llmservice-slo-slow", objectives, SLOW, "warning", interval=_SLOW_INTERVAL),
+        Group(name="llmservice-slo", rules=_budgets(service, objectives, FAST, soon, "critical")),
+        Group(
+            name="llmservice-slo-slow",
+            rules=_budgets(service, objectives, SLOW, late, "warning"),
+            interval=_SLOW_INTERVAL,
+        ),
     ]
 
 
@@ -220,15 +226,14 @@ def _objectives(service: LLMService) -> list[Objective]:
 
 def _budgets(
     service: LLMService,
-    name: str,
     objectives: Sequence[Objective],
     burns: Sequence[Burn],
+    windows: Sequence[int],
     severity: Severity,
-    interval: str | None = None,
-) -> Group:
-    recordings = [recording for objective in objectives for recording in objective.recordings(burns)]
-    alerts = [_budget(service, objective, burns, severity) for objective in objectives]
-    return Group(name=name, rules=[*recordings, *alerts], interval=interval)
+) -> list[Alert | Recording]:
+    """What is recorded in `windows`, then the alerts on it."""
+    recordings = [recording for objective in objectives for recording in objective.recordings(windows)]
+    return [*recordings, *(_budget(service, objective, burns, severity) for objective in objectives)]
 
 
 def _budget(service: LLMService, objective: Objective, burns: Sequence[Burn], severity: Severity) -> Alert:

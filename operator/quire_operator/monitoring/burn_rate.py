@@ -38,6 +38,11 @@ SLOW = (Burn(24 * 3600, 2 * 3600, 3.0), Burn(3 * 24 * 3600, 6 * 3600, 1.0))
 """Somebody looks at it in the morning."""
 
 
+def windows_of(burns: Sequence[Burn]) -> list[int]:
+    """All windows, each once, the shortest first."""
+    return sorted({window for burn in burns for window in (burn.long, burn.short)})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """A share of requests that has to be faster than a threshold."""
@@ -54,9 +59,8 @@ class Objective:
 
     labels: Mapping[str, str]
 
-    def recordings(self, burns: Sequence[Burn]) -> list[Recording]:
-        """The share of misses in every window of `burns`."""
-        windows = sorted({window for burn in burns for window in (burn.long, burn.short)})
+    def recordings(self, windows: Sequence[int]) -> list[Recording]:
+        """The share of misses in each window."""
         return [
             Recording(
                 name=f"{ERRORS}{_name(window)}",
