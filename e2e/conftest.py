@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NoReturn
 from uuid import uuid4
 
@@ -19,6 +19,18 @@ from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubectl import Kubectl
 from e2e.cluster.quire_images import ENGINE, OPERATOR
 from e2e.target import OwnNode, Target, choose
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Let through what is said while the session's fixtures are made, which can take minutes: pytest would keep it."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    if fixturedef.scope != "session" or capture is None:
+        return (yield)
+    with capture.global_and_fixture_disabled():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

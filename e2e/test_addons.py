@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from e2e.cluster.addons.adapter import WAITING_RULE, Adapter
 from e2e.cluster.addons.prometheus import IN_CLUSTER_URL, Prometheus
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubectl import Kubectl
@@ -117,6 +118,39 @@ def test_keda_refuses_a_second_scaler_on_one_target(
 
     # it looks into a cache, which hears of the first a little later
     assert "already managed by the ScaledObject 'target'" in until("a refusal", refusal)
+
+
+@pytest.mark.usefixtures("adapter")
+def test_an_hpa_scales_on_what_the_adapter_says_of_its_pods(kubectl: Kubectl, namespace: str) -> None:
+    source = MetricSource(kubectl, namespace, "busy", "vllm:num_requests_waiting 8")
+    source.apply()
+    target = {"type": "AverageValue", "averageValue": "5"}
+    hpa = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "busy"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "busy"},
+            "minReplicas": 1,
+            "maxReplicas": 2,
+            "metrics": [{"type": "Pods", "pods": {"metric": {"name": "vllm_num_requests_waiting"}, "target": target}}],
+        },
+    }
+    kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(hpa))
+    until("a second replica", lambda: source.replicas() == 2, 120)
+
+
+def test_the_adapter_started_with_other_rules_serves_those(
+    adapter: Adapter, prometheus: Prometheus, kubectl: Kubectl, namespace: str, demand: str
+) -> None:
+    rule = {"record": demand, "expr": "vector(1)", "labels": {"namespace": namespace, "pod": "any"}}
+    prometheus.load_rules(demand, [{"name": demand, "rules": [rule]}])
+    adapter.start([WAITING_RULE | {"seriesQuery": f'{demand}{{pod!=""}}', "name": {"as": "renamed"}}])
+    try:
+        metrics = ("get", "--raw", "/apis/custom.metrics.k8s.io/v1beta1")
+        until("the metric served", lambda: '"pods/renamed"' in kubectl.attempt(*metrics).stdout)
+    finally:
+        adapter.start()
 
 
 def test_the_kinds_of_prometheus_operator_are_served_and_checked(
