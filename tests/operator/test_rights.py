@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +15,10 @@ import yaml
 
 from e2e.cluster.control_plane import ControlPlane, start_control_plane
 from e2e.cluster.kubeconfig import User
+from quire_operator.api import parse_llmservice
+from quire_operator.builders.circumstances import EVERYTHING, Circumstances
+from quire_operator.builders.desired import desired_objects
+from quire_operator.builders.identity import SERVICE_LABEL
 from quire_operator.builders.strategic_merge import merge
 from quire_operator.kubeapi.resources import (
     CHILDREN,
@@ -23,9 +27,13 @@ from quire_operator.kubeapi.resources import (
     LLMSERVICES,
     NETWORK_POLICIES,
     OPTIONAL_CHILDREN,
+    PODS,
     SECRETS,
     Resource,
+    resource_of,
 )
+from quire_operator.plan.acceptance import refusal_of
+from quire_operator.settings import Settings
 from tests.operator.api_client import ApiClient, Namespace, eventually
 from tests.operator.conftest import (
     REPOSITORY,
@@ -36,26 +44,34 @@ from tests.operator.conftest import (
     program,
     program_folder,
 )
+from tests.operator.fake_node import crashing, serving
 from tests.operator.hub import on_hub
 
 pytestmark = pytest.mark.control_plane
 
 EVERYWHERE, SOMEWHERE = "an-operator-of-all-namespaces", "an-operator-of-two-namespaces"
 SYSTEM = "quire-system"
+PROMETHEUS = "--prometheus-address=http://prometheus:9090"
 NOT_CALLED = {("serving.quire.dev", "llmservices/finalizers", "update")}
 """Asked for by the admission plugin that guards owner references, which is on here, whenever a child is made."""
 
 OPTIONAL_DEFINITIONS = ("monitoring-crds", "keda-crds", "lws-crds")
-SPEC: dict[str, Any] = {
+_EVERY_FIELD: dict[str, Any] = {
     "replicas": 2,
     "model": {"tokenSecretRef": {"name": "hf", "key": "token"}},
     "cache": {"volume": {"size": "1Gi"}},
     "security": {"networkPolicy": {"allowedNamespaces": ["web"]}},
 }
-"""Asks for every kind of child."""
+SPECS: dict[str, dict[str, Any]] = {
+    "llama": _EVERY_FIELD,
+    "keda": {"autoscaling": {"maxReplicas": 3}},
+    "hpa": {"autoscaling": {"backend": "hpa", "maxReplicas": 3}},
+    "group": {"parallelism": {"tensor": 2, "nodes": 2}, "engine": {"type": "vllm", "image": "vllm:v1"}},
+}
+"""Services that together ask for every kind of child. One that is not supported yet is left out, and its kinds too."""
 
-LESS: dict[str, Any] = {"suspend": True, "cache": None, "security": {"networkPolicy": None}}
-"""Laid over SPEC, it leaves none."""
+NOTHING: dict[str, Any] = {"suspend": True, "cache": None, "security": {"networkPolicy": None}}
+"""Laid over any of them, it leaves no child."""
 
 Right = tuple[str, str, str]
 """API group, resource with its subresource, verb."""
@@ -125,10 +141,10 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture(scope="module")
-def admin(plane: ControlPlane) -> ApiClient:
+def admin(plane: ControlPlane, hub: ThreadingHTTPServer) -> ApiClient:
     """The admin's client. Every optional API is served that children are made of."""
     api = prepare(plane)
-    for resource in kinds(granted(roles("wide"))) & set(OPTIONAL_CHILDREN):
+    for resource in kinds(services(hub).values()) & set(OPTIONAL_CHILDREN):
         files = [
             file for name in OPTIONAL_DEFINITIONS for file in program_folder(name).glob(f"*_{resource.plural}.yaml")
         ]
@@ -149,37 +165,69 @@ def start(plane: ControlPlane, admin: ApiClient, tmp_path: Path) -> Iterator[Sta
         yield start
 
 
-def kinds(rights: set[Right]) -> set[Resource]:
-    """What children are made of, by these rights."""
-    resources = (*CHILDREN, *OPTIONAL_CHILDREN)
-    return {r for r in resources if (r.api_version.rpartition("/")[0], r.plural, "create") in rights}
+def services(hub: ThreadingHTTPServer) -> dict[str, dict[str, Any]]:
+    """The services of SPECS that are supported, by name."""
+    plain = on_hub(hub, memory=None)
+    bodies = {name: merge(plain, {"metadata": {"name": name}, "spec": spec}) for name, spec in SPECS.items()}
+    return {name: body for name, body in bodies.items() if refusal_of(parse_llmservice(body).spec) is None}
 
 
-def left_of(namespace: Namespace, name: str, among: set[Resource]) -> set[Resource]:
-    """The kinds of which a service has a child that is there to stay: no controller here sees a deletion through."""
+def kinds(bodies: Iterable[dict[str, Any]]) -> set[Resource]:
+    """What these services become."""
+    circumstances = Circumstances(Settings(prometheus_address="http://prometheus:9090"), EVERYTHING)
+    return {resource_of(child) for body in bodies for child in desired_objects(parse_llmservice(body), circumstances)}
+
+
+def ahead(made: set[Resource]) -> set[Right]:
+    """Rights for kinds whose machinery is not there yet."""
+    later = {*CHILDREN, *OPTIONAL_CHILDREN} - made
+    names = {(resource.api_version.rpartition("/")[0], resource.plural) for resource in later}
+    return {(*name, verb) for name in names for verb in ("get", "list", "watch", "create", "patch", "delete")}
+
+
+def left_in(namespace: Namespace, among: set[Resource]) -> set[Resource]:
+    """The kinds of which there is a child that is there to stay: no controller here sees a deletion through."""
     return {
         resource
         for resource in among
         for item in namespace.api.list(resource, namespace.name)
-        if item["metadata"].get("labels", {}).get("serving.quire.dev/llmservice") == name
-        and "deletionTimestamp" not in item["metadata"]
+        if SERVICE_LABEL in item["metadata"].get("labels", {}) and "deletionTimestamp" not in item["metadata"]
     }
 
 
-def live(namespace: Namespace, hub: ThreadingHTTPServer, among: set[Resource]) -> None:
-    """Make a service with all that there is, tamper with it, edit it until nothing is left, and delete it."""
-    namespace.create(merge(on_hub(hub, memory=None), {"spec": SPEC}))
-    eventually(lambda: left_of(namespace, "llama", among) == among)
-    eventually(lambda: namespace.condition("llama", "Ready"))
+def live(namespace: Namespace, hub: ThreadingHTTPServer) -> set[Resource]:
+    """Make services with all that there is, tamper with them, edit them until nothing is left, and delete them.
+
+    Returns the kinds of their children.
+    """
+    bodies = services(hub)
+    expected = kinds(bodies.values())
+    for body in bodies.values():
+        namespace.create(body)
+    eventually(lambda: left_in(namespace, expected) == expected)
     eventually(lambda: namespace.api.list(EVENTS, namespace.name))
     namespace.api.patch(NETWORK_POLICIES, namespace.name, "llama-netpol", {"spec": {"egress": [{}]}})
     eventually(lambda: namespace.get(NETWORK_POLICIES, "llama-netpol")["spec"]["egress"] != [{}])
-    namespace.change("llama", {"engine": {"maxNumSeqs": 9}})
-    eventually(lambda: "--max-num-seqs=9" in json.dumps(namespace.get(DEPLOYMENTS, "llama")))
-    namespace.change("llama", LESS)
-    eventually(lambda: left_of(namespace, "llama", among) == set())
-    eventually(lambda: namespace.condition("llama", "Ready")["reason"] == "Suspended")
-    namespace.api.delete(LLMSERVICES, namespace.name, "llama")
+    fail_to_roll_out(namespace, "llama")
+    for name in bodies:
+        namespace.change(name, NOTHING)
+    eventually(lambda: left_in(namespace, expected) == set())
+    for name in bodies:
+        namespace.message(name, "Suspended")
+        namespace.api.delete(LLMSERVICES, namespace.name, name)
+    return expected
+
+
+def fail_to_roll_out(namespace: Namespace, name: str) -> None:
+    """An edit whose pod crashes beside an older one that serves: there might be something to go back to."""
+    pod = {"spec": {"containers": [{"name": "engine", "image": "quire/engine:test"}]}}
+    pods = [namespace.add_pod(name, serving(pod), "old")]
+    namespace.change(name, {"engine": {"maxNumSeqs": 9}})
+    eventually(lambda: "--max-num-seqs=9" in json.dumps(namespace.get(DEPLOYMENTS, name)))
+    pods.append(namespace.add_pod(name, crashing(pod), "new"))
+    namespace.message(name, "ModelNotFound")
+    for made in pods:
+        namespace.api.request("DELETE", PODS.path(namespace.name, made["metadata"]["name"]), {"gracePeriodSeconds": 0})
 
 
 def test_an_operator_of_all_namespaces_is_never_refused_and_needs_every_right_that_it_has(
@@ -188,13 +236,13 @@ def test_an_operator_of_all_namespaces_is_never_refused_and_needs_every_right_th
     documents = roles("wide", "planReadsTokens=true")
     for document in documents:
         grant(admin, document, EVERYWHERE)
-    operator = start("--lease-name=wide-operator", "--plan-reads-tokens", "--lease-seconds=3", user=EVERYWHERE)
+    operator = start("--lease-name=wide-operator", "--plan-reads-tokens", PROMETHEUS, user=EVERYWHERE)
     operator.wait_until_leading()
-    live(Namespace(admin, "a"), hub, kinds(granted(documents)))
+    made_of = live(Namespace(admin, "a"), hub)
     assert operator.stop() == 0
     made = calls(plane, EVERYWHERE)
     assert [call for call in made if call.code in (401, 403)] == []
-    assert used(made) == granted(documents) - NOT_CALLED
+    assert used(made) - ahead(made_of) == granted(documents) - NOT_CALLED - ahead(made_of)
 
 
 def test_an_operator_of_some_namespaces_stays_within_them_and_needs_every_right_that_it_has(
@@ -209,13 +257,13 @@ def test_an_operator_of_some_namespaces_stays_within_them_and_needs_every_right_
         "--namespace=b",
         "--lease-name=narrow-operator",
         "--plan-reads-tokens",
-        "--lease-seconds=3",
+        PROMETHEUS,
     )
     operator = start(*flags, user=SOMEWHERE)
     operator.wait_until_leading()
-    live(Namespace(admin, "b"), hub, kinds(granted(documents)))
+    made_of = live(Namespace(admin, "b"), hub)
     assert operator.stop() == 0
     made = calls(plane, SOMEWHERE)
     assert [call for call in made if call.code in (401, 403)] == []
     assert {call.namespace for call in made} == {"a", "b", SYSTEM}
-    assert used(made) == granted(documents) - NOT_CALLED
+    assert used(made) - ahead(made_of) == granted(documents) - NOT_CALLED - ahead(made_of)
