@@ -25,11 +25,11 @@ def test_a_service_of_type_vllm_serves_and_its_pods_leave_without_cutting_a_stre
     service.wait_ready()
     assert answer(service, "tiny")
 
-    stream = LongStream(service, max_tokens=600)
+    stream = LongStream(service, max_tokens=1900)  # far longer than the sleep before SIGTERM
     until("the stream began", lambda: stream.text or stream.failure)
     (leaving,) = (pod["metadata"]["name"] for pod in service.pods())
     kubectl("delete", "pod", leaving, "-n", namespace, "--wait=false")
-    stream.join(180)
+    stream.join(300)
     assert (stream.failure, stream.finish_reason) == (None, "length")
     until("the deleted pod gone", lambda: leaving not in {p["metadata"]["name"] for p in service.pods()}, 120)
     events = kubectl("get", "events", "-n", namespace, "--field-selector", f"involvedObject.name={leaving}")
