@@ -56,6 +56,7 @@ def _helm_flags() -> str:
 _KUBERNETES = "k8s.io/kubernetes"
 _KEDA = "github.com/kedacore/keda/v2"
 _KUBE_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
+_KSERVE = "github.com/kserve/kserve"
 _LWS = "sigs.k8s.io/lws"
 _PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 _PROMETHEUS = "github.com/prometheus/prometheus"
@@ -89,6 +90,13 @@ RECIPES: dict[str, Recipe] = {
         Recipe("helm", versions.HELM, {"helm": "helm.sh/helm/v3/cmd/helm"}, ldflags=_helm_flags()),
         Recipe("kubeconform", versions.KUBECONFORM, {"kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"}),
         Recipe("kwok", versions.KWOK, {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
+        Recipe(
+            "kserve",
+            versions.KSERVE,
+            {"kserve-manager": f"{_KSERVE}/cmd/manager"},
+            module=_KSERVE,
+        ),
+        Recipe("kserve-config", versions.KSERVE, {}, module=_KSERVE, folder="config"),
         Recipe("lws", versions.LWS, {"lws": f"{_LWS}/cmd"}, module=_LWS),
         Recipe("lws-crds", versions.LWS, {}, module=_LWS, folder="config/crd/bases"),
         Recipe("lws-chart", versions.LWS, {}, module=_LWS, folder="charts/lws"),

@@ -13,6 +13,7 @@ PROMETHEUS_ADAPTER = "v0.12.0"
 KUBE_ROUTER = "v2.1.0"
 KWOK = "v0.7.0"
 LWS = "v0.8.0"
+KSERVE = "v0.15.2"  # a rival, to measure beside us
 
 
 def minor(version: str) -> str:
