@@ -54,6 +54,35 @@ def test_a_rollout_fails_no_request_and_keeps_its_capacity(kubectl: Kubectl, nam
     assert "--max-num-seqs=32" in " ".join(flags).replace("--max-num-seqs 32", "--max-num-seqs=32")
 
 
+def test_a_rollout_whose_pods_crash_stops_by_itself_and_fails_no_request(
+    kubectl: Kubectl, namespace: str, operator: str
+) -> None:
+    service = LLMService(kubectl, namespace, "stopped")
+    makes_room = {"maxSurge": 0, "maxUnavailable": 1}
+    service.apply(tiny_spec(replicas=2, rollout=makes_room))
+    service.wait_ready()
+    until("both endpoints", lambda: ready_endpoints(kubectl, service) == 2)
+
+    with Load(service, clients=4) as load:
+        until("every client answered", lambda: load.answered >= 8)
+        service.apply(tiny_spec(replicas=2, rollout=makes_room, engine={"args": ["--max-model-lenn=5"]}))
+        until("the failing pod's place", lambda: ready_endpoints(kubectl, service) == 1)
+        until(
+            "the rollout stopped",
+            lambda: service.condition("Ready").get("reason") == "RolloutStopped",
+            300,
+        )
+        assert "did you mean --max-model-len?" in service.condition("Stalled")["message"]
+        assert service.condition("Available")["status"] == "True"
+        until("both endpoints again", lambda: ready_endpoints(kubectl, service) == 2, 120)
+        until("the failing pod gone", lambda: len(service.pods()) == 2, 120)
+        service.apply(tiny_spec(replicas=2, rollout=makes_room, engine={"maxNumSeqs": 32}))
+        service.wait_ready(240)
+        before = load.answered
+        until("the new pods answer", lambda: load.answered >= before + 8)
+    assert load.failures == []
+
+
 def test_a_deleted_pod_finishes_its_streams_and_is_gone_when_they_end(
     kubectl: Kubectl, namespace: str, operator: str
 ) -> None:
