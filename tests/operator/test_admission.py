@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from quire_operator.api import InvalidLLMServiceError, parse_llmservice
-from quire_operator.api.llmservice import LONGEST_NAME
+from quire_operator.api.llmservice import LONGEST_GROUP_NAME, LONGEST_NAME
 from quire_operator.kubeapi.resources import LLMSERVICES
 from tests.operator.api_client import Namespace
 from tests.operator.services import manifest
@@ -72,6 +72,12 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         {"parallelism": {"tensor": 2}, "resources": {"gpu": {"count": 1}}},
         "spec.parallelism",
         "must equal spec.resources.gpu.count x spec.parallelism.nodes",
+    ),
+    (
+        "groups kept apart where there are none",
+        {"parallelism": {"exclusiveTopology": "example.com/rack"}},
+        "spec.parallelism.exclusiveTopology",
+        "raise nodes, or leave it out",
     ),
     (
         "cache of a claim source",
@@ -230,6 +236,19 @@ def test_a_name_that_a_child_could_not_bear_is_refused(namespace: Namespace, nam
     assert advice in refused.value.response.text
     with pytest.raises(InvalidLLMServiceError, match=advice):
         parse_llmservice(manifest(name))
+
+
+@pytest.mark.control_plane
+def test_a_name_that_labels_of_a_groups_pods_could_not_hold_is_refused(namespace: Namespace) -> None:
+    group = {"parallelism": {"tensor": 2, "nodes": 2}, "resources": {"gpu": {"count": 1}}}
+    too_long = "a" * (LONGEST_GROUP_NAME + 1)
+    with pytest.raises(httpx.HTTPStatusError) as refused:
+        namespace.create(manifest(too_long, **group))
+    assert "with spec.parallelism.nodes above 1, metadata.name may have 40 characters" in refused.value.response.text
+    with pytest.raises(InvalidLLMServiceError, match="shorten it"):
+        parse_llmservice(manifest(too_long, **group))
+    assert namespace.create(manifest("a" * LONGEST_GROUP_NAME, **group))
+    assert namespace.create(manifest(too_long))
 
 
 @pytest.mark.control_plane

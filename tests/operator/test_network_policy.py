@@ -90,7 +90,9 @@ def test_the_operators_own_mirror_is_reached_on_its_port() -> None:
 
 
 def test_pods_of_a_group_reach_each_other_on_every_port_and_single_ones_do_not() -> None:
-    group = [{"podSelector": {"matchLabels": PODS}}]
+    name, component = PODS.items()
+    roles = [{"key": component[0], "operator": "In", "values": ["engine", "worker"]}]
+    group = [{"podSelector": {"matchLabels": dict([name]), "matchExpressions": roles}}]
     spec = {"parallelism": {"tensor": 2, "nodes": 2}, "resources": {"gpu": {"count": None}}}
     assert {"from": group} in policy(**spec)["ingress"]
     assert {"to": group} in policy(**spec)["egress"]

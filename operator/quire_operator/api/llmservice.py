@@ -28,6 +28,9 @@ PLURAL = "llmservices"
 LONGEST_NAME = 50
 """Children are named NAME-SUFFIX within the 63 characters of a label and a DNS name."""
 
+LONGEST_GROUP_NAME = 40
+"""Pods of a group are labelled NAME-nodes-GROUP-REVISION, within the same 63."""
+
 _NAME = r"[a-z]([-a-z0-9]*[a-z0-9])?"
 
 
@@ -176,6 +179,13 @@ class LLMService(Fields):
             message=f"metadata.name is longer than {LONGEST_NAME} characters, and the names made from it "
             "would not fit into 63: shorten it",
             holds=lambda self: len(self.metadata.name) <= LONGEST_NAME,
+        ),
+        Rule(
+            cel=f"self.metadata.name.size() <= {LONGEST_GROUP_NAME} || !has(self.spec.parallelism)"
+            " || !has(self.spec.parallelism.nodes) || self.spec.parallelism.nodes == 1",
+            message=f"with spec.parallelism.nodes above 1, metadata.name may have {LONGEST_GROUP_NAME} characters, as "
+            "pods are labelled with longer names made from it: shorten it",
+            holds=lambda self: len(self.metadata.name) <= LONGEST_GROUP_NAME or self.spec.parallelism.nodes == 1,
         ),
     )
 

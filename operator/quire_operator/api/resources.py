@@ -24,6 +24,20 @@ class Parallelism(Fields):
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Pods that make up one replica. Not supported yet: only 1."""
 
+    exclusive_topology: Annotated[str, Field(min_length=1, max_length=317)] | None = None
+    """With nodes above 1, a label of nodes such as that of a rack: groups of pods never share one of its values."""
+
+    rules = (
+        Rule(
+            # the API server checks the default `{}` of spec.parallelism before it fills it, hence `has`
+            cel="!has(self.exclusiveTopology) || has(self.nodes) && self.nodes > 1",
+            message="spec.parallelism.exclusiveTopology keeps groups of pods apart, and with nodes 1 there are none: "
+            "raise nodes, or leave it out",
+            field=".exclusiveTopology",
+            holds=lambda self: self.exclusive_topology is None or self.nodes > 1,
+        ),
+    )
+
 
 class GPU(Fields):
     """The GPUs of one pod."""

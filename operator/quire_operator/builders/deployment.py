@@ -13,12 +13,12 @@ _STARTUP_SLACK_SECONDS = 600
 
 
 def build_deployment(service: LLMService, circumstances: Circumstances) -> Manifest | None:
-    """The Deployment NAME; none while suspended.
+    """The Deployment NAME; none while suspended, and where a replica is a group of pods.
 
     Without spec.replicas the count is left out: it is set once at creation, and later it is whoever's that scales.
     After a rollout that was stopped, the pods are those that served before.
     """
-    if service.spec.suspend:
+    if service.spec.suspend or service.spec.parallelism.nodes > 1:
         return None
     rollout = service.spec.rollout
     deadline = rollout.progress_deadline_seconds or service.spec.probes.startup_seconds + _STARTUP_SLACK_SECONDS

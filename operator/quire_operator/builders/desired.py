@@ -10,6 +10,7 @@ from quire_operator.builders.deployment import build_deployment
 from quire_operator.builders.disruption_budget import build_disruption_budget
 from quire_operator.builders.headless_service import build_headless_service
 from quire_operator.builders.identity import APPLIED_HASH, Manifest, digest
+from quire_operator.builders.leader_worker_set import build_leader_worker_set
 from quire_operator.builders.network_policy import build_network_policy
 from quire_operator.builders.prometheus_rule import build_prometheus_rule
 from quire_operator.builders.scaled_object import build_scaled_object
@@ -28,6 +29,7 @@ def desired_objects(service: LLMService, circumstances: Circumstances) -> list[M
         build_headless_service(service),
         build_disruption_budget(service),
         build_deployment(service, circumstances),
+        build_leader_worker_set(service, circumstances),
         build_service_monitor(service, circumstances.capabilities),
         build_prometheus_rule(service, circumstances),
         build_scaled_object(service, circumstances),

@@ -30,6 +30,19 @@ def selector_labels(service: LLMService) -> dict[str, str]:
     return {SERVICE_LABEL: service.metadata.name, COMPONENT_LABEL: "engine"}
 
 
+def worker_labels(service: LLMService) -> dict[str, str]:
+    """What tells the pods of a group that follow its leader: no request goes to them, so no Service selects them."""
+    return {SERVICE_LABEL: service.metadata.name, COMPONENT_LABEL: "worker"}
+
+
+def engine_pods(service: LLMService) -> Manifest:
+    """A label selector of all pods in which an engine runs, those that take no request included."""
+    if service.spec.parallelism.nodes == 1:
+        return {"matchLabels": selector_labels(service)}
+    components = {"key": COMPONENT_LABEL, "operator": "In", "values": ["engine", "worker"]}
+    return {"matchLabels": {SERVICE_LABEL: service.metadata.name}, "matchExpressions": [components]}
+
+
 def labels(service: LLMService) -> dict[str, str]:
     """The labels of every child."""
     return {

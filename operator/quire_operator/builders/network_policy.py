@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from quire_operator.api import LLMService
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.engine_env import engine_env
-from quire_operator.builders.identity import FIELD_MANAGER, Manifest, child_metadata, selector_labels
+from quire_operator.builders.identity import FIELD_MANAGER, Manifest, child_metadata, engine_pods
 
 SUFFIX = "netpol"
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
@@ -31,9 +31,9 @@ def build_network_policy(service: LLMService, circumstances: Circumstances) -> M
         (service.metadata.namespace, *wanted.allowed_namespaces, *circumstances.settings.monitoring_namespaces)
     )
     clients = [_namespaces(*namespaces), _operator(circumstances.operator_namespace)]
-    group = [{"podSelector": {"matchLabels": selector_labels(service)}}]
+    group = [{"podSelector": engine_pods(service)}]
     spec: Manifest = {
-        "podSelector": {"matchLabels": selector_labels(service)},
+        "podSelector": engine_pods(service),
         "policyTypes": ["Ingress", "Egress"],
         # the port by its name, as the Service has it: podTemplate may give the name to another container
         "ingress": [{"from": clients, "ports": [{"protocol": "TCP", "port": "http"}]}],

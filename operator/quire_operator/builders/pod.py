@@ -7,7 +7,7 @@ from quire_operator.builders.cached_model import pinned
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.engine_env import engine_env
 from quire_operator.builders.engines import Engine, engine_of
-from quire_operator.builders.identity import TEMPLATE_HASH, Manifest, digest, labels, selector_labels
+from quire_operator.builders.identity import TEMPLATE_HASH, Manifest, digest, labels, selector_labels, worker_labels
 from quire_operator.builders.scheduling import scheduling
 from quire_operator.builders.service_account import service_account_name
 from quire_operator.builders.strategic_merge import merge
@@ -23,17 +23,63 @@ SLACK_SECONDS = 15
 
 def build_pod_template(service: LLMService, circumstances: Circumstances) -> Manifest:
     """The Deployment's `spec.template`, with spec.podTemplate merged over it and the hash of the result on it."""
+    template = _serving(pinned(service, circumstances.cached_revision), circumstances)
+    return _with_hash(template, digest(template))
+
+
+def build_group_templates(service: LLMService, circumstances: Circumstances) -> tuple[Manifest, Manifest]:
+    """Templates of a group's leader, which serves, and of its workers; with one hash, as they change together."""
     service = pinned(service, circumstances.cached_revision)
+    leader, worker = _serving(service, circumstances), _following(service, circumstances)
+    found = digest([leader, worker, service.spec.parallelism.nodes])
+    return _with_hash(leader, found), _with_hash(worker, found)
+
+
+def _serving(service: LLMService, circumstances: Circumstances) -> Manifest:
     engine = engine_of(service)
-    ours: Manifest = {
-        "metadata": {"labels": labels(service), "annotations": _scrape_annotations(engine)},
+    container = {
+        **_container(service, engine, circumstances),
+        "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
+        **_probes(service, engine),
+        "lifecycle": {"preStop": engine.pre_stop},
+    }
+    grace = engine.pre_stop_seconds + service.spec.rollout.drain_seconds + SLACK_SECONDS
+    template = _template(service, circumstances, container, grace)
+    template["metadata"]["annotations"] = _scrape_annotations(engine)
+    return _merged(service, template, selector_labels(service))
+
+
+def _following(service: LLMService, circumstances: Circumstances) -> Manifest:
+    """No port, probe or drain: it serves through its leader, which LeaderWorkerSet restarts along with it."""
+    engine = engine_of(service)
+    container = {**_container(service, engine, circumstances), "args": list(engine.worker_args)}
+    return _merged(service, _template(service, circumstances, container, SLACK_SECONDS), worker_labels(service))
+
+
+def _merged(service: LLMService, ours: Manifest, fixed: dict[str, str]) -> Manifest:
+    """spec.podTemplate laid over `ours`, but for the labels that are selected by."""
+    template = merge(ours, service.spec.pod_template)
+    metadata = template.setdefault("metadata", {})
+    metadata["labels"] = {**metadata.get("labels", {}), **fixed}
+    return template
+
+
+def _with_hash(template: Manifest, found: str) -> Manifest:
+    metadata = template["metadata"]
+    return {
+        **template,
+        "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), TEMPLATE_HASH: found}},
+    }
+
+
+def _template(service: LLMService, circumstances: Circumstances, container: Manifest, grace: int) -> Manifest:
+    return {
+        "metadata": {"labels": labels(service)},
         "spec": {
             "serviceAccountName": service_account_name(service),
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": engine.pre_stop_seconds
-            + service.spec.rollout.drain_seconds
-            + SLACK_SECONDS,
+            "terminationGracePeriodSeconds": grace,
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": USER,
@@ -42,16 +88,11 @@ def build_pod_template(service: LLMService, circumstances: Circumstances) -> Man
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(service, engine, circumstances)],
+            "containers": [container],
             "volumes": volumes(service, circumstances),
             **scheduling(service),
         },
     }
-    template = merge(ours, service.spec.pod_template)
-    metadata = template.setdefault("metadata", {})
-    metadata["labels"] = {**metadata.get("labels", {}), **selector_labels(service)}
-    metadata["annotations"] = {**metadata.get("annotations", {}), TEMPLATE_HASH: digest(template)}
-    return template
 
 
 def _container(service: LLMService, engine: Engine, circumstances: Circumstances) -> Manifest:
@@ -61,11 +102,8 @@ def _container(service: LLMService, engine: Engine, circumstances: Circumstances
         **({"command": list(engine.command)} if engine.command else {}),
         "args": list(engine.args),
         "env": engine_env(service, circumstances),
-        "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
         "resources": _resources(service),
         "volumeMounts": volume_mounts(service, circumstances),
-        **_probes(service, engine),
-        "lifecycle": {"preStop": engine.pre_stop},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,

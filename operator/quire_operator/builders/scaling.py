@@ -9,6 +9,7 @@ from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.engines import engine_of
 from quire_operator.builders.identity import Manifest
 from quire_operator.builders.scaling_queries import latency_milliseconds, waiting_requests
+from quire_operator.builders.workload import workload_reference
 
 SUFFIX = "scaler"
 """NAME-scaler is the ScaledObject or the HorizontalPodAutoscaler."""
@@ -80,7 +81,7 @@ def prometheus_address(service: LLMService, circumstances: Circumstances) -> str
 
 def scale_target(service: LLMService) -> Manifest:
     """The workload, and never the LLMService: scaling that would write the user's spec."""
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": service.metadata.name}
+    return workload_reference(service)
 
 
 def behavior(service: LLMService) -> Manifest:

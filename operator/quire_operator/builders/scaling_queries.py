@@ -6,6 +6,7 @@ from quire_operator.api import LLMService
 from quire_operator.api.autoscaling import Latency
 from quire_operator.api.duration import parse_duration
 from quire_operator.builders.engines import engine_of
+from quire_operator.builders.workload import GROUP_SUFFIX
 from quire_operator.monitoring.promql import duration, equal
 
 _SHORTEST_WINDOW_SECONDS = 120
@@ -74,14 +75,16 @@ def _series(service: LLMService, metric: str) -> tuple[str, str]:
     """The service's own series of a metric: by the ServiceMonitor's label, and by the names of its pods."""
     namespace, name = service.metadata.namespace, service.metadata.name
     labelled = equal(namespace=namespace, llmservice=name)
-    named = f'{equal(namespace=namespace)},pod=~"{_pod_names(name)}"'
+    named = f'{equal(namespace=namespace)},pod=~"{_pod_names(name, service.spec.parallelism.nodes)}"'
     return f"{metric}{{{labelled}}}", f"{metric}{{{named}}}"
 
 
-def _pod_names(name: str) -> str:
-    """Names that a Deployment's pods get, as a regular expression, which Prometheus anchors at both ends.
+def _pod_names(name: str, nodes: int = 1) -> str:
+    """Names that serving pods get, as a regular expression, which Prometheus anchors at both ends.
 
-    What is fixed is the number of parts: `llama-2-6d4b75cb6d-x7k2p` has one too many to be a pod of `llama`.
+    Of a Deployment's, the number of parts is fixed: `llama-2-6d4b75cb6d-x7k2p` has one too many to be a pod of `llama`.
     """
+    if nodes > 1:
+        return f"{name}-{GROUP_SUFFIX}-[0-9]+"
     is_cut_off = len(f"{name}-0123456789-") > _LONGEST_BEFORE_SUFFIX
     return f"{name}-[a-f0-9]{{1,10}}{'-?' if is_cut_off else '-'}[a-z0-9]{{5}}"

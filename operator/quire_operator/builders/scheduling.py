@@ -63,6 +63,8 @@ def _spread(service: LLMService) -> list[Manifest]:
     wishes = service.spec.scheduling.topology_spread_constraints
     if wishes:
         return [{**own, **copy.deepcopy(wish)} for wish in wishes]
+    if service.spec.parallelism.nodes > 1:
+        return []  # the pods of a group belong together
     return [
         {
             "maxSkew": 1,

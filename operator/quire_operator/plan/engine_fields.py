@@ -34,6 +34,7 @@ _GRAPHS = Lack("spec.engine.enforceEager", lambda spec: spec.engine.enforce_eage
 _SPECULATION = Lack("spec.engine.speculative", lambda spec: spec.engine.speculative is not None, _LEAVE)
 _ALIASES = Lack("spec.model.aliases", lambda spec: bool(spec.model.aliases), _LEAVE)
 _ADAPTERS = Lack("spec.model.adapters", lambda spec: bool(spec.model.adapters), _LEAVE)
+_NODES = Lack("spec.parallelism.nodes", lambda spec: spec.parallelism.nodes != 1, "write 1")
 _DTYPE = Lack("spec.model.dtype", lambda spec: spec.model.dtype != "auto", "write auto")
 
 
@@ -81,6 +82,7 @@ _TGI = (
         "write method ngram",
     ),
     Lack("spec.parallelism.pipeline", lambda spec: spec.parallelism.pipeline != 1, "write 1, and raise tensor"),
+    _NODES,
 )
 
 _TRTLLM = (
@@ -93,6 +95,7 @@ _TRTLLM = (
     _PREFIXES,
     _GRAPHS,
     _SPECULATION,
+    _NODES,
     Lack("spec.resources.gpu.count", lambda spec: spec.gpus_per_pod == 0, "write 1 or more"),
     Lack(
         "spec.security.apiKeySecretRef",

@@ -11,6 +11,7 @@ from quire_operator.builders.engines.engine import (
     Metrics,
     wait_for_proxies,
 )
+from quire_operator.builders.engines.group import group_variables
 from quire_operator.builders.paths import model_location
 
 PORT = 8000
@@ -27,6 +28,7 @@ def custom(service: LLMService) -> Engine:
         "MODEL": model_location(service),
         "SERVED_MODEL_NAME": service.served_name,
         "PORT": str(port),
+        **group_variables(service),
     }
     if service.spec.model.revision is not None:
         variables["REVISION"] = service.spec.model.revision
@@ -34,6 +36,7 @@ def custom(service: LLMService) -> Engine:
         name="custom",
         command=tuple(spec.command),
         args=tuple(spec.args),
+        worker_args=tuple(spec.args),
         variables=variables,
         api_key_variable="API_KEY",
         port=port,

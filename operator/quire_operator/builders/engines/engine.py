@@ -73,6 +73,9 @@ class Engine:
     args: tuple[str, ...] = ()
     """Arguments, spec.engine.args last."""
 
+    worker_args: tuple[str, ...] = ()
+    """Arguments in those pods of a group that follow its leader."""
+
     variables: Mapping[str, str] = field(default_factory=dict)
     """Environment beside what every engine gets."""
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from quire_operator.api import LLMService
 from quire_operator.builders.engines.engine import Engine
+from quire_operator.builders.engines.group import group_flags
 from quire_operator.builders.engines.vllm_flags import (
     METRICS,
     model_flags,
@@ -29,18 +30,21 @@ _PRE_STOP_SECONDS = 30
 
 def quire(service: LLMService) -> Engine:
     """As its image starts it."""
+    args = (
+        f"--model={model_location(service)}",
+        *model_flags(service),
+        *serving_flags(service, PORT),
+        *tuning_flags(service),
+        # By name, so that a pod whose GPU torch does not find says so, instead of serving on the CPU.
+        "--device=cuda" if service.spec.gpus_per_pod else "--device=cpu",
+        *parallel_flags(service),
+        *group_flags(service),
+        *service.spec.engine.args,
+    )
     return Engine(
         name="quire",
-        args=(
-            f"--model={model_location(service)}",
-            *model_flags(service),
-            *serving_flags(service, PORT),
-            *tuning_flags(service),
-            # By name, so that a pod whose GPU torch does not find says so, instead of serving on the CPU.
-            "--device=cuda" if service.spec.gpus_per_pod else "--device=cpu",
-            *parallel_flags(service),
-            *service.spec.engine.args,
-        ),
+        args=args,
+        worker_args=args,
         api_key_variable="QUIRE_API_KEY",
         port=PORT,
         metrics=replace(METRICS, time_per_output_token_buckets=_TOKEN_BUCKETS),

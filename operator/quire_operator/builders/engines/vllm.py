@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quire_operator.api import LLMService
 from quire_operator.builders.engines.engine import ENDPOINTS_LAG_SECONDS, FOREIGN_IMAGE, Engine, wait_for_proxies
+from quire_operator.builders.engines.group import group_flags
 from quire_operator.builders.engines.vllm_flags import (
     METRICS,
     model_flags,
@@ -18,16 +19,19 @@ PORT = 8000
 
 def vllm(service: LLMService) -> Engine:
     """The model comes first and without a flag: `--model` is on its way out of `vllm serve`."""
+    own, group = service.spec.engine.args, group_flags(service)
+    flags = (
+        model_location(service),
+        *model_flags(service),
+        *serving_flags(service, PORT),
+        *tuning_flags(service),
+        *parallel_flags(service),
+        *(["--distributed-executor-backend=mp", *group] if group else []),
+    )
     return Engine(
         name="vllm",
-        args=(
-            model_location(service),
-            *model_flags(service),
-            *serving_flags(service, PORT),
-            *tuning_flags(service),
-            *parallel_flags(service),
-            *service.spec.engine.args,
-        ),
+        args=(*flags, *own),
+        worker_args=(*flags, "--headless", *own),
         variables={
             **FOREIGN_IMAGE,
             "VLLM_CACHE_ROOT": f"{HOME}/.cache/vllm",
