@@ -16,6 +16,7 @@ from quire_operator import __version__
 from quire_operator.api import KIND, InvalidLLMServiceError, LLMService, crd_manifest, parse_llmservice
 from quire_operator.builders.circumstances import EVERYTHING, Circumstances
 from quire_operator.builders.desired import desired_objects
+from quire_operator.builders.scaling import obstacle, with_first_replicas
 from quire_operator.plan.acceptance import refusal_of
 from quire_operator.plan.advice import advice_of
 from quire_operator.plan.table import advice_lines, plan_table
@@ -194,7 +195,10 @@ def _render(options: argparse.Namespace) -> None:
     circumstances = Circumstances(_settings(options), EVERYTHING)
     children = []
     for service in _services(options.file):
-        children += desired_objects(service, circumstances)
+        children += [with_first_replicas(service, circumstances, c) for c in desired_objects(service, circumstances)]
+        blocked = obstacle(service, circumstances)
+        if blocked is not None:
+            sys.stderr.write(f"{service.metadata.name} gets no scaler: {blocked.reason}: {blocked.message}\n")
     sys.stdout.write(yaml_text(children))
 
 

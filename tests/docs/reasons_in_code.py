@@ -16,6 +16,7 @@ _TAKES_A_REASON = {
     "Fault": 0,
     "Refusal": 0,
     "Problem": 0,
+    "Obstacle": 0,
     "Verdict": 2,
     "_not_ready": 0,
     "StartupError": 0,

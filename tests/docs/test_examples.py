@@ -36,7 +36,13 @@ def parsed(example: Block) -> LLMService:
 
 def test_every_situation_has_an_example_and_no_block_is_passed_over() -> None:
     assert len(EXAMPLES) >= 9
-    assert {block.page for block in EXAMPLES} == {"README.md", "llmservice.md", "operations.md", "security.md"}
+    assert {block.page for block in EXAMPLES} == {
+        "README.md",
+        "autoscaling.md",
+        "llmservice.md",
+        "operations.md",
+        "security.md",
+    }
     assert {block.page for block in SCRIPTS} == {"README.md", "engine.md", "quickstart.md"}
     assert {block.page for block in CLIENTS} == {"engine.md", "llmservice.md"}
     assert len(SCRIPTS) + len(CLIENTS) == len(blocks("python"))

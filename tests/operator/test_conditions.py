@@ -212,7 +212,6 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "spec.parallelism.tensor": {"parallelism": {"tensor": 2}},
     "spec.parallelism.pipeline": {"parallelism": {"pipeline": 2}},
     "spec.parallelism.nodes": {"parallelism": {"nodes": 2, "tensor": 2}},
-    "spec.autoscaling": {"autoscaling": {"maxReplicas": 2}},
     "spec.cache.local": {"cache": {"local": {"hostPath": "/x"}}},
 }
 

@@ -117,7 +117,7 @@ class Autoscaling(Fields):
         ),
         Rule(
             cel="self.backend == 'keda' || !(has(self.latency) || has(self.idleReplicas) || has(self.fallbackReplicas)"
-            " || has(self.prometheus) || size(self.triggers) > 0)",
+            " || has(self.prometheus) || (has(self.triggers) && size(self.triggers) > 0))",
             message="spec.autoscaling.backend is hpa, which scales by queueDepth alone: leave latency, idleReplicas, "
             "fallbackReplicas, triggers and prometheus out, or write keda",
             field=".backend",

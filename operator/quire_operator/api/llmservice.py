@@ -60,7 +60,7 @@ class Spec(Fields):
     """A fixed number of replicas. With neither this nor autoscaling: 1 at creation, and later what was scaled to."""
 
     autoscaling: Autoscaling | None = None
-    """Replicas by load, instead of a fixed number. Not supported yet: write replicas."""
+    """Replicas by load, instead of a fixed number."""
 
     cache: Cache | None = None
     """Where weights from the hub are kept; each pod downloads its own when unset."""

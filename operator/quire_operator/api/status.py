@@ -13,7 +13,7 @@ class Condition(Fields):
     """One aspect of the service, as of one generation of its spec."""
 
     type: Annotated[str, Field(max_length=316)]
-    """Accepted, Available, Ready, Reconciling, Stalled or Monitored. One that does not apply is absent."""
+    """Accepted, Autoscaling, Available, Ready, Reconciling, Stalled or Monitored. One that does not apply is absent."""
 
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""

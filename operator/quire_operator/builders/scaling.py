@@ -96,7 +96,7 @@ def with_first_replicas(service: LLMService, circumstances: Circumstances, workl
     Without a scaler nothing would ever wake it from zero.
     """
     scaling = service.spec.autoscaling
-    if scaling is None or "replicas" in workload["spec"]:
+    if scaling is None or workload["kind"] != scale_target(service)["kind"] or "replicas" in workload["spec"]:
         return workload
     count = scaling.first_replicas
     if obstacle(service, circumstances) is not None:

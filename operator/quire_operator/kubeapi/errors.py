@@ -25,6 +25,11 @@ class ApiError(Exception):
         return self.status in (400, 403, 422) and not self.namespace_is_going
 
     @property
+    def is_of_webhook(self) -> bool:
+        """An admission webhook gave no answer."""
+        return "failed calling webhook" in self.message
+
+    @property
     def namespace_is_going(self) -> bool:
         """The namespace is being deleted, and whatever is in it goes too."""
         return self.status == 403 and ("NamespaceTerminating" in self.causes or "being terminated" in self.message)

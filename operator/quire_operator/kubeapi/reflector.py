@@ -118,10 +118,11 @@ class Reflector:
             if self._owner(before) != self._owner(item):
                 self._remove(key)
         trimmed = self._trim(item)
+        is_news = before is None or not _is_same(before, trimmed)
         self._objects[key] = trimmed
         owner = self._owner(item)
         self._groups.setdefault(owner, {})[key] = trimmed
-        if not silently:
+        if is_news and not silently:
             self._changed(owner)
 
     def _remove(self, key: Key) -> None:
@@ -144,6 +145,12 @@ def is_newer(item: Object, other: Object) -> bool:
     """Whether `item` is a later state than `other`. Where versions cannot be compared, what differs is newer."""
     new, old = item["metadata"]["resourceVersion"], other["metadata"]["resourceVersion"]
     return int(new) > int(old) if new.isdecimal() and old.isdecimal() else bool(new != old)
+
+
+def _is_same(item: Object, other: Object) -> bool:
+    """Whether both say the same, whatever their versions: what changed was trimmed away."""
+    version = other["metadata"]["resourceVersion"]
+    return {**item, "metadata": {**item["metadata"], "resourceVersion": version}} == other
 
 
 def _key(item: Object) -> Key:

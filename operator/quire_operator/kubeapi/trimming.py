@@ -21,6 +21,9 @@ _METADATA = (
 )
 _POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses")
 
+_SCALER_STATUS = ("conditions", "desiredReplicas")
+_SCALER_CONDITION = ("type", "status", "reason", "message")
+
 OWNS_REPLICAS = "ownsReplicas"
 """Beside `metadata`: whether our field manager applied spec.replicas. It hands the count over before it lets go."""
 
@@ -31,6 +34,15 @@ def trim_child(item: Object) -> Object:
     trimmed["metadata"] = _metadata(item, _METADATA)
     trimmed[OWNS_REPLICAS] = _owns_replicas(item)
     return trimmed
+
+
+def trim_scaler(item: Object) -> Object:
+    """As a child, with that part of the status which does not change each time that metrics are read."""
+    status = item.get("status") or {}
+    kept = {key: status[key] for key in _SCALER_STATUS if key in status}
+    if "conditions" in kept:
+        kept["conditions"] = [{key: c[key] for key in _SCALER_CONDITION if key in c} for c in kept["conditions"]]
+    return trim_child({**item, "status": kept})
 
 
 def trim_pod(item: Object) -> Object:

@@ -19,7 +19,6 @@ class Refusal:
 
 _LATER: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     ("spec.parallelism.nodes", lambda spec: spec.parallelism.nodes != 1, "write 1"),
-    ("spec.autoscaling", lambda spec: spec.autoscaling is not None, "write a number of replicas"),
     ("spec.cache.local", lambda spec: spec.cache is not None and spec.cache.local is not None, "leave it out"),
 )
 """Field, whether it asks for something that is not there yet, and what to write instead."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quire_operator.api import LLMService
+from quire_operator.reconcile.autoscaling import judge_autoscaling
 from quire_operator.reconcile.conditions import Verdict
 from quire_operator.reconcile.monitoring import judge_monitoring
 from quire_operator.reconcile.observation import Observation
@@ -12,7 +13,7 @@ from quire_operator.reconcile.observation import Observation
 Aspect = Callable[[LLMService, Observation], Verdict | None]
 """Judges one part; None where it does not apply."""
 
-_ASPECTS: tuple[Aspect, ...] = (judge_monitoring,)
+_ASPECTS: tuple[Aspect, ...] = (judge_autoscaling, judge_monitoring)
 
 
 def aspects(service: LLMService, observation: Observation) -> list[Verdict]:

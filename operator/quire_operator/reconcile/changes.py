@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from quire_operator.api import LLMService
 from quire_operator.builders.identity import APPLIED_HASH, Manifest
+from quire_operator.builders.scaling import BACKENDS
 from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.difference import first_difference
 from quire_operator.reconcile.ownership import controller_of
@@ -44,20 +45,26 @@ def changes(
     observed: Mapping[ChildKey, Object],
     settled: Mapping[ChildKey, tuple[str, str]],
 ) -> list[Change]:
-    """What to do, in order. Nothing at steady state.
+    """What to do, in order: scalers go before anything else, so that nothing fights over replicas. Nothing at rest.
 
     `settled` holds digest and resourceVersion of children whose last apply changed nothing, though they look
     different: the API server normalises some value in a way that we do not know of, and would be asked for ever.
     """
-    result: list[Change] = []
+    wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
+    unwanted = list(_unwanted(service, wanted, observed))
+    result: list[Change] = [change for change in unwanted if is_scaler(change.kind)]
     for manifest in desired:
         key = (manifest["kind"], manifest["metadata"]["name"])
         why = _why_apply(manifest, observed.get(key), settled.get(key))
         if why is not None:
             result.append(Apply(manifest, observed.get(key), why))
-    wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
-    result += _unwanted(service, wanted, observed)
+    result += [change for change in unwanted if not is_scaler(change.kind)]
     return result
+
+
+def is_scaler(kind: str) -> bool:
+    """Whether children of this kind set the replicas of another."""
+    return kind in BACKENDS.values()
 
 
 def _why_apply(manifest: Manifest, live: Object | None, settled: tuple[str, str] | None) -> str | None:

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from quire_operator.api import LLMService
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.identity import APPLIED_HASH, FIELD_MANAGER, Manifest
+from quire_operator.builders.scaling import scale_target, with_first_replicas
 from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.errors import ApiError
 from quire_operator.kubeapi.resources import Resource, child_resource, resource_of
 from quire_operator.kubeapi.trimming import OWNS_REPLICAS, trim_child
-from quire_operator.reconcile.changes import Apply, Change, ChildKey, Delete
+from quire_operator.reconcile.changes import Apply, Change, ChildKey, Delete, is_scaler
 from quire_operator.reconcile.ownership import Ownership, ownership
 
 logger = logging.getLogger(__name__)
@@ -38,20 +40,39 @@ class Outcome:
 
     deleted: list[ChildKey] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    aside: dict[ChildKey, Problem] = field(default_factory=dict)
+    """Problems of children without which the service serves: a condition of their own tells of them."""
+
     waiting_for: list[ChildKey] = field(default_factory=list)
     """Children that must go before they can be made anew."""
 
     settled: dict[ChildKey, tuple[str, str]] = field(default_factory=dict)
     """Digest and resourceVersion of those that an apply did not change."""
 
+    def report(self, key: ChildKey, problem: Problem) -> None:
+        """Take in why this child is not as it should be."""
+        if is_scaler(key[0]):
+            self.aside[key] = problem
+        else:
+            self.problems.append(problem)
 
-async def carry_out(client: Client, service: LLMService, todo: Iterable[Change]) -> Outcome:
+
+async def carry_out(
+    client: Client, service: LLMService, todo: Iterable[Change], circumstances: Circumstances
+) -> Outcome:
     """Apply and delete. Raises what is worth another attempt: UnreachableError, and ApiErrors that are no refusals."""
-    outcome = Outcome()
+    outcome, target = Outcome(), scale_target(service)
+    workload = (target["kind"], target["name"])
+    troubled: set[ChildKey] = set()
     for change in todo:
         match change:
-            case Apply():
-                await _apply(client, service, change, outcome)
+            case Apply(manifest):
+                key = (manifest["kind"], manifest["metadata"]["name"])
+                if is_scaler(key[0]) and workload in troubled:
+                    continue  # its replicas were not handed over, or it is a predecessor's
+                await _apply(client, service, change, outcome, circumstances)
+                if key not in outcome.applied:
+                    troubled.add(key)
             case Delete(kind, live):
                 metadata = live["metadata"]
                 logger.info("deleting %s %s: no longer wanted", kind, metadata["name"])
@@ -60,7 +81,9 @@ async def carry_out(client: Client, service: LLMService, todo: Iterable[Change])
     return outcome
 
 
-async def _apply(client: Client, service: LLMService, change: Apply, outcome: Outcome) -> None:
+async def _apply(
+    client: Client, service: LLMService, change: Apply, outcome: Outcome, circumstances: Circumstances
+) -> None:
     manifest, resource = change.manifest, resource_of(change.manifest)
     namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
     key = (resource.kind, name)
@@ -71,7 +94,7 @@ async def _apply(client: Client, service: LLMService, change: Apply, outcome: Ou
     if live is not None:
         match ownership(live, service):
             case Ownership.FOREIGN:
-                outcome.problems.append(_name_conflict(resource, name))
+                outcome.report(key, _name_conflict(resource, name))
                 return
             case Ownership.LEAVING:
                 outcome.waiting_for.append(key)
@@ -81,11 +104,16 @@ async def _apply(client: Client, service: LLMService, change: Apply, outcome: Ou
     try:
         if live is not None:
             await _hand_replicas_over(client, resource, manifest, live)
+        else:
+            manifest = with_first_replicas(service, circumstances, manifest)
         answer = await client.apply(resource, manifest, FIELD_MANAGER, force=True)
     except ApiError as error:
+        if is_scaler(resource.kind) and (error.is_refusal or error.is_of_webhook):
+            outcome.report(key, _scaler_refused(resource, name, error))
+            return
         if not error.is_refusal:
             raise
-        outcome.problems.append(_refused(resource, name, error))
+        outcome.report(key, _refused(resource, name, error))
         return
     outcome.applied[key] = answer
     version = answer["metadata"]["resourceVersion"]
@@ -123,3 +151,11 @@ def _refused(resource: Resource, name: str, error: ApiError) -> Problem:
         f"the API server refuses {resource.kind} {name}: {error.message}. Change the field that it names, "
         "spec.podTemplate among them, or have the policy changed",
     )
+
+
+def _scaler_refused(resource: Resource, name: str, error: ApiError) -> Problem:
+    if "already managed by" in error.message:
+        next_step = "Remove that one, or leave spec.autoscaling out"
+        return Problem("ConflictingScaler", f"{resource.kind} {name} is refused: {error.message}. {next_step}")
+    next_step = "Correct it in spec.autoscaling, or have the policy changed"
+    return Problem("ChildRefused", f"the API server refuses {resource.kind} {name}: {error.message}. {next_step}")

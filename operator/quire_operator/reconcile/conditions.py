@@ -48,7 +48,7 @@ def verdicts(
         return _suspended(accepted, leaving)
     if waiting_for:
         leftovers = ", ".join(f"{kind} {name}" for kind, name in waiting_for)
-        text = f"waiting until {leftovers} of a predecessor is gone"
+        text = f"waiting until {leftovers} is gone, which is no longer wanted"
         return [_not_ready("Waiting", text), accepted, available, Verdict("Reconciling", True, "Waiting", text)]
     if stopped is not None:
         text = _stopped_text(service, replicas, stopped)
@@ -60,7 +60,9 @@ def verdicts(
         ]
     if replicas.rolled_out:
         if replicas.wanted == 0:
-            text = "no replica is wanted: scale up to serve"
+            text = "no replica is wanted: " + (
+                "a trigger wakes it" if service.spec.autoscaling else "scale up to serve"
+            )
             return [
                 Verdict("Ready", True, "ScaledToZero", text),
                 accepted,

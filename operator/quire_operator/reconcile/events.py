@@ -11,7 +11,7 @@ from quire_operator.api import API_VERSION, KIND, Condition, LLMService, Status
 from quire_operator.builders.identity import FIELD_MANAGER
 from quire_operator.reconcile.hand_edits import HandEdit
 
-_PASSING = {"Starting", "RollingOut", "Recreating", "Scaling", "Suspended", "Waiting"}
+_PASSING = {"Starting", "RollingOut", "Recreating", "Scaling", "Suspended", "Waiting", "ScalerPending", "Paused"}
 """Reasons for not being ready that are nobody's fault."""
 
 

@@ -9,9 +9,11 @@ from typing import Any
 from quire_operator.api import LLMService
 from quire_operator.builders.circumstances import Capabilities
 from quire_operator.builders.claim import cache_claim_name
+from quire_operator.builders.scaling import Obstacle
 from quire_operator.builders.stopped_rollout import StoppedRollout
 from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.changes import ChildKey
+from quire_operator.reconcile.children import Problem
 from quire_operator.reconcile.faults import Fault, pod_fault, template_hash
 
 REVISION = "deployment.kubernetes.io/revision"
@@ -27,6 +29,12 @@ class Observation:
     capabilities: Capabilities = field(default_factory=Capabilities)
     stopped: StoppedRollout | None = None
     """The rollout that was stopped, while the spec asks for it."""
+
+    scaling_obstacle: Obstacle | None = None
+    """Why there is no scaler though the spec asks for one."""
+
+    aside: Mapping[ChildKey, Problem] = field(default_factory=dict)
+    """Why children are not as they should be without which the service serves."""
 
     def deployment(self, service: LLMService) -> Object | None:
         """The workload, as last seen."""
@@ -60,7 +68,7 @@ class Replicas:
 def count_replicas(service: LLMService, deployment: Object | None) -> Replicas:
     """Counts; all zero but the wanted number before the Deployment exists."""
     if deployment is None:
-        return Replicas(1 if service.spec.replicas is None else service.spec.replicas, 0, 0, 0, 0, False, False)
+        return Replicas(_first_replicas(service), 0, 0, 0, 0, False, False)
     spec, status = deployment["spec"], deployment.get("status") or {}
     wanted = spec.get("replicas", 1)
     existing, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
@@ -76,6 +84,12 @@ def count_replicas(service: LLMService, deployment: Object | None) -> Replicas:
         rolled_out=is_current and existing == updated == available == wanted,
         recreating=_is_recreating(deployment, settled=is_current and existing == updated),
     )
+
+
+def _first_replicas(service: LLMService) -> int:
+    if service.spec.autoscaling is not None:
+        return service.spec.autoscaling.first_replicas
+    return 1 if service.spec.replicas is None else service.spec.replicas
 
 
 def _is_recreating(deployment: Object, *, settled: bool) -> bool:

@@ -12,6 +12,7 @@ from quire_operator.api import InvalidLLMServiceError, LLMService, Status, parse
 from quire_operator.builders.circumstances import Capabilities, Circumstances
 from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.identity import FIELD_MANAGER, SERVICE_LABEL
+from quire_operator.builders.scaling import obstacle
 from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.errors import ApiError, UnreachableError
 from quire_operator.kubeapi.login import own_namespace
@@ -25,6 +26,7 @@ from quire_operator.reconcile.hand_edits import HandEdits
 from quire_operator.reconcile.observation import Observation
 from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, was_accepted
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
+from quire_operator.reconcile.scalers import leaving_scalers
 from quire_operator.reconcile.status import status_of
 from quire_operator.settings import Settings
 
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 2.0
 _PROBLEM_SECONDS = 30.0
+_ASIDE_SECONDS = 10.0
+"""A scaler may only have been refused because what it replaces was not forgotten everywhere yet."""
 
 
 class Services(Protocol):
@@ -132,12 +136,15 @@ class Reconciler:
                 if fresh["metadata"].get("deletionTimestamp"):
                     return self._gone(key)
                 service = parse_llmservice(fresh)
-                outcome = await carry_out(self._client, service, todo)
+                outcome = await carry_out(self._client, service, todo, circumstances)
                 self._remember(key, outcome)
             if edit is not None:
                 await self._post(hand_edit_event(service, edit, _now()))
-        stopped = circumstances.stopped if circumstances is not None else None
-        observation = replace(self._observe(key, outcome.deleted), stopped=stopped)
+            outcome.waiting_for += leaving_scalers(service, self._surroundings.children(key))
+        observation = replace(self._observe(key, outcome.deleted), aside=outcome.aside)
+        if circumstances is not None:
+            blocked = obstacle(service, circumstances)
+            observation = replace(observation, stopped=circumstances.stopped, scaling_obstacle=blocked)
         wrote = await self._report(service, observation, outcome, refusal, planned)
         return _result(refusal, outcome, wrote, planned)
 
@@ -150,7 +157,8 @@ class Reconciler:
         if fault is not None:
             found = await self._client.list(REPLICA_SETS, key[0], f"{SERVICE_LABEL}={key[1]}")
             stopped = stop_rollout(service, fault, observation, found["items"], circumstances)
-        return replace(circumstances, stopped=stopped)
+        leaving = leaving_scalers(service, observation.children)
+        return replace(circumstances, stopped=stopped, scalers_leaving=bool(leaving))
 
     def _planned(self, service: LLMService) -> Planned | None:
         """The plan; None when it has to be waited for."""
@@ -243,4 +251,6 @@ def _result(refusal: Refusal | None, outcome: Outcome, wrote: bool, planned: Pla
         return Result("refused", _PROBLEM_SECONDS)
     if outcome.waiting_for:
         return Result("waiting", _WAIT_SECONDS)
+    if outcome.aside:
+        return Result("refused", _ASIDE_SECONDS)
     return Result("changed" if wrote or outcome.applied or outcome.deleted else "unchanged", planned.again_after)

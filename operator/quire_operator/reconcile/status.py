@@ -11,6 +11,7 @@ from quire_operator.builders.service import service_url
 from quire_operator.plan.acceptance import Refusal
 from quire_operator.plan.advice import advice_of
 from quire_operator.reconcile.aspects import aspects
+from quire_operator.reconcile.autoscaling import autoscaling_status
 from quire_operator.reconcile.children import Outcome
 from quire_operator.reconcile.conditions import verdicts, with_times
 from quire_operator.reconcile.observation import Observation, count_replicas, fault_of
@@ -57,6 +58,7 @@ def status_of(
         ready_replicas=replicas.ready,
         updated_replicas=replicas.updated if observation.stopped is None else 0,
         selector=",".join(f"{key}={value}" for key, value in selector_labels(service).items()),
+        autoscaling=autoscaling_status(service, observation) if refusal is None else service.status.autoscaling,
         cache=CacheStatus(claim_name=claim) if claim is not None else None,
         model=ModelStatus(
             name=service.served_name,

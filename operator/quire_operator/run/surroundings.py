@@ -12,12 +12,13 @@ from quire_operator.builders.circumstances import Capabilities
 from quire_operator.builders.identity import SERVICE_LABEL
 from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.reflector import Key, Reflector
-from quire_operator.kubeapi.resources import CHILDREN, OPTIONAL_CHILDREN, PODS, WATCHED
-from quire_operator.kubeapi.trimming import trim_child, trim_pod
+from quire_operator.kubeapi.resources import AUTOSCALERS, CHILDREN, OPTIONAL_CHILDREN, PODS, SCALED_OBJECTS, WATCHED
+from quire_operator.kubeapi.trimming import trim_child, trim_pod, trim_scaler
 from quire_operator.reconcile.changes import ChildKey
 from quire_operator.run.discovery import Discovery
 
 _CHILD_KINDS = {resource.kind for resource in (*CHILDREN, *OPTIONAL_CHILDREN)}
+_TRIMS = {PODS: trim_pod, SCALED_OBJECTS: trim_scaler, AUTOSCALERS: trim_scaler}
 _OPTIONAL_SECONDS = 15.0
 """How long an optional API may take to be listed before services are reconciled without it."""
 
@@ -30,7 +31,7 @@ class Surroundings:
     ) -> None:
         self._discovery = discovery
         self._reflectors = [
-            Reflector(client, resource, namespace, SERVICE_LABEL, trim_pod if resource == PODS else trim_child, changed)
+            Reflector(client, resource, namespace, SERVICE_LABEL, _TRIMS.get(resource, trim_child), changed)
             for resource in (*WATCHED, *OPTIONAL_CHILDREN)
             for namespace in namespaces or (None,)
         ]
