@@ -140,12 +140,30 @@ def prefetch(argv: Sequence[str]) -> int:
     return run_prefetch(found.cache.expanduser(), wish, found.progress_port)
 
 
+def inspect(argv: Sequence[str]) -> int:
+    """Print in one line of JSON how large a checkpoint is, from its config.json and the headers of its weights."""
+    parser = FlagParser("quire-engine inspect", description=inspect.__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the checkpoint; its weights are not read")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there (default: standard output)")
+    found = parser.parse_args(argv)
+    from quire_engine.memory_plan.model_facts import ModelFacts
+
+    try:
+        text = ModelFacts.of_directory(found.directory).to_json()
+        sys.stdout.write(f"{text}\n") if found.output is None else found.output.write_text(text)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": serve,
     "prefetch": prefetch,
     "drain": drain,
     "tiny": tiny,
     "chat": chat,
+    "inspect": inspect,
 }
 
 if __name__ == "__main__":

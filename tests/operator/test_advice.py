@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
+from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_operator.api import PlanStatus
 from quire_operator.cli import main
 from quire_operator.kubeapi.resources import DEPLOYMENTS, EVENTS, LLMSERVICES
 from quire_operator.plan.advice import advice_of
 from quire_operator.plan.gpu_memory import Device
-from quire_operator.plan.model_facts import ModelFacts
 from quire_operator.plan.service_plan import plan_of
 from quire_operator.reconcile.children import Outcome
 from quire_operator.reconcile.observation import Observation
 from quire_operator.reconcile.status import status_of
-from quire_operator.sources.directory import read_directory
 from tests.operator.api_client import Namespace, eventually
 from tests.operator.checkpoints import LLAMA_8B, write_checkpoint
 from tests.operator.operator_process import OperatorProcess
@@ -31,7 +30,7 @@ GOOD: dict[str, Any] = {"replicas": 2}
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> ModelFacts:
-    return read_directory(write_checkpoint(tmp_path_factory.mktemp("llama"), LLAMA_8B, files=4))
+    return ModelFacts.of_directory(write_checkpoint(tmp_path_factory.mktemp("llama"), LLAMA_8B, files=4))
 
 
 def reasons(plan: PlanStatus | None = None, live: int | None = None, **spec: Any) -> list[str]:

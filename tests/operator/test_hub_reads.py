@@ -17,9 +17,8 @@ import pytest
 from aiohttp.web import Application, AppRunner, FileResponse, Request, Response, StreamResponse, TCPSite
 
 from e2e.hub_server import Hub, make_server
-from quire_operator.plan.model_facts import ModelFacts
+from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_operator.sources import hub
-from quire_operator.sources.directory import read_directory
 from quire_operator.sources.hub import HubError, HubModel, read_model
 from tests.operator.checkpoints import SMALL, write_checkpoint
 
@@ -54,7 +53,7 @@ async def test_a_model_on_the_hub_is_what_it_is_on_disk(tmp_path: Path, start_hu
     directory = write_checkpoint(tmp_path, SMALL, files=files)
     url, server = start_hub({"org/small": directory})
     facts = await read(url)
-    on_disk = read_directory(directory)
+    on_disk = ModelFacts.of_directory(directory)
     assert (facts.shape, facts.weights, facts.longest) == (on_disk.shape, on_disk.weights, on_disk.longest)
     assert facts.commit == server.commit("org/small")
     assert not [name for name in server.sent if "(part)" not in name], "a whole file was sent"
@@ -170,7 +169,7 @@ async def test_weights_on_another_server_are_read_without_showing_it_the_token(t
         async with web(hub_answers) as url:
             facts = await read(url, token="secret")
     assert facts.commit == "c" * 40
-    assert facts.weights == read_directory(directory).weights
+    assert facts.weights == ModelFacts.of_directory(directory).weights
     assert seen == [None, None]
 
 
@@ -226,5 +225,5 @@ async def test_a_hub_that_knows_no_ranges_is_read_no_further_than_needed(tmp_pat
 
     async with web(serve) as url:
         facts = await read(url)
-    assert facts.parameters == read_directory(write_checkpoint(tmp_path / "again", SMALL)).parameters
+    assert facts.parameters == ModelFacts.of_directory(write_checkpoint(tmp_path / "again", SMALL)).parameters
     assert sent < 32 << 20

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_operator.api import PlanStatus
 from quire_operator.cli import main
 from quire_operator.plan.fit import CPU_RESIDENT_BYTES, GPU_RESIDENT_BYTES
 from quire_operator.plan.gpu_memory import PRODUCTS, Device, KnownGPUs, Skipped, device_of
 from quire_operator.plan.hub_source import hub_endpoint, hub_refused
-from quire_operator.plan.model_facts import ModelFacts
 from quire_operator.plan.service_plan import cannot_be_planned, plan_of
 from quire_operator.settings import Settings, SettingsError, settings_from
-from quire_operator.sources.directory import read_directory
 from tests.operator.checkpoints import LLAMA_8B, SMALL, write_checkpoint
 from tests.operator.services import manifest, service
 
@@ -26,7 +25,7 @@ ON_GPU: dict[str, Any] = {"model": {"source": "hf://meta-llama/Llama-3.1-8B"}, "
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> ModelFacts:
-    return read_directory(write_checkpoint(tmp_path_factory.mktemp("llama"), LLAMA_8B, files=4))
+    return ModelFacts.of_directory(write_checkpoint(tmp_path_factory.mktemp("llama"), LLAMA_8B, files=4))
 
 
 def gpu_plan(facts: ModelFacts, memory: int, tensor: int = 1, **model: Any) -> PlanStatus:
@@ -119,7 +118,7 @@ def test_more_gpus_and_shorter_requests_are_suggested_together_where_neither_is_
 
 def test_a_float32_checkpoint_is_served_in_half_of_its_size_on_a_gpu(tmp_path: Path) -> None:
     config = {**SMALL, "torch_dtype": "float32"}
-    facts = read_directory(write_checkpoint(tmp_path, config, dtype="F32"))
+    facts = ModelFacts.of_directory(write_checkpoint(tmp_path, config, dtype="F32"))
     assert gpu_plan(facts, 24).weights_bytes == (facts.parameters or 0) * 2
     on_cpu = plan_of(service().spec, facts, Device("CPU", 4 * GIB, on_gpu=False))
     assert on_cpu.weights_bytes == (facts.parameters or 0) * 4

@@ -9,6 +9,8 @@ import pytest
 
 from quire_operator.kubeapi.resources import DEPLOYMENTS, SECRETS
 from tests.operator.api_client import Namespace, eventually
+from tests.operator.checkpoints import FACTS
+from tests.operator.claims import jobs, make_claim, on_claim, say
 from tests.operator.conftest import StartOperator
 from tests.operator.hub import asked, on_hub
 
@@ -97,3 +99,18 @@ def test_without_leave_no_hub_is_asked_that_a_service_names_and_it_is_served(
     eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
     assert eventually(lambda: namespace.status("llama").get("plan"))["reason"] == "ForeignHub"
     assert asked(hub) == before
+
+
+def test_a_restart_keeps_the_plan_of_a_model_on_a_claim_and_reads_nothing(
+    namespace: Namespace, start_operator: StartOperator
+) -> None:
+    first = start_operator(f"--namespace={namespace.name}", "--no-leader-election")
+    make_claim(namespace)
+    namespace.create(on_claim())
+    say(namespace, FACTS)
+    before = eventually(lambda: namespace.status("llama").get("plan"))
+    first.stop()
+    second = start_operator(f"--namespace={namespace.name}", "--no-leader-election")
+    second.wait_until_idle()
+    assert jobs(namespace) == []
+    assert namespace.status("llama")["plan"] == before

@@ -10,14 +10,15 @@ import httpx
 import pytest
 import yaml
 
-from quire_operator.api import parse_llmservice
+from quire_operator.api import ClaimSource, parse_llmservice
 from quire_operator.builders.circumstances import EVERYTHING, Circumstances
 from quire_operator.builders.desired import desired_objects
+from quire_operator.builders.inspection import build_inspection_job
 from quire_operator.kubeapi.resources import PODS
 from quire_operator.plan.acceptance import refusal_of
 from tests.operator.api_client import ApiClient
 from tests.operator.conftest import REPOSITORY, program
-from tests.operator.services import SETTINGS, manifest
+from tests.operator.services import SETTINGS, manifest, service
 
 pytestmark = pytest.mark.control_plane
 
@@ -96,6 +97,12 @@ def test_every_pod_of_a_feature_is_admitted(api: ApiClient, restricted: str, spe
 def test_every_pod_of_a_sample_is_admitted(api: ApiClient, restricted: str, sample: dict[str, Any]) -> None:
     for pod in pods_of(sample):
         admit(api, restricted, pod)
+
+
+def test_the_pod_that_reads_a_claim_is_admitted(api: ApiClient, restricted: str) -> None:
+    source = ClaimSource("models", "llama")
+    (pod,) = templates(build_inspection_job(service(model={"source": "pvc://models/llama"}), source, SETTINGS))
+    admit(api, restricted, pod)
 
 
 @pytest.mark.parametrize("setting", ["replicas=1", "replicas=2"])

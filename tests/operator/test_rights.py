@@ -35,6 +35,8 @@ from quire_operator.kubeapi.resources import (
 from quire_operator.plan.acceptance import refusal_of
 from quire_operator.settings import Settings
 from tests.operator.api_client import ApiClient, Namespace, eventually
+from tests.operator.checkpoints import FACTS
+from tests.operator.claims import jobs, make_claim, on_claim, say
 from tests.operator.conftest import (
     REPOSITORY,
     StartOperator,
@@ -202,6 +204,7 @@ def live(namespace: Namespace, hub: ThreadingHTTPServer) -> set[Resource]:
     """
     bodies = services(hub)
     expected = kinds(bodies.values())
+    have_a_claim_inspected(namespace, "claimed")
     for body in bodies.values():
         namespace.create(body)
     eventually(lambda: left_in(namespace, expected) == expected)
@@ -209,13 +212,22 @@ def live(namespace: Namespace, hub: ThreadingHTTPServer) -> set[Resource]:
     namespace.api.patch(NETWORK_POLICIES, namespace.name, "llama-netpol", {"spec": {"egress": [{}]}})
     eventually(lambda: namespace.get(NETWORK_POLICIES, "llama-netpol")["spec"]["egress"] != [{}])
     fail_to_roll_out(namespace, "llama")
-    for name in bodies:
+    for name in (*bodies, "claimed"):
         namespace.change(name, NOTHING)
     eventually(lambda: left_in(namespace, expected) == set())
-    for name in bodies:
+    for name in (*bodies, "claimed"):
         namespace.message(name, "Suspended")
         namespace.api.delete(LLMSERVICES, namespace.name, name)
     return expected
+
+
+def have_a_claim_inspected(namespace: Namespace, name: str) -> None:
+    """A service whose model is on a claim, where a Job reads it."""
+    make_claim(namespace)
+    namespace.create(on_claim(name))
+    say(namespace, FACTS)
+    eventually(lambda: namespace.status(name).get("plan"))
+    eventually(lambda: not jobs(namespace))
 
 
 def fail_to_roll_out(namespace: Namespace, name: str) -> None:

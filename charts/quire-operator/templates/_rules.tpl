@@ -19,6 +19,10 @@
 - apiGroups: [""]
   resources: [services, serviceaccounts, persistentvolumeclaims]
   verbs: [get, list, watch, create, patch, delete]
+# a Job reads how large a model on a claim is
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]

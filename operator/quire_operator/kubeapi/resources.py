@@ -37,6 +37,7 @@ DISRUPTION_BUDGETS = Resource("policy/v1", "PodDisruptionBudget", "poddisruption
 NETWORK_POLICIES = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 REPLICA_SETS = Resource("apps/v1", "ReplicaSet", "replicasets")
 AUTOSCALERS = Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+JOBS = Resource("batch/v1", "Job", "jobs")
 PODS = Resource("v1", "Pod", "pods")
 EVENTS = Resource("v1", "Event", "events")
 NODES = Resource("v1", "Node", "nodes")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.memory_plan.model_shape import serving_dtype
 from quire_engine.memory_plan.plan import TOKENS_PER_STEP, MemoryPlan, MemoryRequest, size_memory
 from quire_operator.api import Spec
 from quire_operator.plan.gpu_memory import Device
-from quire_operator.plan.model_facts import ModelFacts
 
 GPU_RESIDENT_BYTES = 1 << 30
 """In use before the engine allocates: CUDA's context, kernels, and what the driver keeps of the memory it reports."""

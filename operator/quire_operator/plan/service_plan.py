@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from quire_operator.api import ClaimSource, ImageSource, PlanStatus, Spec, parse_source
+from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_operator.api import ImageSource, ModelSource, PlanStatus, Spec
 from quire_operator.plan.fit import Trial, smallest_tensor
 from quire_operator.plan.gpu_memory import Device, Skipped
-from quire_operator.plan.model_facts import ModelFacts
 from quire_operator.plan.suggestions import on_fewer_gpus, suggestions
 
 _OVERRIDING = (
@@ -71,15 +71,11 @@ def cannot_be_planned(spec: Spec) -> Skipped | None:
     return None
 
 
-def source_not_planned(spec: Spec) -> Skipped | None:
-    """Why a model cannot be read before its pods start; None for one on a hub."""
-    match parse_source(spec.model.source):
-        case ImageSource():
-            return Skipped("NotPlanned", "weights in the engine's image cannot be read before a pod runs")
-        case ClaimSource():
-            return Skipped("NotPlanned", "models on a claim are not planned yet")
-        case _:
-            return None
+def in_the_image(source: ModelSource) -> Skipped | None:
+    """Why a model is not read before its pods start; None for one that is not in the engine's image."""
+    if not isinstance(source, ImageSource):
+        return None
+    return Skipped("NotPlanned", "weights in the engine's image are not read before a pod runs")
 
 
 def plan_of(spec: Spec, facts: ModelFacts, device: Device) -> PlanStatus:

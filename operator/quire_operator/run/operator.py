@@ -85,7 +85,7 @@ class Operator:
     async def _work(self, beside: list[Coroutine[Any, Any, None]]) -> None:
         """Everything that only the leader does, and `beside` it. Returns on `stop`, with nothing left running."""
         async with self._plans, _ending_together() as spawn:
-            for coroutine in [*beside, *self._surroundings.loops()]:
+            for coroutine in [*beside, *self._surroundings.loops(), *self._plans.loops()]:
                 spawn(coroutine)
             self._is_leading = True
             if not await self._unless_stopped(self._first_list(), spawn.ended):

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping, Sequence
-from typing import Self
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Self
 
-from quire_operator.api import LLMService
+from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_operator.api import ClaimSource, LLMService, parse_source
 from quire_operator.kubeapi.client import Client
 from quire_operator.kubeapi.errors import ApiError, UnreachableError
 from quire_operator.kubeapi.reflector import Key
 from quire_operator.kubeapi.resources import SECRETS
 from quire_operator.plan.gpu_memory import KnownGPUs, Skipped, device_of
 from quire_operator.plan.hub_source import hub_endpoint, hub_refused, repository_of
-from quire_operator.plan.service_plan import cannot_be_planned, plan_of, skipped_plan, source_not_planned
-from quire_operator.reconcile.planning import Planned
-from quire_operator.run.model_cache import RETRY_SECONDS, ModelCache
+from quire_operator.plan.service_plan import cannot_be_planned, in_the_image, plan_of, skipped_plan
+from quire_operator.reconcile.planning import Planned, was_accepted
+from quire_operator.run.claim_models import ClaimModels
+from quire_operator.run.hub_models import RETRY_SECONDS, HubModels
 from quire_operator.run.node_gpus import NodeGPUs
 from quire_operator.settings import Settings
 from quire_operator.sources.hub import HubError, HubModel
+
+_PASSING = ("HubUnreachable", "NotReadYet")
 
 
 class Plans:
@@ -27,7 +31,8 @@ class Plans:
 
     def __init__(self, client: Client, settings: Settings, changed: Callable[[Key], None]) -> None:
         self._client, self._settings = client, settings
-        self._models = ModelCache(changed)
+        self._models = HubModels(changed)
+        self._claims = ClaimModels(client, settings, changed)
         self._nodes = NodeGPUs(client, changed)
 
     async def __aenter__(self) -> Self:
@@ -36,25 +41,34 @@ class Plans:
 
     async def __aexit__(self, *error: object) -> None:
         await self._nodes.close()
+        await self._claims.close()
         await self._models.__aexit__(*error)
+
+    def loops(self) -> list[Coroutine[Any, Any, None]]:
+        """Endless coroutines: the watches of what plans wait for."""
+        return self._claims.loops()
 
     def of(self, service: LLMService) -> Planned | None:
         """The plan; None while what it needs is being read. Never waits."""
-        spec = service.spec
-        refused = cannot_be_planned(spec) or source_not_planned(spec) or hub_refused(service, self._settings)
-        endpoint = refused or hub_endpoint(service, self._settings)
-        if isinstance(endpoint, Skipped):
-            return Planned(plan=skipped_plan(endpoint))
-        key = (service.metadata.namespace, service.metadata.name)
-        model = HubModel(endpoint, repository_of(service), spec.model.revision or "main")
-        facts = self._models.get(key, model, self._account(service), lambda: self._token(service))
-        nodes = self._node_labels(service, key)
-        if facts is None or nodes is None:
+        spec, source = service.spec, parse_source(service.spec.model.source)
+        refused = cannot_be_planned(spec) or in_the_image(source)
+        if refused is not None:
+            return Planned(plan=skipped_plan(refused))
+        nodes = self._node_labels(service)
+        if nodes is None:
+            return None
+        device = device_of(spec, KnownGPUs(nodes, self._settings.products()))
+        if isinstance(source, ClaimSource):
+            if _is_planned(service):
+                return Planned.of_status(service.status)  # a pod that mounts the claim is not worth a second look
+            facts = device if isinstance(device, Skipped) else self._claims.get(service, source)
+        else:
+            facts = self._on_hub(service)
+        if facts is None:
             return None
         if isinstance(facts, Skipped):
-            again = RETRY_SECONDS if facts.reason == "HubUnreachable" else None
+            again = RETRY_SECONDS if facts.reason in _PASSING else None
             return Planned(plan=skipped_plan(self._explained(service, facts)), again_after=again)
-        device = device_of(spec, KnownGPUs(nodes, self._settings.products()))
         return Planned(
             plan=skipped_plan(device) if isinstance(device, Skipped) else plan_of(spec, facts, device),
             commit=facts.commit,
@@ -63,11 +77,19 @@ class Plans:
             parameters=facts.parameters,
         )
 
-    def _node_labels(self, service: LLMService, key: Key) -> Sequence[Mapping[str, str]] | None:
+    def _on_hub(self, service: LLMService) -> ModelFacts | Skipped | None:
+        endpoint = hub_refused(service, self._settings) or hub_endpoint(service, self._settings)
+        if isinstance(endpoint, Skipped):
+            return endpoint
+        key = (service.metadata.namespace, service.metadata.name)
+        model = HubModel(endpoint, repository_of(service), service.spec.model.revision or "main")
+        return self._models.get(key, model, self._account(service), lambda: self._token(service))
+
+    def _node_labels(self, service: LLMService) -> Sequence[Mapping[str, str]] | None:
         gpu = service.spec.resources.gpu
         if service.spec.gpus_per_pod == 0 or gpu.memory_gib is not None or self._settings.namespaces:
             return ()  # nodes are not asked for by an operator of some namespaces: they belong to none
-        return self._nodes.labels(key)
+        return self._nodes.labels((service.metadata.namespace, service.metadata.name))
 
     def _account(self, service: LLMService) -> str:
         """Whose eyes a gated model is seen with."""
@@ -95,3 +117,9 @@ class Plans:
         if self._settings.plan_reads_tokens:
             return why
         return Skipped(why.reason, f"{why.message}; the operator reads Secrets only with --plan-reads-tokens")
+
+
+def _is_planned(service: LLMService) -> bool:
+    """Whether the status has a plan of this very spec, as after a restart."""
+    plan = service.status.plan
+    return was_accepted(service) and plan is not None and plan.verdict != "Skipped"

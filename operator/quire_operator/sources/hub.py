@@ -11,8 +11,8 @@ from typing import Any
 
 import aiohttp
 
+from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.memory_plan.safetensors_header import LENGTH_BYTES, TensorHeader, header_length, parse_header
-from quire_operator.plan.model_facts import ModelFacts
 
 SECONDS = 10.0
 """How long a model may take to be read, all files together."""

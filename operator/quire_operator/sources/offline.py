@@ -6,13 +6,12 @@ import asyncio
 import os
 from pathlib import Path
 
-from quire_operator.api import LLMService, PlanStatus
+from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_operator.api import HubSource, LLMService, PlanStatus, parse_source
 from quire_operator.plan.gpu_memory import KnownGPUs, Skipped, device_of
 from quire_operator.plan.hub_source import hub_endpoint, repository_of
-from quire_operator.plan.model_facts import ModelFacts
-from quire_operator.plan.service_plan import cannot_be_planned, plan_of, skipped_plan, source_not_planned
+from quire_operator.plan.service_plan import cannot_be_planned, plan_of, skipped_plan
 from quire_operator.settings import Settings
-from quire_operator.sources.directory import read_directory
 
 
 class InvalidCheckpointError(ValueError):
@@ -39,7 +38,7 @@ def plan_offline(
 
 def _in_directory(directory: Path) -> ModelFacts:
     try:
-        return read_directory(directory)
+        return ModelFacts.of_directory(directory)
     except ValueError as error:
         raise InvalidCheckpointError(str(error)) from error
 
@@ -50,9 +49,8 @@ def _on_hub(service: LLMService, settings: Settings) -> ModelFacts | Skipped:
 
     from quire_operator.sources.hub import HubError, HubModel, read_model
 
-    unread = source_not_planned(service.spec)
-    if unread is not None:
-        return Skipped(unread.reason, f"{unread.message}: name a copy of the checkpoint with --config DIR")
+    if not isinstance(parse_source(service.spec.model.source), HubSource):
+        return Skipped("NotPlanned", "the model is on no hub: name a copy of the checkpoint with --config DIR")
     endpoint = hub_endpoint(service, settings)
     if isinstance(endpoint, Skipped):
         return endpoint

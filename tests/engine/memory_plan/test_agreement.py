@@ -11,12 +11,12 @@ import pytest
 from quire_engine.config import EngineConfig
 from quire_engine.engine import build_engine
 from quire_engine.memory_plan.host_memory import memory_limit
+from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.memory_plan.model_shape import ARCHITECTURES, ModelShape
 from quire_engine.models.registry import FAMILIES as SERVED
 from quire_engine.models.registry import decoder_spec
 from quire_operator.plan.gpu_memory import Device
 from quire_operator.plan.service_plan import plan_of
-from quire_operator.sources.directory import read_directory
 from tests.engine.models.checkpoints import FAMILIES, VARIANTS, make_model, save
 from tests.operator.services import service
 
@@ -31,7 +31,7 @@ def test_weights_and_kv_bytes_per_token_are_those_of_the_engine(tmp_path: Path, 
     cls, config = CHECKPOINTS[name]
     save(make_model(cls, config()), tmp_path)
     spec = service(model={"source": "hf://org/name", "dtype": dtype}).spec
-    plan = plan_of(spec, read_directory(tmp_path), Device("CPU", 4 << 30, on_gpu=False))
+    plan = plan_of(spec, ModelFacts.of_directory(tmp_path), Device("CPU", 4 << 30, on_gpu=False))
     core, info = build_engine(EngineConfig(model=str(tmp_path), device="cpu", dtype=dtype, num_gpu_blocks_override=64))
     model: Any = core._executor._model  # type: ignore[attr-defined]
     assert plan.weights_bytes == sum(p.numel() * p.element_size() for p in model.parameters())
@@ -45,7 +45,7 @@ def test_the_pool_of_a_pod_is_the_one_that_the_engine_allocates(tmp_path: Path) 
     cls, config = FAMILIES["llama"]
     save(make_model(cls, config()), tmp_path)
     spec = service(model={"source": "hf://org/name"}, engine={"blockSize": 128}).spec
-    plan = plan_of(spec, read_directory(tmp_path), Device("CPU", memory_limit(), on_gpu=False))
+    plan = plan_of(spec, ModelFacts.of_directory(tmp_path), Device("CPU", memory_limit(), on_gpu=False))
     _, info = build_engine(EngineConfig(model=str(tmp_path), device="cpu", block_size=128))
     assert plan.tokens == info.num_blocks * info.block_size
 

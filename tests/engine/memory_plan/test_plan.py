@@ -154,7 +154,7 @@ def test_without_a_limit_the_machine_is_the_limit(tmp_path: Path) -> None:
 
 def test_the_plan_needs_only_the_standard_library() -> None:
     code = (
-        "import sys; import quire_engine.memory_plan.plan, quire_engine.memory_plan.weight_files; "
+        "import sys; import quire_engine.memory_plan.plan, quire_engine.memory_plan.model_facts; "
         "bad = {m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names) - {'quire_engine', '__main__'}; "
         "print(sorted(bad))"
     )

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from e2e.hub_server import make_server
+from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_operator.plan.gpu_memory import Skipped
-from quire_operator.plan.model_facts import ModelFacts
-from quire_operator.run import model_cache
-from quire_operator.run.model_cache import ModelCache
+from quire_operator.run import hub_models
+from quire_operator.run.hub_models import HubModels
 from quire_operator.sources import hub as hub_source
 from quire_operator.sources.hub import HubModel
 from tests.operator.checkpoints import SMALL, write_checkpoint
@@ -31,7 +31,7 @@ class Askers:
 
     def __init__(self) -> None:
         self.told: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
-        self.cache = ModelCache(self.told.put_nowait)
+        self.cache = HubModels(self.told.put_nowait)
 
     def get(self, model: HubModel, asker: tuple[str, str] = ASKER) -> ModelFacts | Skipped | None:
         return self.cache.get(asker, model, "", _no_token)
@@ -81,7 +81,7 @@ async def test_a_model_is_read_once_for_all_who_ask(askers: Askers, server: Thre
 async def test_what_has_grown_old_is_given_while_it_is_read_again(
     askers: Askers, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(hub_models, "_FRESH_SECONDS", 0.0)
     first = await askers.answer(small(server))
     reads = asked(server)
     assert askers.get(small(server)) == first
@@ -92,7 +92,7 @@ async def test_what_has_grown_old_is_given_while_it_is_read_again(
 async def test_a_hub_that_goes_away_leaves_what_was_learned(
     askers: Askers, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(hub_models, "_FRESH_SECONDS", 0.0)
     first = await askers.answer(small(server))
     server.shutdown()
     server.server_close()
@@ -104,7 +104,7 @@ async def test_a_hub_that_goes_away_leaves_what_was_learned(
 async def test_a_commit_is_never_read_again(
     askers: Askers, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(hub_models, "_FRESH_SECONDS", 0.0)
     handler: Any = server.RequestHandlerClass
     commit = handler.hub.commit("org/small")
     await askers.answer(small(server, commit))
@@ -136,7 +136,7 @@ async def test_a_silent_hub_is_waited_for_once_and_not_by_each_model(
 async def test_a_hub_that_is_back_is_asked_again(
     askers: Askers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(hub_models, "RETRY_SECONDS", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     model = HubModel(f"http://127.0.0.1:{port}", "org/small", "main")
@@ -154,7 +154,7 @@ async def test_a_hub_that_is_back_is_asked_again(
 async def test_models_of_a_silent_hub_hold_others_back_for_a_while_only(
     askers: Askers, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "_TURN_SECONDS", 0.2)
+    monkeypatch.setattr(hub_models, "_TURN_SECONDS", 0.2)
     monkeypatch.setattr(askers.cache, "_slots", asyncio.Semaphore(1))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         askers.get(HubModel(f"http://127.0.0.1:{silent.getsockname()[1]}", "org/model", "main"))

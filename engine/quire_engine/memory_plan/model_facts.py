@@ -1,0 +1,106 @@
+"""What a plan needs to know about a model, taken from its config.json and the headers of its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quire_engine.memory_plan.context_length import longest_context
+from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
+from quire_engine.memory_plan.safetensors_header import TensorHeader
+from quire_engine.memory_plan.weight_files import checkpoint_headers
+from quire_engine.memory_plan.weight_sizes import WeightSizes
+
+_Numbers = TypeVar("_Numbers", ModelShape, WeightSizes)
+_MOST = 1 << 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """A model as it is on the hub or on disk; a few numbers, however large the model."""
+
+    shape: ModelShape
+    weights: WeightSizes
+    longest: int
+    """Tokens that its positions cover."""
+
+    quantization: str | None
+    """The scheme that the checkpoint is quantized by."""
+
+    commit: str | None = None
+    """Commit of the hub's repository."""
+
+    @staticmethod
+    def of(config: Mapping[str, object], tensors: Mapping[str, TensorHeader], commit: str | None = None) -> ModelFacts:
+        """From config.json's content and the tensors by name. Raises ValueError for a model that is not known."""
+        shape = ModelShape.of_known_architecture(config)
+        quantization = config.get("quantization_config")
+        return ModelFacts(
+            shape=shape,
+            weights=WeightSizes.of(tensors, shape),
+            longest=longest_context(config, shape.max_position_embeddings),
+            quantization=str(quantization.get("quant_method")) if isinstance(quantization, dict) else None,
+            commit=commit,
+        )
+
+    @staticmethod
+    def of_directory(directory: Path) -> ModelFacts:
+        """From the files of a checkpoint. Raises ValueError that says what is wrong with which file."""
+        file = directory / "config.json"
+        if not file.is_file():
+            raise ValueError(f"{directory} has no config.json: name the directory of a checkpoint")
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} does not parse ({error})") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{file} holds no JSON object")
+        return ModelFacts.of(config, checkpoint_headers(directory))
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of parameters; None when the weights are quantized, since those are packed."""
+        return self.weights.elements if self.weights.stored == 0 else None
+
+    def to_json(self) -> str:
+        """One line of some 500 characters, which fits into a container's termination message."""
+        values = dataclasses.asdict(self)
+        del values["commit"]  # only a hub has one
+        return json.dumps(values)
+
+    @staticmethod
+    def from_json(text: str) -> ModelFacts:
+        """What `to_json` gave. Raises ValueError for anything else, numbers that no model has among it."""
+        try:
+            read = json.loads(text)
+            facts = ModelFacts(
+                shape=_checked(ModelShape, read["shape"], least=1),
+                weights=_checked(WeightSizes, read["weights"], least=0),
+                longest=_whole(read["longest"], least=1),
+                quantization=None if read["quantization"] is None else str(read["quantization"])[:64],
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"these are no facts of a model ({error!r})") from None
+        if facts.shape.num_heads % facts.shape.num_kv_heads or facts.shape.dtype not in BYTES_OF_DTYPE:
+            raise ValueError("these are facts of no model")
+        return facts
+
+
+def _checked(kind: type[_Numbers], values: Mapping[str, Any], least: int) -> _Numbers:
+    for field in dataclasses.fields(kind):
+        value = values[field.name]
+        if field.type == "int":
+            _whole(value, least)
+        elif type(value).__name__ != field.type:
+            raise ValueError(f"{field.name} is {value!r}")
+    return kind(**values)
+
+
+def _whole(value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST:
+        raise ValueError(f"{value!r} is no size")
+    return value

@@ -1,0 +1,135 @@
+"""Models on claims, read by a Job that mounts the claim: a service waits for it a while, and then is served anyway."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_operator.api import ClaimSource, LLMService
+from quire_operator.builders.identity import FIELD_MANAGER
+from quire_operator.builders.inspection import INSPECTION_LABEL, build_inspection_job, inspection_of
+from quire_operator.kubeapi.client import Client, Object
+from quire_operator.kubeapi.errors import ApiError, UnreachableError
+from quire_operator.kubeapi.reflector import Key, Reflector
+from quire_operator.kubeapi.resources import CLAIMS, JOBS, PODS
+from quire_operator.kubeapi.trimming import trim_pod
+from quire_operator.plan.gpu_memory import Skipped
+from quire_operator.reconcile.inspection import facts_in, progress_of
+from quire_operator.run.model_cache import ModelCache, Reading
+from quire_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 120.0
+_HOLD_SECONDS = 30.0
+"""How long a service is held back: enough for a pod whose image is on its node."""
+
+_LONGEST_RETRY_SECONDS = 3600.0
+_FRESH_SECONDS = 3600.0
+_FAULTY_SECONDS = 600.0
+_AT_ONCE = 10
+
+
+class ClaimModels:
+    """`changed` is called with each LLMService that waited for an answer."""
+
+    def __init__(self, client: Client, settings: Settings, changed: Callable[[Key], None]) -> None:
+        self._client, self._settings = client, settings
+        self._cache = ModelCache(changed)
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._news: dict[Key, asyncio.Event] = {}
+        self._late: dict[Key, int] = {}
+        self._pods = [
+            Reflector(client, PODS, namespace, INSPECTION_LABEL, trim_pod, self._hear)
+            for namespace in settings.namespaces or (None,)
+        ]
+
+    def loops(self) -> list[Coroutine[Any, Any, None]]:
+        """Endless coroutines: the watches of the pods that read."""
+        return [reflector.run() for reflector in self._pods]
+
+    def get(self, service: LLMService, source: ClaimSource) -> ModelFacts | Skipped | None:
+        """What is known of the model; None while it is being read for the first time. Never waits."""
+        metadata = service.metadata
+        key = (metadata.namespace, inspection_of(source))
+        return self._cache.get((metadata.namespace, metadata.name), key, lambda: self._read(key, service, source))
+
+    async def close(self) -> None:
+        """End what is being read. Its Jobs end by themselves."""
+        await self._cache.close()
+
+    def _hear(self, key: Key) -> None:
+        if key in self._news:
+            self._news[key].set()
+
+    async def _read(self, key: Key, service: LLMService, source: ClaimSource) -> Reading:
+        why = "other models are being read"
+        try:
+            async with asyncio.timeout(_HOLD_SECONDS), self._slots:
+                if await self._client.get(CLAIMS, key[0], source.claim) is None:
+                    return Reading(Skipped("InspectionFailed", f"claim {source.claim} does not exist"), 1.0)
+                job = await self._job(service, source)
+                try:
+                    known = await self._outcome(key, job)
+                finally:
+                    why = progress_of(self._pods_of(key, job))
+                    await asyncio.shield(self._remove(job))
+        except TimeoutError:
+            return self._too_late(key, source, why)
+        except (ApiError, UnreachableError) as error:
+            told = error.message if isinstance(error, ApiError) else "the API server cannot be reached"
+            failed = Skipped("InspectionFailed", f"claim {source.claim} cannot be read: {told}")
+            return Reading(failed, RETRY_SECONDS, is_transient=True)
+        self._late.pop(key, None)
+        return Reading(known, _FRESH_SECONDS if isinstance(known, ModelFacts) else _FAULTY_SECONDS)
+
+    def _too_late(self, key: Key, source: ClaimSource, why: str) -> Reading:
+        attempts = self._late.get(key, 0)
+        self._late[key] = attempts + 1
+        again = min(RETRY_SECONDS * 2**attempts, _LONGEST_RETRY_SECONDS)
+        text = f"claim {source.claim} could not be read within {_HOLD_SECONDS:.0f} s: {why}"
+        return Reading(Skipped("NotReadYet", text), again, is_transient=True)
+
+    async def _job(self, service: LLMService, source: ClaimSource) -> Object:
+        """The Job that reads the model: a new one, or one that an operator before this one has left at work."""
+        manifest = build_inspection_job(service, source, self._settings)
+        while True:
+            job = await self._client.apply(JOBS, manifest, FIELD_MANAGER, force=True)
+            if not job["metadata"].get("deletionTimestamp") and not _has_ended(job):
+                return job
+            await self._remove(job)
+            await asyncio.sleep(0.5)
+
+    async def _outcome(self, key: Key, job: Object) -> ModelFacts | Skipped:
+        """What the Job's pod says in the end."""
+        news = self._news.setdefault(key, asyncio.Event())
+        try:
+            while True:
+                news.clear()
+                for pod in self._pods_of(key, job):
+                    known = facts_in(pod)
+                    if known is not None:
+                        return known
+                await news.wait()
+        finally:
+            del self._news[key]
+
+    def _pods_of(self, key: Key, job: Object) -> list[Object]:
+        uid = job["metadata"]["uid"]
+        pods = [pod for reflector in self._pods for pod in reflector.of(key)]
+        return [pod for pod in pods if pod["metadata"]["labels"].get("batch.kubernetes.io/controller-uid") == uid]
+
+    async def _remove(self, job: Object) -> None:
+        metadata = job["metadata"]
+        try:
+            await self._client.delete(JOBS, metadata["namespace"], metadata["name"], metadata["uid"])
+        except (ApiError, UnreachableError) as error:
+            logger.warning("Job %s was not deleted, and ends by itself: %s", metadata["name"], error)
+
+
+def _has_ended(job: Object) -> bool:
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
