@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from typing import NoReturn
 from uuid import uuid4
 
@@ -21,16 +22,12 @@ from e2e.cluster.quire_images import ENGINE, OPERATOR
 from e2e.target import OwnNode, Target, choose
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(
-    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
-) -> Generator[None, object, object]:
-    """Let through what is said while the session's fixtures are made, which can take minutes: pytest would keep it."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    if fixturedef.scope != "session" or capture is None:
-        return (yield)
-    with capture.global_and_fixture_disabled():
-        return (yield)
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest's own wrapper, which begins to capture
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    """Let through what is said while fixtures are made, which can take minutes: pytest would keep it for failures."""
+    capture = item.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")
