@@ -29,6 +29,20 @@ def install(kubectl: Kubectl, operator_image: str, engine_image: str, *settings:
             raise ClusterError(f"helm could not install {_CHART}: {result.stderr.strip()}\n{seen}")
 
 
+class UnhealthyError(Exception):
+    """The release's own test found something; says what."""
+
+
+def test(kubectl: Kubectl) -> str:
+    """Run the chart's test and return what Helm says of it. Raises UnhealthyError with the pod's last words."""
+    result = _helm(kubectl, "test", NAME, f"--namespace={NAMESPACE}", "--timeout=150s")
+    if result.returncode:
+        where = "jsonpath={.status.containerStatuses[0].state.terminated.message}"
+        words = kubectl.attempt("get", "pod", f"{NAME}-operator-test", "-n", NAMESPACE, "-o", where)
+        raise UnhealthyError(words.stdout or words.stderr or result.stderr)
+    return result.stdout
+
+
 def is_installed(kubectl: Kubectl) -> bool:
     """Whether there is a release of the operator in the cluster."""
     return _helm(kubectl, "status", NAME, f"--namespace={NAMESPACE}").returncode == 0

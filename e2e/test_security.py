@@ -13,7 +13,7 @@ import pytest
 from e2e.cluster.kubectl import Kubectl
 from e2e.llmservice import LLMService, tiny_spec, until
 
-KEY = "sk-PlantedKeyThatNobodyMayRepeat"
+KEY, NEXT_KEY = "sk-PlantedKeyThatNobodyMayRepeat", "sk-PlantedKeyThatFollowsIt"
 _CONNECT = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)"
 
 
@@ -21,16 +21,28 @@ def test_restricted_pods_serve_whoever_has_the_key_and_repeat_it_nowhere(
     kubectl: Kubectl, namespace: str, operator: str
 ) -> None:
     kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
-    kubectl("create", "secret", "generic", "key", "-n", namespace, f"--from-literal=key={KEY}")
+    kubectl(
+        "create",
+        "secret",
+        "generic",
+        "key",
+        "-n",
+        namespace,
+        f"--from-literal=key={KEY}",
+        f"--from-literal=next={NEXT_KEY}",
+    )
     service = LLMService(kubectl, namespace, "locked")
-    service.apply(tiny_spec(security={"apiKeySecretRef": {"name": "key", "key": "key"}}))
+    second = {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": "key", "key": "next"}}}
+    first = {"apiKeySecretRef": {"name": "key", "key": "key"}}
+    service.apply(tiny_spec(security=first, engine={"env": [second]}))
     service.wait_ready()
 
     body = {"model": "tiny", "prompt": "Return", "max_tokens": 4}
     url = f"{service.address()}/v1/completions"
     for headers in ({}, {"authorization": "Bearer wrong"}):
         assert httpx.post(url, json=body, headers=headers, timeout=30).status_code == 401
-    assert httpx.post(url, json=body, headers={"authorization": f"Bearer {KEY}"}, timeout=30).status_code == 200
+    for key in (KEY, NEXT_KEY):
+        assert httpx.post(url, json=body, headers={"authorization": f"Bearer {key}"}, timeout=30).status_code == 200
     for path in ("/health", "/metrics"):
         assert httpx.get(service.address() + path, timeout=30).status_code == 200
 
@@ -44,7 +56,7 @@ def test_restricted_pods_serve_whoever_has_the_key_and_repeat_it_nowhere(
         ),
     }
     assert "locked" in written["the operator's log"]
-    assert [where for where, text in written.items() if KEY in text] == []
+    assert [where for where, text in written.items() if KEY in text or NEXT_KEY in text] == []
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import yaml
 
 from quire_operator.api import custom_resource_definition
 from quire_operator.plan import acceptance
-from tests.docs.pages import LLMSERVICE_PAGE, REPOSITORY, first_cells, rows, section
+from tests.docs.pages import INSTALLING_PAGE, LLMSERVICE_PAGE, REPOSITORY, first_cells, rows, section
 from tests.docs.reasons_in_code import engine_reasons, operator_reasons
 
 NOT_BUILT = [field for field, _, _ in (*acceptance._LATER, *acceptance._LATER_IN_QUIRE)]
@@ -56,7 +56,7 @@ def test_kubectl_explain_says_which_fields_are_not_built(field: str) -> None:
 
 def test_every_value_of_the_chart_is_listed_with_its_default() -> None:
     values = yaml.safe_load((REPOSITORY / "charts/quire-operator/values.yaml").read_text())
-    listed = rows(section(LLMSERVICE_PAGE, "## Installing the operator"))
+    listed = rows(section(INSTALLING_PAGE, "## With Helm"))
     assert list(listed) == list(_leaves(values))
     for name, default in _leaves(values).items():
         if name != "resources":  # told in words

@@ -33,8 +33,14 @@ def kubectl() -> Path:
     return program("kubectl") / "kubectl"
 
 
-def template(helm: Path, *settings: str) -> list[dict[str, Any]]:
-    command = [helm, "template", "quire", CHART, "--namespace=quire-system", *(f"--set={s}" for s in settings)]
+def template(helm: Path, *settings: str, **values: Any) -> list[dict[str, Any]]:
+    """What the chart installs, its test left out. `settings` are Helm's --set, `values` have a type."""
+    flags = [*(f"--set={s}" for s in settings), *(f"--set-json={k}={json.dumps(v)}" for k, v in values.items())]
+    return [d for d in rendered(helm, *flags) if "helm.sh/hook" not in d["metadata"].get("annotations", {})]
+
+
+def rendered(helm: Path, *flags: str) -> list[dict[str, Any]]:
+    command = [helm, "template", "quire", CHART, "--namespace=quire-system", *flags]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return [document for document in yaml.safe_load_all(result.stdout) if document]
 
@@ -117,7 +123,7 @@ WATCHED = ("monitoring.serviceMonitor=enabled", "monitoring.alerts=enabled", "mo
 
 def watching(helm: Path, *settings: str) -> dict[str, dict[str, Any]]:
     """What the chart makes for watching the operator, by kind and name."""
-    kinds = ("ServiceMonitor", "PrometheusRule", "ConfigMap", "Service")
+    kinds = ("ServiceMonitor", "PrometheusRule", "ConfigMap")
     documents = [d for d in template(helm, *settings) if d["kind"] in kinds]
     return {f"{document['kind']}/{document['metadata']['name']}": document for document in documents}
 
@@ -125,7 +131,6 @@ def watching(helm: Path, *settings: str) -> dict[str, dict[str, Any]]:
 def test_the_operator_is_watched_where_the_prometheus_operator_is_or_where_the_values_say_so(helm: Path) -> None:
     assert watching(helm) == {}
     assert set(watching(helm, *WATCHED)) == {
-        "Service/quire-operator-metrics",
         "ServiceMonitor/quire-operator",
         "PrometheusRule/quire-operator",
         "ConfigMap/quire-operator-fleet",
@@ -199,9 +204,81 @@ def test_a_value_that_cannot_be_right_is_refused(helm: Path, setting: str) -> No
         template(helm, setting)
 
 
+VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
+SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
+ONLY_IN_THE_SCHEMA = {"global"}
+"""Helm puts it into every chart's values."""
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """The schema of a value such as image.tag, references followed. Raises KeyError where it has none."""
+    schema = SCHEMA
+    for part in name.split("."):
+        schema = schema.get("properties", {}).get(part) or schema["additionalProperties"]
+        while "$ref" in schema:
+            schema = SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def names(values: dict[str, Any], below: str = "") -> list[str]:
+    """The values and the groups of values, by name."""
+    inner = [
+        name for key, value in values.items() if isinstance(value, dict) for name in names(value, f"{below}{key}.")
+    ]
+    return [*(f"{below}{key}" for key in values), *inner]
+
+
+def test_the_schema_knows_the_values_that_there_are_and_no_others() -> None:
+    for name in names(VALUES):
+        schema_of(name)
+    assert set(SCHEMA["properties"]) - ONLY_IN_THE_SCHEMA == set(VALUES)
+    for group in (name for name in VALUES if isinstance(VALUES[name], dict) and VALUES[name]):
+        assert set(schema_of(group).get("properties", VALUES[group])) == set(VALUES[group])
+
+
+@pytest.mark.parametrize("name", names(VALUES))
+def test_a_value_of_another_type_is_refused_by_name(helm: Path, name: str) -> None:
+    schema = schema_of(name)
+    assert schema.get("type") != "object" or "additionalProperties" in schema, "nothing is said of what is in it"
+    may_be_text = schema.get("type") == "string" and "pattern" not in schema
+    may_be_a_number = "number" in schema.get("type", "")
+    for wrong in ([3.5], {"wrong": [3.5]}, *(() if may_be_text else ("not so",)), *(() if may_be_a_number else (3.5,))):
+        with pytest.raises(subprocess.CalledProcessError) as refusal:
+            template(helm, **{name: wrong})
+        assert name.rpartition(".")[2] in refusal.value.stderr
+
+
+def test_several_replicas_are_spread_and_taken_away_one_by_one(helm: Path) -> None:
+    def parts(replicas: int) -> tuple[list[Any], list[Any]]:
+        documents = template(helm, f"replicas={replicas}")
+        (deployment,) = [d for d in documents if d["kind"] == "Deployment"]
+        pod = deployment["spec"]["template"]["spec"]
+        budgets = [d for d in documents if d["kind"] == "PodDisruptionBudget"]
+        assert all(d["spec"]["selector"] == deployment["spec"]["selector"] for d in budgets)
+        return [d["spec"]["maxUnavailable"] for d in budgets], pod.get("topologySpreadConstraints", [])
+
+    assert parts(1) == ([], [])
+    budgets, (spread,) = parts(2)
+    assert budgets == [1]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+
+
+def test_the_charts_own_test_runs_the_installed_image_and_is_no_replica(helm: Path) -> None:
+    documents = rendered(helm, "--set=image.repository=r/op", "--set=image.tag=t")
+    (pod,) = [d for d in documents if d["kind"] == "Pod"]
+    (deployment,) = [d for d in documents if d["kind"] == "Deployment"]
+    (service,) = [d for d in documents if d["kind"] == "Service"]
+    container = pod["spec"]["containers"][0]
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert container["image"] == deployment["spec"]["template"]["spec"]["containers"][0]["image"] == "r/op:t"
+    assert container["args"][0].strip() == (CHART / "tests/check.py").read_text().strip()
+    assert container["args"][1] == f"{service['metadata']['name']}.quire-system.svc"
+    assert not service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+
+
 def test_the_api_server_accepts_every_object_of_the_chart(helm: Path, api: ApiClient) -> None:
     api.make_namespace("quire-system")
-    for document in template(helm):
+    for document in rendered(helm, "--set=replicas=2"):
         group = document["apiVersion"]
         root = f"/api/{group}" if "/" not in group else f"/apis/{group}"
         metadata = document["metadata"]

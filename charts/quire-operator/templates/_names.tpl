@@ -7,6 +7,10 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "quire-operator.image" -}}
+{{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) }}
+{{- end -}}
+
 {{- define "quire-operator.selector" -}}
 app.kubernetes.io/name: quire-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
