@@ -111,3 +111,19 @@ def test_what_is_enabled_and_cannot_be_is_named_with_the_next_step() -> None:
     for part in ("spec.monitoring.alerts", "PrometheusRule", "install the Prometheus operator"):
         assert part in found.message
     assert "ServiceMonitor" not in found.message
+
+
+def test_an_engine_gets_the_alerts_on_what_it_measures() -> None:
+    def alerts(engine: str) -> set[str]:
+        image = {"image": "ghcr.io/engine:1.0"} if engine != "quire" else {}
+        rule = children(engine={"type": engine, **image})["PrometheusRule/llama-alerts"]
+        return {entry["alert"] for group in rule["spec"]["groups"] for entry in group["rules"] if "alert" in entry}
+
+    told_by_the_operator = {
+        "LLMServiceUnavailable",
+        "LLMServiceReplicasShort",
+        "LLMServiceDownloadFailing",
+        "LLMServiceStalled",
+    }
+    assert alerts("tgi") == {*told_by_the_operator, "LLMServiceQueueTooDeep"}
+    assert alerts("vllm") == alerts("quire") > told_by_the_operator
