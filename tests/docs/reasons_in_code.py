@@ -35,6 +35,9 @@ _FIRST_WORD = re.compile(r"([A-Z][a-z]+(?:[A-Z][a-z]+)+): ")
 """`Reason: what happened`, as the engine's last words begin."""
 
 
+_DOWNLOADS = ("hub.py", "prefetch.py", "transfer.py")
+
+
 class UnknownReasonError(AssertionError):
     """A reason is passed in a way that this module cannot follow: teach it, or pass the reason plainly."""
 
@@ -48,6 +51,12 @@ def engine_reasons() -> set[str]:
     """Reasons with which a pod's engine ends."""
     files = [file for file in ENGINE if file.name != _OFFLINE]
     return {reason for file in files for reason in (*_of_calls(file), *_of_last_words(file))}
+
+
+def download_reasons() -> set[str]:
+    """Those of them with which a download ends, in a pod or in the Job that fills the cache."""
+    files = [file for file in ENGINE if file.parent.name == "loading" and file.name in _DOWNLOADS]
+    return {reason for file in files for reason in _of_calls(file)} - {"AddressInUse"}
 
 
 def _of_calls(file: Path) -> Iterator[str]:

@@ -75,7 +75,7 @@ FIRES: dict[str, Case] = {
     "all replicas are gone": Case("LLMServiceUnavailable", replicas("1x10 0x20", "1x30"), "17m", "critical"),
     "a replica is missing": Case("LLMServiceReplicasShort", replicas("2x60", "3x60"), "41m", "warning"),
     "no access to the model": Case(
-        "LLMServiceDownloadFailing", condition("Ready", "False", "ModelAccessDenied"), "6m", "warning"
+        "LLMServiceDownloadFailing", condition("Ready", "False", "ModelGated"), "6m", "warning"
     ),
     "the prefetch fails": Case(
         "LLMServiceDownloadFailing", condition("ModelCached", "False", "DownloadFailed"), "6m", "warning"

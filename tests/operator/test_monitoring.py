@@ -11,8 +11,10 @@ from quire_engine.server.metrics import FIRST_TOKEN_BUCKETS, TOKEN_BUCKETS
 from quire_operator.builders.circumstances import EVERYTHING, Capabilities, Circumstances
 from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.engines import engine_of
+from quire_operator.builders.service_alerts import DOWNLOAD_REASONS
 from quire_operator.reconcile.monitoring import judge_monitoring
 from quire_operator.reconcile.observation import Observation
+from tests.docs.reasons_in_code import download_reasons
 from tests.operator.services import SETTINGS, service
 
 MONITORS = ("ServiceMonitor", "PrometheusRule")
@@ -86,6 +88,10 @@ def test_the_objectives_know_the_bounds_of_the_engines_histograms() -> None:
     metrics = engine_of(service()).metrics
     assert metrics.time_to_first_token_buckets == FIRST_TOKEN_BUCKETS
     assert metrics.time_per_output_token_buckets == TOKEN_BUCKETS
+
+
+def test_the_alert_on_downloads_knows_every_reason_of_the_engine() -> None:
+    assert set(DOWNLOAD_REASONS) == download_reasons()
 
 
 def verdict(capabilities: Capabilities, **monitoring: Any) -> tuple[bool, str] | None:

@@ -12,8 +12,12 @@ from quire_operator.monitoring.promql import duration, equal
 from quire_operator.monitoring.rule import Alert, Group, Recording, Severity
 
 DOWNLOAD_REASONS = (
+    "CacheFull",
+    "CacheNotWritable",
+    "ChecksumMismatch",
     "DownloadFailed",
-    "ModelAccessDenied",
+    "HubUnreachable",
+    "ModelGated",
     "ModelNotCached",
     "ModelNotFound",
     "NoSpaceLeft",

@@ -18,7 +18,7 @@ from quire_operator.reconcile.ownership import controller_of
 _RESTARTS = 3
 """The engine has then failed four times, over at least a minute of back-offs."""
 
-_MAY_PASS = {"DownloadFailed"}
+_MAY_PASS = {"DownloadFailed", "HubUnreachable"}
 """The engine's reasons that are the network's: such pods are given until the deadline."""
 
 _COUNTS = {"replicas", "autoscaling"}
