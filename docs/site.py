@@ -59,14 +59,17 @@ def site_link(link: str, page: str) -> str:
 
 
 def with_blank_lines(markdown: str) -> str:
-    """Blank lines before lists and tables, which Git hosts do without and Python-Markdown does not."""
+    """Blank lines around code and before lists and tables, which Git hosts do without and Python-Markdown does not."""
     lines: list[str] = []
     in_code = in_block = False
     for line in markdown.splitlines():
-        in_code ^= line.startswith("```")
+        is_fence = line.startswith("```")
         opens = not in_code and _OPENS_A_BLOCK.match(line) is not None
-        if opens and not in_block and lines and lines[-1]:
+        if lines and lines[-1] and ((is_fence and not in_code) or (opens and not in_block)):
             lines.append("")
         in_block = opens or (in_block and line.startswith(" "))
         lines.append(line)
+        if is_fence and in_code:
+            lines.append("")
+        in_code ^= is_fence
     return "\n".join(lines)
