@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quire_operator.api import GROUP, ClaimSource, LLMService, parse_source
+from quire_operator.api import GROUP, ClaimSource, LLMService
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.identity import FIELD_MANAGER, MANAGED_BY_LABEL, Manifest, digest, owner_reference
 from quire_operator.builders.paths import model_location
@@ -28,12 +28,6 @@ _LIKE_THE_ENGINES = (
     "tolerations",
 )
 """A claim that is bound by its first pod has to be bound where the engine can run."""
-
-
-def inspected_claim(service: LLMService) -> ClaimSource | None:
-    """Where the model lies; None for one that is not on a claim."""
-    source = parse_source(service.spec.model.source)
-    return source if isinstance(source, ClaimSource) else None
 
 
 def inspection_of(source: ClaimSource) -> str:

@@ -71,6 +71,7 @@ class ClaimModels:
             async with asyncio.timeout(_HOLD_SECONDS), self._slots:
                 if await self._client.get(CLAIMS, key[0], source.claim) is None:
                     return Reading(Skipped("InspectionFailed", f"claim {source.claim} does not exist"), 1.0)
+                why = "an earlier Job that reads it is still going"
                 job = await self._job(service, source)
                 try:
                     known = await self._outcome(key, job)
