@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import yaml
 
 from quire_operator import __version__
 from quire_operator.api import KIND, InvalidLLMServiceError, LLMService, crd_manifest, parse_llmservice
+from quire_operator.builders.cached_model import download_of
 from quire_operator.builders.circumstances import EVERYTHING, Circumstances
 from quire_operator.builders.desired import desired_objects
+from quire_operator.builders.prefetch_job import build_prefetch_job
 from quire_operator.builders.scaling import obstacle, with_first_replicas
 from quire_operator.plan.acceptance import refusal_of
 from quire_operator.plan.advice import advice_of
@@ -195,7 +198,11 @@ def _render(options: argparse.Namespace) -> None:
     circumstances = Circumstances(_settings(options), EVERYTHING)
     children = []
     for service in _services(options.file):
-        children += [with_first_replicas(service, circumstances, c) for c in desired_objects(service, circumstances)]
+        download = download_of(service, None)
+        if download is not None:
+            children.append(build_prefetch_job(service, download, circumstances))
+        served = replace(circumstances, cached_revision=download.revision if download is not None else None)
+        children += [with_first_replicas(service, served, child) for child in desired_objects(service, served)]
         blocked = obstacle(service, circumstances)
         if blocked is not None:
             sys.stderr.write(f"{service.metadata.name} gets no scaler: {blocked.reason}: {blocked.message}\n")

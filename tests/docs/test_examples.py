@@ -39,6 +39,7 @@ def test_every_situation_has_an_example_and_no_block_is_passed_over() -> None:
     assert {block.page for block in EXAMPLES} == {
         "README.md",
         "autoscaling.md",
+        "cache.md",
         "llmservice.md",
         "operations.md",
         "security.md",

@@ -30,7 +30,10 @@ def test_the_source_is_understood_well_enough_to_find_reasons_of_each_kind() -> 
 
 def test_every_condition_is_explained() -> None:
     explained = first_cells(section(LLMSERVICE_PAGE, "## Conditions"))
-    assert explained == ["Ready", "Accepted", "Available", "Reconciling", "Stalled", "Autoscaling", "Monitored"]
+    assert explained == [
+        *("Ready", "Accepted", "Available", "Reconciling", "Stalled"),
+        *("ModelCached", "Autoscaling", "Monitored"),
+    ]
     types = _schema()["properties"]["status"]["properties"]["conditions"]["items"]["properties"]["type"]["description"]
     assert all(name in types for name in explained)
 

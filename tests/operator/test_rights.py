@@ -48,6 +48,7 @@ from tests.operator.conftest import (
 )
 from tests.operator.fake_node import crashing, serving
 from tests.operator.hub import on_hub
+from tests.operator.prefetch_job import complete, only_job
 
 pytestmark = pytest.mark.control_plane
 
@@ -207,6 +208,7 @@ def live(namespace: Namespace, hub: ThreadingHTTPServer) -> set[Resource]:
     have_a_claim_inspected(namespace, "claimed")
     for body in bodies.values():
         namespace.create(body)
+    complete(namespace, only_job(namespace))
     eventually(lambda: left_in(namespace, expected) == expected)
     eventually(lambda: namespace.api.list(EVENTS, namespace.name))
     namespace.api.patch(NETWORK_POLICIES, namespace.name, "llama-netpol", {"spec": {"egress": [{}]}})
@@ -214,7 +216,7 @@ def live(namespace: Namespace, hub: ThreadingHTTPServer) -> set[Resource]:
     fail_to_roll_out(namespace, "llama")
     for name in (*bodies, "claimed"):
         namespace.change(name, NOTHING)
-    eventually(lambda: left_in(namespace, expected) == set())
+    eventually(lambda: left_in(namespace, expected) == set() and not jobs(namespace))
     for name in (*bodies, "claimed"):
         namespace.message(name, "Suspended")
         namespace.api.delete(LLMSERVICES, namespace.name, name)

@@ -19,10 +19,10 @@
 - apiGroups: [""]
   resources: [services, serviceaccounts, persistentvolumeclaims]
   verbs: [get, list, watch, create, patch, delete]
-# a Job reads how large a model on a claim is
+# one brings a model onto a claim, another reads how large one is; update: to own one with others, or no longer
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [create, patch, delete]
+  verbs: [get, list, watch, create, update, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]

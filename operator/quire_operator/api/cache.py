@@ -98,7 +98,10 @@ class Cache(Fields):
     """A copy on each node, besides either or alone. Not supported yet."""
 
     prefetch: bool = True
-    """Have the weights downloaded once, before or by the first pod. No effect yet: it is the first pod that does."""
+    """Have a Job download the model before pods start, which then need no hub. Without it, pods download it."""
+
+    keep_revisions: Annotated[int, Field(ge=0, le=100)] = 1
+    """Older revisions of the model that stay on the claim once a newer one is there, besides those that are served."""
 
     rules = (
         Rule(

@@ -13,7 +13,7 @@ class Condition(Fields):
     """One aspect of the service, as of one generation of its spec."""
 
     type: Annotated[str, Field(max_length=316)]
-    """Accepted, Autoscaling, Available, Ready, Reconciling, Stalled or Monitored. One that does not apply is absent."""
+    """Ready, Accepted, Available, Reconciling, Stalled, ModelCached, Autoscaling or Monitored, where they apply."""
 
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
@@ -53,14 +53,23 @@ class ModelStatus(Fields):
 class CacheStatus(Fields):
     """The weights on disk."""
 
-    phase: str | None = None
-    """How far the download is."""
+    phase: Literal["Pending", "Downloading", "Ready", "Failed"] | None = None
+    """How far the download is; absent where pods download by themselves."""
 
     claim_name: str | None = None
     """Claim that holds them."""
 
+    model: str | None = None
+    """What `commit` is of, as hf://ORG/NAME@REVISION."""
+
+    commit: str | None = None
+    """Commit that pods load from the claim, once known. While a newer one is being downloaded, this is the older."""
+
     bytes: int | None = None
     """Bytes that are there."""
+
+    total_bytes: int | None = None
+    """Bytes that will be there, once known."""
 
 
 class AutoscalingStatus(Fields):

@@ -14,6 +14,8 @@ Manifest = dict[str, Any]
 
 FIELD_MANAGER = "quire-operator"
 SERVICE_LABEL = f"{GROUP}/llmservice"
+CACHED_REVISION = f"{GROUP}/cached-revision"
+"""Annotation of pods: the revision of the model that they load from the cache's claim."""
 PREFETCH_LABEL = f"{GROUP}/prefetch"
 """Key of the download that a Job and its pod are for; several LLMServices may wait for one."""
 

@@ -7,7 +7,15 @@ from quire_operator.builders.cached_model import pinned
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.engine_env import engine_env
 from quire_operator.builders.engines import Engine, engine_of
-from quire_operator.builders.identity import TEMPLATE_HASH, Manifest, digest, labels, selector_labels, worker_labels
+from quire_operator.builders.identity import (
+    CACHED_REVISION,
+    TEMPLATE_HASH,
+    Manifest,
+    digest,
+    labels,
+    selector_labels,
+    worker_labels,
+)
 from quire_operator.builders.scheduling import scheduling
 from quire_operator.builders.service_account import service_account_name
 from quire_operator.builders.strategic_merge import merge
@@ -45,7 +53,7 @@ def _serving(service: LLMService, circumstances: Circumstances) -> Manifest:
     }
     grace = engine.pre_stop_seconds + service.spec.rollout.drain_seconds + SLACK_SECONDS
     template = _template(service, circumstances, container, grace)
-    template["metadata"]["annotations"] = _scrape_annotations(engine)
+    template["metadata"]["annotations"] |= _scrape_annotations(engine)
     return _merged(service, template, selector_labels(service))
 
 
@@ -74,7 +82,7 @@ def _with_hash(template: Manifest, found: str) -> Manifest:
 
 def _template(service: LLMService, circumstances: Circumstances, container: Manifest, grace: int) -> Manifest:
     return {
-        "metadata": {"labels": labels(service)},
+        "metadata": {"labels": labels(service), "annotations": _cache_annotations(circumstances)},
         "spec": {
             "serviceAccountName": service_account_name(service),
             "automountServiceAccountToken": False,
@@ -138,6 +146,11 @@ def _probes(service: LLMService, engine: Engine) -> Manifest:
         # a busy engine answers late now and then; only one that is silent for a minute and a half is hung
         "livenessProbe": {**health, "periodSeconds": 15, "timeoutSeconds": 15, "failureThreshold": 6},
     }
+
+
+def _cache_annotations(circumstances: Circumstances) -> dict[str, str]:
+    revision = circumstances.cached_revision
+    return {CACHED_REVISION: revision} if revision is not None else {}
 
 
 def _scrape_annotations(engine: Engine) -> dict[str, str]:

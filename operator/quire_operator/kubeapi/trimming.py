@@ -55,6 +55,19 @@ def trim_pod(item: Object) -> Object:
     return {"metadata": metadata, "status": {key: status[key] for key in _POD_STATUS if key in status}}
 
 
+def trim_job(item: Object) -> Object:
+    """Identity, owners, and what the status says."""
+    return {"metadata": _metadata(item, _METADATA), "status": item.get("status") or {}}
+
+
+def trim_prefetch_pod(item: Object) -> Object:
+    """What `trim_pod` keeps, which Job the pod is of, and where it can be asked how far it is."""
+    trimmed = trim_pod(item)
+    metadata = {**trimmed["metadata"], **_metadata(item, ("ownerReferences",))}
+    address = (item.get("status") or {}).get("podIP")
+    return {"metadata": metadata, "status": {**trimmed["status"], **({"podIP": address} if address else {})}}
+
+
 def _metadata(item: Object, keys: tuple[str, ...]) -> dict[str, Any]:
     metadata = item["metadata"]
     return {key: metadata[key] for key in keys if key in metadata}

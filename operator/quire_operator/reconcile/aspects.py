@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from quire_operator.api import LLMService
 from quire_operator.reconcile.autoscaling import judge_autoscaling
+from quire_operator.reconcile.caching import judge_cache
 from quire_operator.reconcile.conditions import Verdict
 from quire_operator.reconcile.monitoring import judge_monitoring
 from quire_operator.reconcile.observation import Observation
@@ -13,7 +14,7 @@ from quire_operator.reconcile.observation import Observation
 Aspect = Callable[[LLMService, Observation], Verdict | None]
 """Judges one part; None where it does not apply."""
 
-_ASPECTS: tuple[Aspect, ...] = (judge_autoscaling, judge_monitoring)
+_ASPECTS: tuple[Aspect, ...] = (judge_cache, judge_autoscaling, judge_monitoring)
 
 
 def aspects(service: LLMService, observation: Observation) -> list[Verdict]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from quire_operator.api import LLMService
@@ -44,14 +44,17 @@ def changes(
     desired: Sequence[Manifest],
     observed: Mapping[ChildKey, Object],
     settled: Mapping[ChildKey, tuple[str, str]],
+    held: Collection[str] = (),
 ) -> list[Change]:
     """What to do, in order: scalers go before anything else, so that nothing fights over replicas. Nothing at rest.
+
+    Children of the kinds `held` stay though they are not desired.
 
     `settled` holds digest and resourceVersion of children whose last apply changed nothing, though they look
     different: the API server normalises some value in a way that we do not know of, and would be asked for ever.
     """
     wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
-    unwanted = list(_unwanted(service, wanted, observed))
+    unwanted = [change for change in _unwanted(service, wanted, observed) if change.kind not in held]
     result: list[Change] = [change for change in unwanted if is_scaler(change.kind)]
     for manifest in desired:
         key = (manifest["kind"], manifest["metadata"]["name"])
@@ -77,7 +80,7 @@ def _why_apply(manifest: Manifest, live: Object | None, settled: tuple[str, str]
     return first_difference(body, live)
 
 
-def _unwanted(service: LLMService, wanted: Iterable[ChildKey], observed: Mapping[ChildKey, Object]) -> Iterable[Delete]:
+def _unwanted(service: LLMService, wanted: Iterable[ChildKey], observed: Mapping[ChildKey, Object]) -> Iterator[Delete]:
     keep = set(wanted)
     for key, live in observed.items():
         controller = controller_of(live)

@@ -94,7 +94,7 @@ async def _apply(
     if live is not None:
         match ownership(live, service):
             case Ownership.FOREIGN:
-                outcome.report(key, _name_conflict(resource, name))
+                outcome.report(key, name_conflict(resource, name))
                 return
             case Ownership.LEAVING:
                 outcome.waiting_for.append(key)
@@ -113,7 +113,7 @@ async def _apply(
             return
         if not error.is_refusal:
             raise
-        outcome.report(key, _refused(resource, name, error))
+        outcome.report(key, refused(resource, name, error))
         return
     outcome.applied[key] = answer
     version = answer["metadata"]["resourceVersion"]
@@ -136,7 +136,8 @@ async def _hand_replicas_over(client: Client, resource: Resource, manifest: Mani
     await client.apply(resource, count, HANDOVER_MANAGER, force=False)
 
 
-def _name_conflict(resource: Resource, name: str) -> Problem:
+def name_conflict(resource: Resource, name: str) -> Problem:
+    """What it means that an object of this name is somebody else's."""
     return Problem(
         "NameConflict",
         f"{resource.kind} {name} exists and is not this LLMService's: "
@@ -144,7 +145,8 @@ def _name_conflict(resource: Resource, name: str) -> Problem:
     )
 
 
-def _refused(resource: Resource, name: str, error: ApiError) -> Problem:
+def refused(resource: Resource, name: str, error: ApiError) -> Problem:
+    """What it means that the API server refuses an object."""
     reason = "QuotaExceeded" if "exceeded quota" in error.message else "ChildRefused"
     return Problem(
         reason,

@@ -34,8 +34,12 @@ def verdicts(
     fault: Fault | None = None,
     leaving: int = 0,
     stopped: StoppedRollout | None = None,
+    held: Fault | None = None,
 ) -> list[Verdict]:
-    """What holds now. `leaving` counts the pods that are still there of a suspended service."""
+    """What holds now. `leaving` counts the pods that are still there of a suspended service.
+
+    `held` is why pods of the present spec are not started yet; those of an earlier one may serve.
+    """
     accepted = Verdict("Accepted", True, "Valid", "the spec can be served")
     available = _available(replicas)
     if refusal is not None:
@@ -50,6 +54,8 @@ def verdicts(
         leftovers = ", ".join(f"{kind} {name}" for kind, name in waiting_for)
         text = f"waiting until {leftovers} is gone, which is no longer wanted"
         return [_not_ready("Waiting", text), accepted, available, Verdict("Reconciling", True, "Waiting", text)]
+    if held is not None:
+        return _faulty(accepted, replicas, held)
     if stopped is not None:
         text = _stopped_text(service, replicas, stopped)
         return [
@@ -71,10 +77,14 @@ def verdicts(
         text = f"{replicas.ready} of {replicas.wanted} replicas serve"
         return [Verdict("Ready", True, "Serving", text), accepted, available]
     if fault is not None:
-        verdict = Verdict("Stalled" if fault.needs_action else "Reconciling", True, fault.reason, fault.message)
-        return [_not_ready(fault.reason, fault.message), accepted, _available(replicas, fault), verdict]
+        return _faulty(accepted, replicas, fault)
     reason, text = _progress(replicas)
     return [_not_ready(reason, text), accepted, available, Verdict("Reconciling", True, reason, text)]
+
+
+def _faulty(accepted: Verdict, replicas: Replicas, fault: Fault) -> list[Verdict]:
+    verdict = Verdict("Stalled" if fault.needs_action else "Reconciling", True, fault.reason, fault.message)
+    return [_not_ready(fault.reason, fault.message), accepted, _available(replicas, fault), verdict]
 
 
 def _stopped_text(service: LLMService, replicas: Replicas, stopped: StoppedRollout) -> str:

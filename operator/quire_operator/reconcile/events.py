@@ -7,11 +7,15 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
-from quire_operator.api import API_VERSION, KIND, Condition, LLMService, Status
+from quire_operator.api import API_VERSION, KIND, CacheStatus, Condition, LLMService, Status
 from quire_operator.builders.identity import FIELD_MANAGER
 from quire_operator.reconcile.hand_edits import HandEdit
+from quire_operator.reconcile.prefetching import gib
 
-_PASSING = {"Starting", "RollingOut", "Recreating", "Scaling", "Suspended", "Waiting", "ScalerPending", "Paused"}
+_PASSING = {
+    *("Downloading", "Starting", "RollingOut", "Recreating", "Scaling", "Suspended", "Waiting"),
+    *("ScalerPending", "Paused"),
+}
 """Reasons for not being ready that are nobody's fault."""
 
 
@@ -22,10 +26,12 @@ _SUMMARIZED = {"Accepted", "Available", "Reconciling", "Stalled"}
 def transition_events(
     service: LLMService, before: Iterable[Condition], after: Iterable[Condition], now: str
 ) -> list[dict[str, Any]]:
-    """An Event for each condition whose status or reason changed."""
+    """An Event for each condition whose status or reason changed; one for those that say the same."""
     old = {condition.type: (condition.status, condition.reason) for condition in before}
     told = [condition for condition in after if condition.type not in _SUMMARIZED]
-    return [_transition(service, c, now) for c in told if old.get(c.type) != (c.status, c.reason)]
+    changed = [c for c in told if old.get(c.type) != (c.status, c.reason)]
+    said = {(c.reason, c.message): c for c in reversed(changed)}
+    return [_transition(service, c, now) for c in changed if said[c.reason, c.message] is c]
 
 
 def _transition(service: LLMService, condition: Condition, now: str) -> dict[str, Any]:
@@ -45,6 +51,22 @@ def advice_events(service: LLMService, before: Status, after: Status, now: str) 
     told = {advice.reason for advice in before.advice}
     new = [advice for advice in after.advice if advice.reason not in told]
     return [_event(service, "Warning", advice.reason, advice.message, now) for advice in new]
+
+
+def download_event(service: LLMService, status: Status, now: str) -> dict[str, Any] | None:
+    """The Event that tells of another quarter of a download; None in between."""
+    before, after = _quarters(service.status.cache), _quarters(status.cache)
+    if after is None or after <= (before or 0) or status.cache is None:
+        return None
+    told = f"{gib(status.cache.bytes or 0)} of {gib(status.cache.total_bytes or 0)}"
+    message = f"{told} of {status.cache.model} are on claim {status.cache.claim_name}"
+    return _event(service, "Normal", "Downloading", message, now)
+
+
+def _quarters(cache: CacheStatus | None) -> int | None:
+    if cache is None or cache.phase != "Downloading" or cache.bytes is None or not cache.total_bytes:
+        return None
+    return 4 * cache.bytes // cache.total_bytes
 
 
 def hand_edit_event(service: LLMService, edit: HandEdit, now: str) -> dict[str, Any]:

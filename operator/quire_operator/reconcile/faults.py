@@ -9,6 +9,7 @@ from typing import Any
 
 from quire_operator.api import LLMService
 from quire_operator.builders.identity import TEMPLATE_HASH
+from quire_operator.builders.prefetch_job import MEMORY_LIMIT, REQUESTS
 from quire_operator.kubeapi.client import Object
 
 _LONGEST = 700
@@ -27,13 +28,63 @@ class Fault:
     """Resources that no node has free."""
 
 
+@dataclass(frozen=True)
+class Subject:
+    """Whose pods they are, for words that say what to change."""
+
+    namespace: str
+    wants: Mapping[str, str]
+    """What each pod asks for, by resource."""
+
+    has_last_words: bool
+    """Whether its program ends with `Reason: what happened`."""
+
+    less: str
+    """What to do where no node has that much."""
+
+    more_memory: str
+    """What to do where it needs more than its `memory`."""
+
+    @staticmethod
+    def engine(service: LLMService) -> Subject:
+        """The pods that serve."""
+        resources = service.spec.resources
+        gpus = {resources.gpu.resource_name: str(service.spec.gpus_per_pod)}
+        return Subject(
+            service.metadata.namespace,
+            {"cpu": resources.cpu, "memory": resources.memory, **gpus},
+            has_last_words=service.spec.engine.type == "quire",
+            less="Lower spec.resources, add a node, or free one",
+            more_memory="raise spec.resources.memory",
+        )
+
+    @staticmethod
+    def prefetch(namespace: str) -> Subject:
+        """The pods of a Job that downloads a model."""
+        return Subject(
+            namespace,
+            {**REQUESTS, "memory": MEMORY_LIMIT},
+            has_last_words=True,
+            less="Add a node, or free one",
+            more_memory="it is tried again",
+        )
+
+
+def prefetch_fault(namespace: str, pods: Iterable[Object]) -> Fault | None:
+    """What is wrong with the pod that a Job made last; None while it works, or has done its work."""
+    there = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    there.sort(key=lambda pod: (pod["metadata"].get("creationTimestamp", ""), _name(pod)))
+    return next(_faults(Subject.prefetch(namespace), there[-1]), None) if there else None
+
+
 def pod_fault(service: LLMService, pods: Iterable[Object], newest: str | None) -> Fault | None:
     """The most telling fault of the pods that do not serve, those of the template with the hash `newest` first."""
     silent = [pod for pod in pods if not is_ready(pod) and not pod["metadata"].get("deletionTimestamp")]
     silent.sort(
         key=lambda pod: (template_hash(pod) != newest, pod["metadata"].get("creationTimestamp", ""), _name(pod))
     )
-    faults = [fault for pod in silent for fault in _faults(service, pod)]
+    subject = Subject.engine(service)
+    faults = [fault for pod in silent for fault in _faults(subject, pod)]
     # one that needs somebody to act says more than one that may pass; otherwise the first
     return next((fault for fault in faults if fault.needs_action), faults[0] if faults else None)
 
@@ -52,10 +103,10 @@ def template_hash(pod: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _faults(service: LLMService, pod: Object) -> Iterator[Fault]:
+def _faults(subject: Subject, pod: Object) -> Iterator[Fault]:
     status = pod["status"]
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        fault = _waiting(pod, container) or _terminated(service, pod, container)
+        fault = _waiting(pod, container) or _terminated(subject, pod, container)
         if fault is not None:
             yield fault
     if status.get("phase") == "Failed" and status.get("reason"):
@@ -63,7 +114,7 @@ def _faults(service: LLMService, pod: Object) -> Iterator[Fault]:
         yield Fault(str(status["reason"]), f"pod {_name(pod)} was ended by its node: {text}", False)
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("reason") in ("Unschedulable", "SchedulerError"):
-            yield _unschedulable(service, pod, str(condition.get("message", "")))
+            yield _unschedulable(subject, pod, str(condition.get("message", "")))
 
 
 def _waiting(pod: Object, container: Mapping[str, Any]) -> Fault | None:
@@ -92,24 +143,27 @@ def _waiting(pod: Object, container: Mapping[str, Any]) -> Fault | None:
     return Fault(reason, text, True)
 
 
-def _terminated(service: LLMService, pod: Object, container: Mapping[str, Any]) -> Fault | None:
-    last = (container.get("state") or {}).get("terminated") or (container.get("lastState") or {}).get("terminated")
+def _terminated(subject: Subject, pod: Object, container: Mapping[str, Any]) -> Fault | None:
+    now, before = ((container.get(state) or {}).get("terminated") for state in ("state", "lastState"))
+    last = now or before
     if not last or container.get("ready") or last.get("exitCode") == 0:
         return None
-    name, memory = _name(pod), service.spec.resources.memory
+    name = _name(pod)
     if last.get("reason") == "OOMKilled":
-        text = f"pod {name} needed more than its {memory} of memory: raise spec.resources.memory"
+        text = f"pod {name} needed more than its {subject.wants['memory']} of memory: {subject.more_memory}"
         return Fault("OOMKilled", text, True)
     line = _last_line(str(last.get("message") or ""))
-    told = re.match(r"([A-Z][A-Za-z0-9]+): (.+)", line) if service.spec.engine.type == "quire" else None
+    told = re.match(r"([A-Z][A-Za-z0-9]+): (.+)", line) if subject.has_last_words else None
     if told and not told[1].endswith(("Error", "Exception", "Exit", "Interrupt", "Warning")):
         return Fault(told[1], f"pod {name}: {told[2]}", True)
-    logs = f"`kubectl logs -n {service.metadata.namespace} {name} -c {container.get('name')} --previous` has the rest"
+    logs = f"kubectl logs -n {subject.namespace} {name} -c {container.get('name')}{'' if now else ' --previous'}"
     code = last.get("exitCode")
-    return Fault("EngineFailed", f"pod {name} exited with code {code}: {line or 'no last word'}. {logs}", True)
+    return Fault(
+        "EngineFailed", f"pod {name} exited with code {code}: {line or 'no last word'}. `{logs}` has the rest", True
+    )
 
 
-def _unschedulable(service: LLMService, pod: Object, message: str) -> Fault:
+def _unschedulable(subject: Subject, pod: Object, message: str) -> Fault:
     name, text = _name(pod), _short(message)
     missing = re.search(r'persistentvolumeclaim "([^"]+)" not found', message)
     if missing:
@@ -120,8 +174,8 @@ def _unschedulable(service: LLMService, pod: Object, message: str) -> Fault:
         return Fault("ClaimPending", f"pod {name} waits for its claim: {text}", False)
     lacking = sorted(set(re.findall(r"Insufficient ([^\s,.]+(?:\.[^\s,.]+)*)", message)))
     if lacking:
-        wants = ", ".join(f"{_wanted(service, resource)} {resource}" for resource in lacking)
-        text = f"no node has {wants} free for pod {name}: {text}. Lower spec.resources, add a node, or free one"
+        wants = ", ".join(f"{subject.wants.get(resource, 'enough')} {resource}" for resource in lacking)
+        text = f"no node has {wants} free for pod {name}: {text}. {subject.less}"
     elif "node affinity/selector" in message:
         text = f"no node fits pod {name}: {text}. Check spec.scheduling.nodeSelector and spec.resources.gpu.product"
     elif "taint" in message:
@@ -129,16 +183,6 @@ def _unschedulable(service: LLMService, pod: Object, message: str) -> Fault:
     else:
         text = f"no node accepts pod {name}: {text}"
     return Fault("Unschedulable", text, False, tuple(lacking))
-
-
-def _wanted(service: LLMService, resource: str) -> str:
-    resources = service.spec.resources
-    known = {
-        "cpu": resources.cpu,
-        "memory": resources.memory,
-        resources.gpu.resource_name: str(service.spec.gpus_per_pod),
-    }
-    return known.get(resource, "enough")
 
 
 def _last_line(text: str) -> str:

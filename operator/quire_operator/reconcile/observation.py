@@ -15,6 +15,7 @@ from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.children import Problem
 from quire_operator.reconcile.faults import Fault, pod_fault, template_hash
+from quire_operator.reconcile.prefetching import CacheState
 
 REVISION = "deployment.kubernetes.io/revision"
 """Annotation by which the Deployment's controller counts templates."""
@@ -35,6 +36,8 @@ class Observation:
 
     aside: Mapping[ChildKey, Problem] = field(default_factory=dict)
     """Why children are not as they should be without which the service serves."""
+    cache: CacheState | None = None
+    """The cache of a service whose model is downloaded before its pods start."""
 
     def deployment(self, service: LLMService) -> Object | None:
         """The workload, as last seen."""
@@ -111,7 +114,7 @@ def fault_of(service: LLMService, observation: Observation) -> Fault | None:
     if fault is None and refused.get("status") == "True":
         fault = _refused_pods(str(refused.get("message", "")))
     if fault is not None and fault.reason == "ClaimPending":
-        fault = Fault(fault.reason, _claim_message(service, observation, fault.message), fault.needs_action)
+        fault = Fault(fault.reason, claim_message(service, observation, fault.message), fault.needs_action)
     if fault is not None and service.spec.resources.gpu.resource_name in fault.lacking:
         fault = _without_spare_gpu(service, count_replicas(service, deployment), fault)
     if is_late(deployment):
@@ -155,7 +158,8 @@ def _refused_pods(message: str) -> Fault:
     return Fault("FailedCreate", f"pods cannot be created: {message}", False)
 
 
-def _claim_message(service: LLMService, observation: Observation, message: str) -> str:
+def claim_message(service: LLMService, observation: Observation, message: str) -> str:
+    """Why the cache's claim has no volume, in more words than the scheduler's where the claim is one of ours."""
     name = cache_claim_name(service)
     claim = observation.children.get(("PersistentVolumeClaim", name or ""))
     if claim is None:

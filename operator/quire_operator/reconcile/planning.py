@@ -17,6 +17,9 @@ class Planned:
     max_model_len: int | None = None
     quantization: str | None = None
     parameters: int | None = None
+    is_from_status: bool = False
+    """What was reported before a restart, until it is known anew."""
+
     again_after: float | None = None
     """Seconds after which what kept it from being planned may have passed."""
 
@@ -30,6 +33,7 @@ class Planned:
             max_model_len=model.max_model_len if model else None,
             quantization=model.quantization if model else None,
             parameters=model.parameters if model else None,
+            is_from_status=True,
         )
 
 

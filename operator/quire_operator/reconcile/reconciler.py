@@ -19,12 +19,20 @@ from quire_operator.kubeapi.login import own_namespace
 from quire_operator.kubeapi.reflector import Key
 from quire_operator.kubeapi.resources import EVENTS, LLMSERVICES, REPLICA_SETS
 from quire_operator.plan.acceptance import Refusal, refusal_of
+from quire_operator.reconcile.caching import HELD_BACK, Caching, Downloads
 from quire_operator.reconcile.changes import ChildKey, changes
 from quire_operator.reconcile.children import Outcome, carry_out
-from quire_operator.reconcile.events import advice_events, hand_edit_event, plan_event, transition_events
+from quire_operator.reconcile.events import (
+    advice_events,
+    download_event,
+    hand_edit_event,
+    plan_event,
+    transition_events,
+)
 from quire_operator.reconcile.hand_edits import HandEdits
 from quire_operator.reconcile.observation import Observation
 from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, was_accepted
+from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
 from quire_operator.reconcile.scalers import leaving_scalers
 from quire_operator.reconcile.status import status_of
@@ -43,6 +51,9 @@ class Services(Protocol):
 
     def get(self, key: Key) -> Object | None:
         """The whole object, or None when there is none."""
+
+    def objects(self) -> list[Object]:
+        """All of them."""
 
     def learn(self, item: Object) -> bool:
         """Take in a state that the watch has not brought yet; True when it was news."""
@@ -90,12 +101,19 @@ class Reconciler:
     """Reconciles one LLMService at a time; holds nothing that could not be found out again."""
 
     def __init__(
-        self, client: Client, settings: Settings, services: Services, surroundings: Surroundings, plans: Plans
+        self,
+        client: Client,
+        settings: Settings,
+        services: Services,
+        surroundings: Surroundings,
+        plans: Plans,
+        downloads: Downloads,
     ) -> None:
         self._client, self._settings = client, settings
         self._services, self._surroundings, self._plans = services, surroundings, plans
         self._settled: dict[Key, dict[ChildKey, tuple[str, str]]] = {}
         self._hand_edits = HandEdits()
+        self._caching = Caching(client, downloads, services, surroundings)
 
     async def reconcile(self, key: Key) -> Result:
         """Bring the cluster closer to the spec and the status closer to the cluster.
@@ -115,13 +133,15 @@ class Reconciler:
             if known is None:
                 return Result("waiting")
             refusal, planned = refusal_by_plan(service, known.plan), known
-        outcome, circumstances = Outcome(), None
+        outcome, circumstances, cache = Outcome(), None, None
         if refusal is None:
-            circumstances = await self._circumstances(service, key)
-            desired = desired_objects(service, circumstances)
-            todo = changes(service, desired, self._surroundings.children(key), self._settled.get(key, {}))
-            edit = self._hand_edits.find(key, desired, todo)
-            if todo:
+            cache = self._caching.look(service, planned, self._observe(key, ()))
+            held = HELD_BACK if cache is not None and cache.is_held else ()
+            circumstances = await self._circumstances(service, key, cache)
+            desired = [child for child in desired_objects(service, circumstances) if child["kind"] not in held]
+            todo = changes(service, desired, self._surroundings.children(key), self._settled.get(key, {}), held)
+            edit, jobs = self._hand_edits.find(key, desired, todo), self._caching.todo(service, planned, circumstances)
+            if todo or jobs:
                 # only what exists may be acted for: its deletion may not have been heard of yet
                 fresh = await self._client.get(LLMSERVICES, *key)
                 if fresh is None or fresh["metadata"]["uid"] != service.metadata.uid:
@@ -138,19 +158,28 @@ class Reconciler:
                 service = parse_llmservice(fresh)
                 outcome = await carry_out(self._client, service, todo, circumstances)
                 self._remember(key, outcome)
+                observation = self._observe(key, outcome.deleted)
+                cache = await self._caching.carry_out(jobs, service, planned, observation)
             if edit is not None:
                 await self._post(hand_edit_event(service, edit, _now()))
             outcome.waiting_for += leaving_scalers(service, self._surroundings.children(key))
-        observation = replace(self._observe(key, outcome.deleted), aside=outcome.aside)
+        observation = replace(self._observe(key, outcome.deleted), aside=outcome.aside, cache=cache)
         if circumstances is not None:
             blocked = obstacle(service, circumstances)
             observation = replace(observation, stopped=circumstances.stopped, scaling_obstacle=blocked)
         wrote = await self._report(service, observation, outcome, refusal, planned)
-        return _result(refusal, outcome, wrote, planned)
+        return _result(refusal, outcome, wrote, _soonest(planned.again_after, cache.retry_after if cache else None))
 
-    async def _circumstances(self, service: LLMService, key: Key) -> Circumstances:
+    async def _circumstances(self, service: LLMService, key: Key, cache: CacheState | None) -> Circumstances:
         """What children depend on; a rollout that fails is found out here, and what to go back to."""
-        circumstances = Circumstances(self._settings, self._surroundings.capabilities, own_namespace(self._client.info))
+        circumstances = Circumstances(
+            self._settings,
+            self._surroundings.capabilities,
+            own_namespace(self._client.info),
+            cached_revision=cache.cached_revision if cache is not None else None,
+        )
+        if cache is not None and cache.is_held:
+            return circumstances  # the workload stays as it is
         observation = self._observe(key, ())
         stopped = still_stopped(service, observation, circumstances)
         fault = failed_rollout(service, observation, circumstances) if stopped is None else None
@@ -203,6 +232,9 @@ class Reconciler:
         if is_warning(service.status, status, refusal):
             events.append(plan_event(service, status, now))
         events += advice_events(service, service.status, status, now)
+        downloading = download_event(service, status, now)
+        if downloading is not None:
+            events.append(downloading)
         await self._write_status(service.metadata.namespace, service.metadata.name, service.metadata.uid, status)
         for event in events:
             await self._post(event)
@@ -234,7 +266,7 @@ class Reconciler:
         stand_in = parse_llmservice({"metadata": metadata, "spec": _MINIMAL, "status": manifest.get("status")})
         refusal = Refusal("Invalid", f"{error}. Correct it, and install the CRD of this operator's version")
         wrote = await self._report(stand_in, self._observe(key, ()), Outcome(), refusal, Planned())
-        return _result(refusal, Outcome(), wrote, Planned())
+        return _result(refusal, Outcome(), wrote, None)
 
 
 _MINIMAL = {"model": {"source": "image:///unknown"}}
@@ -244,13 +276,17 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _result(refusal: Refusal | None, outcome: Outcome, wrote: bool, planned: Planned) -> Result:
+def _soonest(*seconds: float | None) -> float | None:
+    return min((number for number in seconds if number is not None), default=None)
+
+
+def _result(refusal: Refusal | None, outcome: Outcome, wrote: bool, again_after: float | None) -> Result:
     if refusal is not None:
-        return Result("refused", planned.again_after)
+        return Result("refused", again_after)
     if outcome.problems:
         return Result("refused", _PROBLEM_SECONDS)
     if outcome.waiting_for:
         return Result("waiting", _WAIT_SECONDS)
     if outcome.aside:
         return Result("refused", _ASIDE_SECONDS)
-    return Result("changed" if wrote or outcome.applied or outcome.deleted else "unchanged", planned.again_after)
+    return Result("changed" if wrote or outcome.applied or outcome.deleted else "unchanged", again_after)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from quire_operator.api import CacheStatus, LLMService, ModelStatus, Status
+from quire_operator.builders.cached_model import is_commit
 from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.identity import selector_labels
 from quire_operator.builders.service import service_url
@@ -19,7 +18,6 @@ from quire_operator.reconcile.planning import Planned
 from quire_operator.settings import Settings
 
 NOT_PLANNED = Planned()
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def status_of(
@@ -42,11 +40,12 @@ def status_of(
         fault=fault_of(service, observation),
         leaving=len(observation.pods),
         stopped=observation.stopped,
+        held=observation.cache.fault if observation.cache is not None and observation.cache.is_held else None,
     )
     is_served = refusal is None and not service.spec.suspend
     if is_served:
         holds += aspects(service, observation)
-    generation, claim = service.metadata.generation, cache_claim_name(service)
+    generation = service.metadata.generation
     wanted = 0 if service.spec.suspend and refusal is None else replicas.wanted
     return Status(
         observed_generation=generation,
@@ -59,10 +58,10 @@ def status_of(
         updated_replicas=replicas.updated if observation.stopped is None else 0,
         selector=",".join(f"{key}={value}" for key, value in selector_labels(service).items()),
         autoscaling=autoscaling_status(service, observation) if refusal is None else service.status.autoscaling,
-        cache=CacheStatus(claim_name=claim) if claim is not None else None,
+        cache=_cache(service, observation) if refusal is None else service.status.cache,
         model=ModelStatus(
             name=service.served_name,
-            revision=_known_commit(service) or planned.commit,
+            revision=_known_commit(service, observation) or planned.commit,
             max_model_len=planned.max_model_len,
             quantization=planned.quantization,
             parameters=planned.parameters,
@@ -72,7 +71,16 @@ def status_of(
     )
 
 
-def _known_commit(service: LLMService) -> str | None:
-    """The commit that the spec itself names."""
+def _known_commit(service: LLMService, observation: Observation) -> str | None:
+    """The commit that the spec itself names, or that pods load from the claim."""
     revision = service.spec.model.revision
-    return revision if revision is not None and _COMMIT.fullmatch(revision) else None
+    if revision is not None and is_commit(revision):
+        return revision
+    return observation.cache.commit if observation.cache is not None else None
+
+
+def _cache(service: LLMService, observation: Observation) -> CacheStatus | None:
+    if observation.cache is not None:
+        return observation.cache.status(service)
+    claim = cache_claim_name(service)
+    return CacheStatus(claim_name=claim) if claim is not None else None

@@ -18,6 +18,7 @@ from quire_operator.kubeapi.reflector import Key
 from quire_operator.reconcile.reconciler import Reconciler
 from quire_operator.run import logs
 from quire_operator.run.discovery import Discovery
+from quire_operator.run.downloads import Downloads
 from quire_operator.run.health import HealthServer
 from quire_operator.run.leader import Leader
 from quire_operator.run.plans import Plans
@@ -58,7 +59,8 @@ class Operator:
         discovery = Discovery(client, self._look_again)
         self._surroundings = Surroundings(client, settings.namespaces, self._queue.add, discovery)
         self._plans = Plans(client, settings, self._queue.add)
-        self._reconciler = Reconciler(client, settings, self._store, self._surroundings, self._plans)
+        self._downloads = Downloads(client, settings.namespaces, self._queue.add)
+        self._reconciler = Reconciler(client, settings, self._store, self._surroundings, self._plans, self._downloads)
         self._is_leading = False
         self._watch_asked_at: float | None = None
         """When kopf was told to watch, until it does."""
@@ -85,7 +87,8 @@ class Operator:
     async def _work(self, beside: list[Coroutine[Any, Any, None]]) -> None:
         """Everything that only the leader does, and `beside` it. Returns on `stop`, with nothing left running."""
         async with self._plans, _ending_together() as spawn:
-            for coroutine in [*beside, *self._surroundings.loops(), *self._plans.loops()]:
+            loops = (*self._surroundings.loops(), *self._downloads.loops(), *self._plans.loops())
+            for coroutine in [*beside, *loops]:
                 spawn(coroutine)
             self._is_leading = True
             if not await self._unless_stopped(self._first_list(), spawn.ended):
@@ -104,6 +107,7 @@ class Operator:
     async def _first_list(self) -> None:
         """Know the children before the first reconcile, or each would be read one by one."""
         await self._surroundings.listed()
+        await self._downloads.listed()
         while True:
             try:
                 await self._watch.list()
@@ -160,7 +164,7 @@ class Operator:
             return []
         troubles = []
         for what, seconds in (
-            ("a watch has been silent", self._surroundings.silence()),
+            ("a watch has been silent", max(self._surroundings.silence(), self._downloads.silence())),
             ("LLMServices have not been watched", time.monotonic() - (self._watch_asked_at or time.monotonic())),
             ("a reconcile has been running", self._queue.longest_run()),
             ("an LLMService has waited to be reconciled", self._queue.longest_overdue()),

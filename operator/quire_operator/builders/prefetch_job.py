@@ -1,0 +1,150 @@
+"""The Job that brings a model onto the cache's claim before pods start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from quire_operator import __version__
+from quire_operator.api import API_VERSION, GROUP, KIND, LLMService
+from quire_operator.builders.cached_model import Download
+from quire_operator.builders.circumstances import Circumstances
+from quire_operator.builders.engines import engine_of
+from quire_operator.builders.identity import FIELD_MANAGER, MANAGED_BY_LABEL, PREFETCH_LABEL, Manifest
+from quire_operator.builders.paths import CACHE_PATH
+from quire_operator.builders.pod import CONTAINER, build_pod_template
+from quire_operator.builders.service_account import service_account_name
+
+PREFETCH_CONTAINER = "prefetch"
+PROGRESS_PORT = 8001
+WAITING_WILL_NOT_HELP = 3
+"""Exit status of `quire-engine prefetch` for what stays as it is until somebody acts."""
+
+ATTEMPT = f"{GROUP}/attempt"
+"""Annotation: how many Jobs of this name have failed before, which tells how long the next one waits."""
+COMMIT = f"{GROUP}/commit"
+"""Annotation: the commit that is on the claim, written once the Job is done."""
+BYTES = f"{GROUP}/bytes"
+"""Annotation: the size of it."""
+MODEL = f"{GROUP}/model"
+"""Annotation, for people: ORG/NAME@REVISION."""
+
+REQUESTS = {"cpu": "100m", "memory": "512Mi"}
+MEMORY_LIMIT = "1Gi"
+"""Much of it is for what was written and is not on the disk yet."""
+
+_RETRIES = 5
+_OF_PODS = (
+    *("affinity", "dnsConfig", "dnsPolicy", "hostAliases", "hostNetwork", "imagePullSecrets", "nodeSelector"),
+    *("priorityClassName", "runtimeClassName", "schedulerName", "securityContext", "tolerations"),
+    *("automountServiceAccountToken", "enableServiceLinks"),
+)
+"""Fields that are the same as in the service's pods, since a volume may be bound to where its first pod runs."""
+
+_OF_CONTAINER = ("envFrom", "image", "imagePullPolicy", "securityContext", "terminationMessagePolicy")
+_NOT_MOUNTED = ("shm",)
+
+
+def build_prefetch_job(
+    service: LLMService,
+    download: Download,
+    circumstances: Circumstances,
+    *,
+    keep: Iterable[str] = (),
+    attempt: int = 0,
+) -> Manifest:
+    """The Job, as the first service that wants the download makes it. Others become owners of the same.
+
+    `keep` are the commits of the model that somebody uses on this claim.
+    """
+    labels = {
+        "app.kubernetes.io/name": "quire",
+        "app.kubernetes.io/component": "prefetch",
+        "app.kubernetes.io/version": __version__,
+        MANAGED_BY_LABEL: FIELD_MANAGER,
+        PREFETCH_LABEL: download.key,
+    }
+    template = build_pod_template(service, replace(circumstances, cached_revision=None))
+    theirs = service.spec.pod_template.get("metadata") or {}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": download.job_name,
+            "namespace": download.namespace,
+            "labels": labels,
+            "annotations": {MODEL: f"{download.repository}@{download.revision}", ATTEMPT: str(attempt)},
+            **({"ownerReferences": [shared_owner_reference(service)]} if service.metadata.uid else {}),
+        },
+        "spec": {
+            "backoffLimit": _RETRIES,
+            "podFailurePolicy": {
+                "rules": [
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {
+                            "containerName": PREFETCH_CONTAINER,
+                            "operator": "In",
+                            "values": [WAITING_WILL_NOT_HELP],
+                        },
+                    },
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
+                ]
+            },
+            "template": {
+                "metadata": {
+                    "labels": {**(theirs.get("labels") or {}), **labels},
+                    "annotations": dict(theirs.get("annotations") or {}),
+                },
+                "spec": _pod(service, download, template["spec"], circumstances, keep),
+            },
+        },
+    }
+
+
+def shared_owner_reference(service: LLMService) -> Manifest:
+    """One of several: the garbage collector removes the Job when all of its owners are gone."""
+    return {"apiVersion": API_VERSION, "kind": KIND, "name": service.metadata.name, "uid": service.metadata.uid}
+
+
+def _pod(
+    service: LLMService, download: Download, pod: Manifest, circumstances: Circumstances, keep: Iterable[str]
+) -> Manifest:
+    engine: dict[str, Any] = next(c for c in pod["containers"] if c["name"] == CONTAINER)
+    key_of_requests = engine_of(service).api_key_variable
+    container = {
+        **{field: engine[field] for field in _OF_CONTAINER if field in engine},
+        "env": [variable for variable in engine["env"] if variable["name"] != key_of_requests],
+        "name": PREFETCH_CONTAINER,
+        "command": [
+            *("quire-engine", "prefetch", download.repository),
+            f"--revision={download.revision}",
+            f"--cache={CACHE_PATH}",
+            f"--progress-port={PROGRESS_PORT}",
+            *_eviction(service, keep),
+        ],
+        "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],
+        "resources": {"requests": dict(REQUESTS), "limits": {"memory": MEMORY_LIMIT}},
+        "volumeMounts": [mount for mount in engine["volumeMounts"] if mount["name"] not in _NOT_MOUNTED],
+    }
+    if service.spec.engine.type != "quire":
+        container["image"] = circumstances.settings.engine_image  # another engine's cannot prefetch
+    spec: Manifest = {
+        **{field: pod[field] for field in _OF_PODS if field in pod},
+        # a failed pod stays, with the reason in its status
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 5,
+        "containers": [container],
+        "volumes": [volume for volume in pod["volumes"] if volume["name"] not in _NOT_MOUNTED],
+    }
+    account = pod.get("serviceAccountName")
+    if account not in (None, service_account_name(service)):  # one of ours may go before the Job does
+        spec["serviceAccountName"] = account
+    return spec
+
+
+def _eviction(service: LLMService, keep: Iterable[str]) -> list[str]:
+    cache = service.spec.cache
+    number = cache.keep_revisions if cache is not None else 0
+    return [f"--keep-revisions={number}", *(f"--keep={commit}" for commit in sorted(keep))]

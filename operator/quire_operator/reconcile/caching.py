@@ -1,0 +1,127 @@
+"""The part of a reconcile that sees to the cache: whether the model is on its claim, and the Job that brings it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from quire_operator.api import LLMService
+from quire_operator.builders.cached_model import Download, download_of, is_commit
+from quire_operator.builders.circumstances import Circumstances
+from quire_operator.builders.identity import CACHED_REVISION
+from quire_operator.builders.prefetch_job import build_prefetch_job
+from quire_operator.kubeapi.client import Client, Object
+from quire_operator.kubeapi.reflector import Key
+from quire_operator.reconcile.changes import ChildKey
+from quire_operator.reconcile.conditions import Verdict
+from quire_operator.reconcile.faults import Fault
+from quire_operator.reconcile.observation import Observation, claim_message
+from quire_operator.reconcile.planning import Planned
+from quire_operator.reconcile.prefetch_jobs import JobChange, carry_out_job_changes, job_changes
+from quire_operator.reconcile.prefetching import CacheState, Seen, cache_state, gib
+
+HELD_BACK = ("Deployment", "LeaderWorkerSet", "ScaledObject", "HorizontalPodAutoscaler")
+"""Children that stay as they are until the model is on the claim: pods, and what makes more of them."""
+
+_PROBLEM_SECONDS = 30.0
+
+
+class Downloads(Protocol):
+    """The Jobs that download models, as last seen."""
+
+    def seen(self, download: Download) -> Seen:
+        """What is there of one download."""
+
+    def owned_by(self, uid: str) -> list[Object]:
+        """The Jobs that have this LLMService as an owner."""
+
+    def learn(self, job: Object) -> None:
+        """Take in the answer to a write."""
+
+
+class Services(Protocol):
+    """What is served beside a service."""
+
+    def objects(self) -> list[Object]:
+        """All LLMServices."""
+
+
+class Surroundings(Protocol):
+    """What became of it."""
+
+    def children(self, key: Key) -> Mapping[ChildKey, Object]:
+        """Children of one LLMService."""
+
+
+class Caching:
+    """Looks at the download that a service waits for, and sees that there is one."""
+
+    def __init__(self, client: Client, downloads: Downloads, services: Services, surroundings: Surroundings) -> None:
+        self._client, self._downloads = client, downloads
+        self._services, self._surroundings = services, surroundings
+
+    def look(self, service: LLMService, planned: Planned, observation: Observation) -> CacheState | None:
+        """The cache as it is; None for a service whose pods see to their weights themselves."""
+        download = download_of(service, planned.commit)
+        if download is None:
+            return None
+        state = cache_state(service, download, self._downloads.seen(download), time.time())
+        if state.fault is not None and state.fault.reason == "ClaimPending":
+            text = claim_message(service, observation, state.fault.message)
+            return replace(state, fault=replace(state.fault, message=text))
+        return state
+
+    def todo(self, service: LLMService, planned: Planned, circumstances: Circumstances) -> list[JobChange]:
+        """What to do about Jobs, in order; nothing at steady state."""
+        download = download_of(service, planned.commit)
+        if download is not None and planned.is_from_status:
+            return []  # which commit is wanted is known again in a moment
+        seen = self._downloads.seen(download) if download is not None else Seen()
+
+        def make(attempt: int) -> Object:
+            assert download is not None
+            keep = self._in_use(service.metadata.namespace) - {download.revision}
+            return build_prefetch_job(service, download, circumstances, keep=keep, attempt=attempt)
+
+        return job_changes(service, download, seen, self._downloads.owned_by(service.metadata.uid), make, time.time())
+
+    async def carry_out(
+        self, todo: Iterable[JobChange], service: LLMService, planned: Planned, observation: Observation
+    ) -> CacheState | None:
+        """Do it, and look again. Raises as `carry_out` of the children does."""
+        outcome = await carry_out_job_changes(self._client, todo)
+        for job in outcome.jobs:
+            self._downloads.learn(job)
+        state, problem = self.look(service, planned, observation), outcome.problem
+        if state is None or problem is None:
+            return state
+        return replace(state, fault=Fault(problem.reason, problem.message, True), retry_after=_PROBLEM_SECONDS)
+
+    def _in_use(self, namespace: str) -> set[str]:
+        """Commits that a service of the namespace serves, or is about to: more than those of one model do no harm."""
+        found: set[Any] = set()
+        for item in self._services.objects():
+            metadata = item["metadata"]
+            if metadata["namespace"] != namespace:
+                continue
+            found.add(((item.get("status") or {}).get("cache") or {}).get("commit"))
+            found.add(((item.get("spec") or {}).get("model") or {}).get("revision"))
+            for child in self._surroundings.children((namespace, metadata["name"])).values():
+                template = (child.get("spec") or {}).get("template") or {}
+                found.add(((template.get("metadata") or {}).get("annotations") or {}).get(CACHED_REVISION))
+        return {revision for revision in found if isinstance(revision, str) and is_commit(revision)}
+
+
+def judge_cache(service: LLMService, observation: Observation) -> Verdict | None:
+    """ModelCached: whether the model that the spec asks for is on the claim."""
+    state = observation.cache
+    if state is None:
+        return None
+    if state.fault is not None:
+        return Verdict("ModelCached", False, state.fault.reason, state.fault.message)
+    download = state.download
+    size = f" ({gib(state.bytes)})" if state.bytes is not None else ""
+    text = f"{download.repository} at {state.cached_revision} is on claim {download.claim}{size}"
+    return Verdict("ModelCached", True, "Cached", text)

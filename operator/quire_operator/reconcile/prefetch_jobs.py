@@ -1,0 +1,186 @@
+"""Jobs that download models: made by the first service that wants one, shared with others, left when none does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from quire_operator.api import LLMService
+from quire_operator.builders.cached_model import Download
+from quire_operator.builders.identity import PREFETCH_LABEL, Manifest
+from quire_operator.builders.prefetch_job import BYTES, COMMIT, shared_owner_reference
+from quire_operator.kubeapi.client import Client, Object
+from quire_operator.kubeapi.errors import ApiError
+from quire_operator.kubeapi.resources import JOBS
+from quire_operator.reconcile.children import Problem, name_conflict, refused
+from quire_operator.reconcile.prefetching import Seen
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Make:
+    """Create the Job, in place of `failed` where there is one."""
+
+    manifest: Manifest
+    failed: Object | None = None
+
+
+@dataclass(frozen=True)
+class Join:
+    """Become an owner of a Job that another service made."""
+
+    job: Object
+    owner: Manifest
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Own the Job no longer; who is the last takes it along."""
+
+    job: Object
+    uid: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Write onto the Job what its pod said in the end: the pod may go before the Job."""
+
+    job: Object
+    commit: str
+    size: int | None
+
+
+class _NameTakenError(Exception):
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+JobChange = Make | Join | Leave | Note
+
+
+@dataclass
+class JobOutcome:
+    """What came of the changes."""
+
+    jobs: list[Object] = field(default_factory=list)
+    """Answers of the API server."""
+
+    problem: Problem | None = None
+
+
+def job_changes(
+    service: LLMService,
+    download: Download | None,
+    seen: Seen,
+    owned: Iterable[Object],
+    make: Callable[[int], Manifest],
+    now: float,
+) -> list[JobChange]:
+    """What to do, in order. Nothing at steady state.
+
+    `owned` are the Jobs that have the service as an owner; `make` builds one that comes after so many that failed.
+    """
+    wanted = download.job_name if download is not None else None
+    uid = service.metadata.uid
+    todo: list[JobChange] = [Leave(job, uid) for job in owned if job["metadata"]["name"] != wanted]
+    if download is None:
+        return todo
+    if seen.job is None:
+        return [*todo, Make(make(0))]
+    if seen.job["metadata"].get("deletionTimestamp"):
+        return todo
+    is_edited = service.status.observed_generation != service.metadata.generation
+    if seen.failed_at is not None and (is_edited or seen.retry_in(now) == 0):
+        return [*todo, Make(make(0 if is_edited else seen.attempt + 1), failed=seen.job)]
+    if not seen.is_owned_by(uid):
+        todo.append(Join(seen.job, shared_owner_reference(service)))
+    commit, size = seen.result()
+    if seen.is_done and commit is not None and COMMIT not in (seen.job["metadata"].get("annotations") or {}):
+        todo.append(Note(seen.job, commit, size))
+    return todo
+
+
+async def carry_out_job_changes(client: Client, todo: Iterable[JobChange]) -> JobOutcome:
+    """Do it. Raises what is worth another attempt: UnreachableError, and ApiErrors that are no refusals."""
+    outcome = JobOutcome()
+    for change in todo:
+        try:
+            answer = await _carry_out(client, change)
+        except _NameTakenError as error:
+            outcome.problem = error.problem
+            continue
+        except ApiError as error:
+            if not error.is_refusal:
+                raise  # a conflict among them: another service was faster
+            name = change.manifest["metadata"]["name"] if isinstance(change, Make) else change.job["metadata"]["name"]
+            outcome.problem = refused(JOBS, name, error)
+            continue
+        if answer is not None:
+            outcome.jobs.append(answer)
+    return outcome
+
+
+async def _carry_out(client: Client, change: JobChange) -> Object | None:
+    match change:
+        case Make(manifest, failed):
+            if failed is not None:
+                await _delete(client, failed, "to try again")
+            logger.info("making Job %s", manifest["metadata"]["name"])
+            return await _create(client, manifest)
+        case Join(job, owner):
+            return await _edit_owners(client, job, lambda owners: [*owners, owner])
+        case Leave(job, uid):
+            others = [owner for owner in _owners(job) if owner.get("uid") != uid]
+            if not others:
+                await _delete(client, job, "no longer wanted")
+                return None
+            return await _edit_owners(client, job, lambda owners: [o for o in owners if o.get("uid") != uid])
+        case Note(job, commit, size):
+            noted = {COMMIT: commit, **({BYTES: str(size)} if size is not None else {})}
+            return await _edit(client, job, lambda metadata: _annotate(metadata, noted))
+
+
+async def _create(client: Client, manifest: Manifest) -> Object | None:
+    try:
+        return await client.create(JOBS, manifest)
+    except ApiError as error:
+        if error.status != 409:
+            raise
+    metadata = manifest["metadata"]
+    found = await client.get(JOBS, metadata["namespace"], metadata["name"])
+    if found is not None and (found["metadata"].get("labels") or {}).get(PREFETCH_LABEL) is None:
+        raise _NameTakenError(name_conflict(JOBS, metadata["name"]))
+    return found  # another service was faster, and this one joins it next
+
+
+async def _delete(client: Client, job: Object, why: str) -> None:
+    metadata = job["metadata"]
+    logger.info("deleting Job %s: %s", metadata["name"], why)
+    await client.delete(JOBS, metadata["namespace"], metadata["name"], metadata["uid"])
+
+
+async def _edit_owners(client: Client, job: Object, edit: Callable[[list[Object]], list[Object]]) -> Object | None:
+    return await _edit(
+        client, job, lambda metadata: metadata.update(ownerReferences=edit(_owners({"metadata": metadata})))
+    )
+
+
+async def _edit(client: Client, job: Object, edit: Callable[[dict[str, Any]], None]) -> Object | None:
+    """Change the Job's metadata. By replacing it as it is now, since its owners come and go at the same time."""
+    fresh = await client.get(JOBS, job["metadata"]["namespace"], job["metadata"]["name"])
+    if fresh is None or fresh["metadata"]["uid"] != job["metadata"]["uid"]:
+        return None
+    edit(fresh["metadata"])
+    return await client.replace(JOBS, fresh)
+
+
+def _annotate(metadata: dict[str, Any], noted: dict[str, str]) -> None:
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), **noted}
+
+
+def _owners(job: Object) -> list[Object]:
+    return list(job["metadata"].get("ownerReferences") or [])
