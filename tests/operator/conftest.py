@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -20,12 +21,15 @@ from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubeconfig import User
 from e2e.hub_server import make_server
 from quire_operator.api import custom_resource_definition
+from quire_operator.kubeapi.resources import PROMETHEUS_RULES, SERVICE_MONITORS
 from tests.operator.api_client import ApiClient, Namespace, eventually
 from tests.operator.checkpoints import SMALL, write_checkpoint
 from tests.operator.operator_process import OperatorProcess
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OPERATOR_USER = "the-operator"
+
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 StartOperator = Callable[..., OperatorProcess]
 
@@ -70,7 +74,7 @@ def prepare(control_plane: ControlPlane) -> ApiClient:
     authority = control_plane.authority.pair.certificate
     client = ApiClient(control_plane.server_url, authority, control_plane.users["admin"].token)
     crd = custom_resource_definition()
-    client.apply(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}", crd)
+    client.apply(f"{DEFINITIONS}/{crd['metadata']['name']}", crd)
     client.make_namespace("quire-system")
     for body in yaml.safe_load_all((REPOSITORY / "manifests/base/rbac.yaml").read_text()):
         if body["kind"].startswith(("Role", "ClusterRole")):
@@ -186,3 +190,27 @@ def gated_hub(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def prometheus_operator(api: ApiClient) -> Iterator[None]:
+    """Its CRDs, and in the end none, since other modules count on a bare API server."""
+    paths = []
+    for resource in (SERVICE_MONITORS, PROMETHEUS_RULES):
+        (file,) = program_folder("monitoring-crds").glob(f"*_{resource.plural}.yaml")
+        definition = yaml.safe_load(file.read_text())
+        paths.append(f"{DEFINITIONS}/{definition['metadata']['name']}")
+        api.apply(paths[-1], definition)
+        eventually(lambda resource=resource: api.request("GET", resource.path()))
+    yield
+    for path in paths:
+        api.request("DELETE", path)
+        eventually(lambda path=path: _is_gone(api, path))
+
+
+def _is_gone(api: ApiClient, path: str) -> bool:
+    try:
+        api.request("GET", path)
+    except httpx.HTTPStatusError as error:
+        return error.response.status_code == 404
+    return False

@@ -211,7 +211,7 @@ class Load:
 def test_the_chart_has_the_dashboards_and_alerts_of_the_code() -> None:
     for path, text in files().items():
         assert (CHART / path).read_text() == text, "run `make crds`"
-    assert {path.name for path in (CHART / "dashboards").iterdir()} == {"quire-fleet.json", "quire-service.json"}
+    assert {path.name for path in (CHART / "dashboards").glob("*.json")} == {"quire-fleet.json", "quire-service.json"}
 
 
 @pytest.mark.parametrize("dashboard", [FLEET, SERVICE], ids=lambda d: d["uid"])

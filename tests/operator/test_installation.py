@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from quire_operator.cli import _parser
+from quire_operator.cli import _parser, _settings
 from quire_operator.kubeapi.resources import LLMSERVICES
 from quire_operator.settings import Settings
 from tests.operator.api_client import ApiClient, Namespace
@@ -50,23 +50,59 @@ def test_the_chart_passes_helms_own_strict_check(helm: Path) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_kustomize_installs_what_helm_does(helm: Path, kubectl: Path) -> None:
-    command = [kubectl, "kustomize", REPOSITORY / "manifests/base"]
-    built = list(yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+def kustomize(kubectl: Path, folder: str) -> list[dict[str, Any]]:
+    command = [kubectl, "kustomize", REPOSITORY / "manifests" / folder]
+    return list(yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
-    def comparable(documents: list[dict[str, Any]]) -> dict[str, str]:
-        found = {}
-        for document in documents:
-            if document["kind"] in ("Namespace", "CustomResourceDefinition"):
-                continue
-            text = json.dumps(document, sort_keys=True)
-            text = text.replace('"app.kubernetes.io/managed-by": "Helm", ', "")
-            found[f"{document['kind']}/{document['metadata']['name']}"] = text
-        return found
 
-    assert comparable(built) == comparable(template(helm))
-    crds = [[d["spec"] for d in documents if "CustomResource" in d["kind"]] for documents in (built, template(helm))]
+def comparable(documents: list[dict[str, Any]]) -> dict[str, str]:
+    """Each object by kind and name, as text, without what only one of the two ways of installing has."""
+    found = {}
+    for document in documents:
+        if document["kind"] in ("Namespace", "CustomResourceDefinition"):
+            continue
+        text = json.dumps(document, sort_keys=True)
+        text = text.replace('"app.kubernetes.io/managed-by": "Helm", ', "")
+        found[f"{document['kind']}/{document['metadata']['name']}"] = text
+    return found
+
+
+AS_BY_HELM: dict[str, list[str]] = {
+    "base": [],
+    "overlays/ha": ["replicas=2"],
+    "overlays/namespaced": ["watchNamespaces={inference}"],
+    "overlays/monitoring": [
+        "monitoring.serviceMonitor=enabled",
+        "monitoring.alerts=enabled",
+        "monitoring.dashboards=enabled",
+        "monitoring.labels.release=kube-prometheus",
+        "prometheusAddress=http://prometheus-operated.monitoring.svc:9090",
+        "monitoringNamespaces={monitoring}",
+    ],
+    "overlays/dev": ["image.tag=dev", "image.pullPolicy=Never", "logLevel=debug", "engineImage=quire/engine:dev"],
+}
+"""The values with which the chart installs the same."""
+
+
+def settings_of(documents: list[dict[str, Any]]) -> Settings:
+    """Take the operator's arguments out of its Deployment, whose order may differ, and read them as it would."""
+    (deployment,) = [d for d in documents if d["kind"] == "Deployment"]
+    arguments = deployment["spec"]["template"]["spec"]["containers"][0].pop("args")
+    return _settings(_parser().parse_args(arguments))
+
+
+@pytest.mark.parametrize(("folder", "values"), AS_BY_HELM.items(), ids=AS_BY_HELM.keys())
+def test_kustomize_installs_what_helm_does(helm: Path, kubectl: Path, folder: str, values: list[str]) -> None:
+    built, by_helm = kustomize(kubectl, folder), template(helm, *values)
+    crds = [[d["spec"] for d in documents if "CustomResource" in d["kind"]] for documents in (built, by_helm)]
     assert crds[0] == crds[1]
+    assert settings_of(built) == settings_of(by_helm)
+    assert comparable(built) == comparable(by_helm)
+
+
+def test_every_overlay_is_compared() -> None:
+    folders = {f"overlays/{path.name}" for path in (REPOSITORY / "manifests/overlays").iterdir()}
+    assert folders == set(AS_BY_HELM) - {"base"}
 
 
 def test_an_uninstall_leaves_the_crd(helm: Path) -> None:
@@ -277,8 +313,21 @@ def test_the_charts_own_test_runs_the_installed_image_and_is_no_replica(helm: Pa
 
 
 def test_the_api_server_accepts_every_object_of_the_chart(helm: Path, api: ApiClient) -> None:
-    api.make_namespace("quire-system")
-    for document in rendered(helm, "--set=replicas=2"):
+    accept_all(api, rendered(helm, "--set=replicas=2"))
+
+
+@pytest.mark.parametrize("folder", AS_BY_HELM)
+def test_the_api_server_accepts_every_object_of_an_overlay(
+    kubectl: Path, api: ApiClient, prometheus_operator: None, folder: str
+) -> None:
+    accept_all(api, kustomize(kubectl, folder))
+
+
+def accept_all(api: ApiClient, documents: list[dict[str, Any]]) -> None:
+    """Have the API server look at each object. Raises httpx.HTTPStatusError for a field that it does not know."""
+    for name in ("quire-system", "inference"):
+        api.make_namespace(name)
+    for document in documents:
         group = document["apiVersion"]
         root = f"/api/{group}" if "/" not in group else f"/apis/{group}"
         metadata = document["metadata"]

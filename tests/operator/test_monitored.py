@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import httpx
 import pytest
-import yaml
 
 from quire_operator.api import parse_llmservice
 from quire_operator.builders.circumstances import Capabilities, Circumstances
 from quire_operator.builders.desired import desired_objects
 from quire_operator.kubeapi.resources import DEPLOYMENTS, LLMSERVICES, PROMETHEUS_RULES, SERVICE_MONITORS, resource_of
 from quire_operator.reconcile.difference import first_difference
-from tests.operator.api_client import ApiClient, Namespace, eventually
-from tests.operator.conftest import program_folder
+from tests.operator.api_client import Namespace, eventually
 from tests.operator.operator_process import OperatorProcess
 from tests.operator.services import SETTINGS, manifest
 
 pytestmark = pytest.mark.control_plane
 
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 SERVED = Circumstances(SETTINGS, Capabilities(service_monitors=True, prometheus_rules=True))
 NOTICED_SECONDS = 90
 """The operator asks every 30 s which APIs there are."""
-
-
-@pytest.fixture(scope="module")
-def prometheus_operator(api: ApiClient) -> Iterator[None]:
-    """Its CRDs, and in the end none, since other modules count on a bare API server."""
-    paths = []
-    for resource in (SERVICE_MONITORS, PROMETHEUS_RULES):
-        (file,) = program_folder("monitoring-crds").glob(f"*_{resource.plural}.yaml")
-        definition = yaml.safe_load(file.read_text())
-        paths.append(f"{DEFINITIONS}/{definition['metadata']['name']}")
-        api.apply(paths[-1], definition)
-        eventually(lambda resource=resource: api.request("GET", resource.path()))
-    yield
-    for path in paths:
-        api.request("DELETE", path)
-        eventually(lambda path=path: _is_gone(api, path))
-
-
-def _is_gone(api: ApiClient, path: str) -> bool:
-    try:
-        api.request("GET", path)
-    except httpx.HTTPStatusError as error:
-        return error.response.status_code == 404
-    return False
 
 
 def test_what_is_enabled_is_made_as_soon_as_it_can_be(
