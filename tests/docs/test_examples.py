@@ -50,11 +50,12 @@ def test_every_situation_has_an_example_and_no_block_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
-def test_an_example_is_accepted_and_becomes_a_deployment(example: Block) -> None:
+def test_an_example_is_accepted_and_becomes_a_workload(example: Block) -> None:
     service = parsed(example)
     assert refusal_of(service.spec) is None
-    kinds = [child["kind"] for child in desired_objects(service, Circumstances(Settings()))]
-    assert ("Deployment" in kinds) is not service.spec.suspend
+    kinds = {child["kind"] for child in desired_objects(service, Circumstances(Settings()))}
+    expected = "LeaderWorkerSet" if service.spec.parallelism.nodes > 1 else "Deployment"
+    assert kinds & {"Deployment", "LeaderWorkerSet"} == (set() if service.spec.suspend else {expected})
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if parsed(e).spec.engine.type == "quire"], ids=str)

@@ -12,7 +12,8 @@ from quire_operator.reconcile.children import Outcome, Problem
 from quire_operator.reconcile.conditions import Verdict, verdicts, with_times
 from quire_operator.reconcile.events import transition_events
 from quire_operator.reconcile.faults import Fault
-from quire_operator.reconcile.observation import Observation, count_replicas
+from quire_operator.reconcile.observation import Observation
+from quire_operator.reconcile.replicas import count_replicas
 from quire_operator.reconcile.status import status_of
 from tests.operator.services import SETTINGS, service
 
@@ -43,7 +44,8 @@ def recreated(revision: str = "2", progress: str = "ReplicaSetUpdated", **counts
 
 def judged(live: Any = None, spec: dict[str, Any] | None = None, **facts: Any) -> dict[str, tuple[str, str]]:
     owner = service(**(spec or {}))
-    return {v.type: (str(v.holds), v.reason) for v in verdicts(owner, count_replicas(owner, live), **facts)}
+    replicas = count_replicas(owner, {("Deployment", "llama"): live} if live is not None else {})
+    return {v.type: (str(v.holds), v.reason) for v in verdicts(owner, replicas, **facts)}
 
 
 def test_all_replicas_serving_is_ready_and_nothing_else() -> None:

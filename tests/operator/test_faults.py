@@ -218,7 +218,7 @@ TWO_GPUS = {"parallelism": {"tensor": 2}, "resources": {"gpu": {"count": 2}}}
 def test_a_rollout_without_a_spare_gpu_is_said_with_the_choice() -> None:
     found = fault(pods=(NO_GPU,), older=3, **TWO_GPUS)
     assert (found.reason, found.needs_action) == ("NoGPUForSurge", False)
-    assert "no node has 2 nvidia.com/gpu free for it: 3 older pods hold 6" in found.message
+    assert "no node has 2 nvidia.com/gpu free for it: 3 older replicas hold 6" in found.message
     assert "Wait until one is free" in found.message
     assert "spec.rollout.maxSurge 0 with maxUnavailable 1" in found.message
     assert "strategy Recreate" in found.message

@@ -53,7 +53,7 @@ def test_a_rollout_without_a_spare_gpu_says_so_and_goes_on_once_it_may_take_an_o
         serve(plane, "surge", resources=ONE_GPU, replicas=2)
         plane.change("surge", {"engine": {"maxNumSeqs": 9}})
         message = plane.message("surge", "NoGPUForSurge")
-        assert f"no node has 1 {GPU} free for it: 2 older pods hold 2" in message
+        assert f"no node has 1 {GPU} free for it: 2 older replicas hold 2" in message
         assert plane.condition("surge", "Reconciling")["reason"] == "NoGPUForSurge"
         assert plane.condition("surge", "Available")["status"] == "True"
 

@@ -22,7 +22,7 @@ class Parallelism(Fields):
     """Groups of GPUs that share the layers. Not supported yet by type quire: only 1."""
 
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
-    """Pods that make up one replica. Not supported yet: only 1."""
+    """Pods that make up one replica. Not supported yet by type quire; vllm and custom have it, with LeaderWorkerSet."""
 
     exclusive_topology: Annotated[str, Field(min_length=1, max_length=317)] | None = None
     """With nodes above 1, a label of nodes such as that of a rack: groups of pods never share one of its values."""

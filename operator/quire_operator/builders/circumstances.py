@@ -46,6 +46,9 @@ class Circumstances:
     cached_revision: str | None = None
     """The revision of the model that is on the cache's claim; None while pods have to download it."""
 
+    replaced_replicas: int | None = None
+    """How many replicas the workload of the other kind has, whose place ours is about to take."""
+
     stopped: StoppedRollout | None = None
     """What is served in place of a rollout that failed."""
 

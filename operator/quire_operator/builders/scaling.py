@@ -91,14 +91,17 @@ def behavior(service: LLMService) -> Manifest:
 
 
 def with_first_replicas(service: LLMService, circumstances: Circumstances, workload: Manifest) -> Manifest:
-    """The workload as it is created: with the count that it starts at where a scaler has it later.
+    """The workload as it is created: with the count that it starts at where others have it later.
 
-    Without a scaler nothing would ever wake it from zero.
+    Without a scaler nothing would ever wake it from zero. In the place of another, it starts with as many as that has.
     """
-    scaling = service.spec.autoscaling
-    if scaling is None or workload["kind"] != scale_target(service)["kind"] or "replicas" in workload["spec"]:
+    scaling, count = service.spec.autoscaling, circumstances.replaced_replicas
+    if workload["kind"] != scale_target(service)["kind"] or "replicas" in workload["spec"]:
         return workload
-    count = scaling.first_replicas
-    if obstacle(service, circumstances) is not None:
-        count = max(1, count)
+    if count is None and scaling is not None:
+        count = scaling.first_replicas
+        if obstacle(service, circumstances) is not None:
+            count = max(1, count)
+    if count is None:
+        return workload
     return {**workload, "spec": {**workload["spec"], "replicas": count}}

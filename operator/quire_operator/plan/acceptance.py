@@ -18,7 +18,6 @@ class Refusal:
 
 
 _LATER: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
-    ("spec.parallelism.nodes", lambda spec: spec.parallelism.nodes != 1, "write 1"),
     ("spec.cache.local", lambda spec: spec.cache is not None and spec.cache.local is not None, "leave it out"),
 )
 """Field, whether it asks for something that is not there yet, and what to write instead."""
@@ -31,6 +30,7 @@ _LATER_IN_QUIRE: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     ("spec.engine.swapSpaceGiB", lambda spec: spec.engine.swap_space_gib != 4, "leave it out"),
     ("spec.parallelism.tensor", lambda spec: spec.parallelism.tensor != 1, "write 1"),
     ("spec.parallelism.pipeline", lambda spec: spec.parallelism.pipeline != 1, "write 1"),
+    ("spec.parallelism.nodes", lambda spec: spec.parallelism.nodes != 1, "write 1"),
 )
 """The same, of what Quire's own engine cannot do yet."""
 

@@ -11,7 +11,7 @@ from quire_operator.api.status import AutoscalingStatus
 from quire_operator.builders.scaling import BACKENDS, SUFFIX
 from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.conditions import Verdict
-from quire_operator.reconcile.observation import Observation, count_replicas
+from quire_operator.reconcile.observation import Observation
 from quire_operator.reconcile.scalers import autoscaler_of, scaler_of
 
 TYPE = "Autoscaling"
@@ -25,7 +25,7 @@ def judge_autoscaling(service: LLMService, observation: Observation) -> Verdict 
     scaling = service.spec.autoscaling
     if scaling is None:
         return None
-    held = f"replicas are held at {count_replicas(service, observation.deployment(service)).wanted}"
+    held = f"replicas are held at {observation.replicas(service).wanted}"
     obstacle = observation.scaling_obstacle
     if obstacle is not None:
         return Verdict(TYPE, False, obstacle.reason, f"{obstacle.message}. Meanwhile {held}")
@@ -51,7 +51,7 @@ def autoscaling_status(service: LLMService, observation: Observation) -> Autosca
 
 def _desired(service: LLMService, observation: Observation) -> int:
     """A HorizontalPodAutoscaler has no opinion about zero, nor before it has read metrics for the first time."""
-    wanted = count_replicas(service, observation.deployment(service)).wanted
+    wanted = observation.replicas(service).wanted
     status = (autoscaler_of(service, observation.children) or {}).get("status") or {}
     return int(status.get("desiredReplicas") or wanted) if wanted else 0
 
@@ -79,7 +79,7 @@ def _judge_scaler(service: LLMService, scaling: Autoscaling, observation: Observ
         whom = "KEDA's operator" if scaling.backend == "keda" else "the controller manager"
         return Verdict(TYPE, False, "ScalerPending", f"nothing has acted on {name} yet: if this stays, see {whom}")
     words = _unavailable(ready, _condition(autoscaler, "ScalingActive"))
-    replicas = count_replicas(service, observation.deployment(service))
+    replicas = observation.replicas(service)
     if words is None:
         return _scaling(scaling, _desired(service, observation), autoscaler)
     if replicas.wanted and not replicas.available:

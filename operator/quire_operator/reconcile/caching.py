@@ -21,6 +21,7 @@ from quire_operator.reconcile.observation import Observation, claim_message
 from quire_operator.reconcile.planning import Planned
 from quire_operator.reconcile.prefetch_jobs import JobChange, carry_out_job_changes, job_changes
 from quire_operator.reconcile.prefetching import CacheState, Seen, cache_state, gib
+from quire_operator.reconcile.workloads import template_of
 
 HELD_BACK = ("Deployment", "LeaderWorkerSet", "ScaledObject", "HorizontalPodAutoscaler")
 """Children that stay as they are until the model is on the claim: pods, and what makes more of them."""
@@ -109,7 +110,7 @@ class Caching:
             found.add(((item.get("status") or {}).get("cache") or {}).get("commit"))
             found.add(((item.get("spec") or {}).get("model") or {}).get("revision"))
             for child in self._surroundings.children((namespace, metadata["name"])).values():
-                template = (child.get("spec") or {}).get("template") or {}
+                template = template_of(child)
                 found.add(((template.get("metadata") or {}).get("annotations") or {}).get(CACHED_REVISION))
         return {revision for revision in found if isinstance(revision, str) and is_commit(revision)}
 

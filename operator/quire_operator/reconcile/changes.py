@@ -45,16 +45,17 @@ def changes(
     observed: Mapping[ChildKey, Object],
     settled: Mapping[ChildKey, tuple[str, str]],
     held: Collection[str] = (),
+    needed: Collection[ChildKey] = (),
 ) -> list[Change]:
     """What to do, in order: scalers go before anything else, so that nothing fights over replicas. Nothing at rest.
 
-    Children of the kinds `held` stay though they are not desired.
+    Children of the kinds `held`, and `needed` ones, stay though they are not desired.
 
     `settled` holds digest and resourceVersion of children whose last apply changed nothing, though they look
     different: the API server normalises some value in a way that we do not know of, and would be asked for ever.
     """
     wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
-    unwanted = [change for change in _unwanted(service, wanted, observed) if change.kind not in held]
+    unwanted = [change for change in _unwanted(service, {*wanted, *needed}, observed) if change.kind not in held]
     result: list[Change] = [change for change in unwanted if is_scaler(change.kind)]
     for manifest in desired:
         key = (manifest["kind"], manifest["metadata"]["name"])

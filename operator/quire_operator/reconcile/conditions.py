@@ -11,7 +11,7 @@ from quire_operator.builders.stopped_rollout import RETRY, StoppedRollout
 from quire_operator.plan.acceptance import Refusal
 from quire_operator.reconcile.children import Problem
 from quire_operator.reconcile.faults import Fault
-from quire_operator.reconcile.observation import Replicas
+from quire_operator.reconcile.replicas import Replicas
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from quire_operator.kubeapi.reflector import Key
 from quire_operator.reconcile.changes import Apply, Change
 from quire_operator.reconcile.difference import first_difference
 
-_TEMPLATES = {"Deployment": "template"}
+_TEMPLATES = {"Deployment": "template", "LeaderWorkerSet": "leaderWorkerTemplate"}
 """Kinds of workload, and the field of `spec` that holds their pods."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from quire_operator.api import LLMService
 from quire_operator.builders.circumstances import Capabilities
@@ -16,9 +15,8 @@ from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.children import Problem
 from quire_operator.reconcile.faults import Fault, pod_fault, template_hash
 from quire_operator.reconcile.prefetching import CacheState
-
-REVISION = "deployment.kubernetes.io/revision"
-"""Annotation by which the Deployment's controller counts templates."""
+from quire_operator.reconcile.replicas import Replicas, count_replicas
+from quire_operator.reconcile.workloads import condition, template_of, workload_key
 
 
 @dataclass(frozen=True)
@@ -39,86 +37,30 @@ class Observation:
     cache: CacheState | None = None
     """The cache of a service whose model is downloaded before its pods start."""
 
-    def deployment(self, service: LLMService) -> Object | None:
-        """The workload, as last seen."""
-        return self.children.get(("Deployment", service.metadata.name))
+    def workload(self, service: LLMService) -> Object | None:
+        """What runs the engines, as last seen."""
+        return self.children.get(workload_key(service))
 
-
-@dataclass(frozen=True)
-class Replicas:
-    """Counts of the Deployment."""
-
-    wanted: int
-    existing: int
-    ready: int
-    available: int
-    updated: int
-    is_current: bool
-    """The counts are those of the newest template."""
-
-    rolled_out: bool
-    """All wanted replicas are of the newest template and serve, and no older one is left."""
-
-    recreating: bool = False
-    """A rollout by strategy Recreate is on its way: older replicas go before newer ones start."""
-
-    @property
-    def older(self) -> int:
-        """Replicas of an older template."""
-        return max(0, self.existing - self.updated)
-
-
-def count_replicas(service: LLMService, deployment: Object | None) -> Replicas:
-    """Counts; all zero but the wanted number before the Deployment exists."""
-    if deployment is None:
-        return Replicas(_first_replicas(service), 0, 0, 0, 0, False, False)
-    spec, status = deployment["spec"], deployment.get("status") or {}
-    wanted = spec.get("replicas", 1)
-    existing, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
-    available = status.get("availableReplicas", 0)
-    is_current = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
-    return Replicas(
-        wanted=wanted,
-        existing=existing,
-        ready=status.get("readyReplicas", 0),
-        available=available,
-        updated=updated,
-        is_current=is_current,
-        rolled_out=is_current and existing == updated == available == wanted,
-        recreating=_is_recreating(deployment, settled=is_current and existing == updated),
-    )
-
-
-def _first_replicas(service: LLMService) -> int:
-    if service.spec.autoscaling is not None:
-        return service.spec.autoscaling.first_replicas
-    return 1 if service.spec.replicas is None else service.spec.replicas
-
-
-def _is_recreating(deployment: Object, *, settled: bool) -> bool:
-    """A first rollout stops nothing, and scaling up from zero is none at all."""
-    if (deployment["spec"].get("strategy") or {}).get("type") != "Recreate":
-        return False
-    is_first = (deployment["metadata"].get("annotations") or {}).get(REVISION, "1") == "1"
-    is_done = settled and _condition(deployment, "Progressing").get("reason") == "NewReplicaSetAvailable"
-    return not is_first and not is_done
+    def replicas(self, service: LLMService) -> Replicas:
+        """Counts of it."""
+        return count_replicas(service, self.children, self.pods)
 
 
 def fault_of(service: LLMService, observation: Observation) -> Fault | None:
-    """Why the workload does not serve as wanted: the pods' own reasons first, then the Deployment's."""
-    deployment = observation.deployment(service)
-    if deployment is None:
+    """Why the workload does not serve as wanted: the pods' own reasons first, then its controller's."""
+    workload = observation.workload(service)
+    if workload is None:
         return None
-    fault = pod_fault(service, observation.pods, template_hash(deployment["spec"]["template"]))
-    refused = _condition(deployment, "ReplicaFailure")
+    fault = pod_fault(service, observation.pods, template_hash(template_of(workload)))
+    refused = condition(workload, "ReplicaFailure")
     if fault is None and refused.get("status") == "True":
         fault = _refused_pods(str(refused.get("message", "")))
     if fault is not None and fault.reason == "ClaimPending":
         fault = Fault(fault.reason, claim_message(service, observation, fault.message), fault.needs_action)
     if fault is not None and service.spec.resources.gpu.resource_name in fault.lacking:
-        fault = _without_spare_gpu(service, count_replicas(service, deployment), fault)
-    if is_late(deployment):
-        seconds = deployment["spec"].get("progressDeadlineSeconds")
+        fault = _without_spare_gpu(service, observation.replicas(service), fault)
+    if is_late(workload):
+        seconds = workload["spec"].get("progressDeadlineSeconds")
         if fault is not None:
             return Fault(fault.reason, f"no progress for {seconds} s: {fault.message}", True)
         text = (
@@ -129,9 +71,9 @@ def fault_of(service: LLMService, observation: Observation) -> Fault | None:
     return fault
 
 
-def is_late(deployment: Object) -> bool:
-    """Whether a rollout has made no progress until its deadline."""
-    progressing = _condition(deployment, "Progressing")
+def is_late(workload: Object) -> bool:
+    """Whether a rollout has made no progress until its deadline. LeaderWorkerSet knows of none."""
+    progressing = condition(workload, "Progressing")
     return progressing.get("reason") == "ProgressDeadlineExceeded" and progressing.get("status") == "False"
 
 
@@ -140,10 +82,10 @@ def _without_spare_gpu(service: LLMService, replicas: Replicas, fault: Fault) ->
     rollout, gpu = service.spec.rollout, service.spec.resources.gpu.resource_name
     if replicas.older == 0 or rollout.strategy != "RollingUpdate" or str(rollout.max_surge) in ("0", "0%"):
         return fault
-    held = replicas.older * service.spec.gpus_per_pod
+    held = replicas.older * service.spec.gpus_per_pod * service.spec.parallelism.nodes
     text = (
         f"a new pod must serve before an old one goes, and no node has {service.spec.gpus_per_pod} {gpu} free for it: "
-        f"{replicas.older} older pods hold {held}. Wait until one is free, or have old pods make room: "
+        f"{replicas.older} older replicas hold {held}. Wait until one is free, or have old pods make room: "
         "spec.rollout.maxSurge 0 with maxUnavailable 1 replaces one at a time, strategy Recreate all at once"
     )
     return Fault("NoGPUForSurge", text, False)
@@ -171,10 +113,3 @@ def claim_message(service: LLMService, observation: Observation, message: str) -
         f"claim {name} ({of_class}, {modes}) has no volume yet: `kubectl describe pvc -n {service.metadata.namespace} "
         f"{name}` says why; set spec.cache.volume.storageClassName to a class that offers {modes}"
     )
-
-
-def _condition(deployment: Object, kind: str) -> Mapping[str, Any]:
-    for condition in (deployment.get("status") or {}).get("conditions") or []:
-        if condition.get("type") == kind:
-            return dict(condition)
-    return {}

@@ -33,9 +33,11 @@ from quire_operator.reconcile.hand_edits import HandEdits
 from quire_operator.reconcile.observation import Observation
 from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, was_accepted
 from quire_operator.reconcile.prefetching import CacheState
+from quire_operator.reconcile.replicas import still_needed
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
 from quire_operator.reconcile.scalers import leaving_scalers
 from quire_operator.reconcile.status import status_of
+from quire_operator.reconcile.workloads import missing_api, predecessor
 from quire_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -127,7 +129,8 @@ class Reconciler:
             service, refusal = parse_llmservice(manifest), None
         except InvalidLLMServiceError as error:
             return await self._report_unreadable(key, manifest, error)
-        refusal, planned = refusal_of(service.spec), Planned()
+        capabilities = self._surroundings.capabilities
+        refusal, planned = refusal_of(service.spec) or missing_api(service.spec, capabilities), Planned()
         if refusal is None:
             known = self._planned(service)
             if known is None:
@@ -139,7 +142,9 @@ class Reconciler:
             held = HELD_BACK if cache is not None and cache.is_held else ()
             circumstances = await self._circumstances(service, key, cache)
             desired = [child for child in desired_objects(service, circumstances) if child["kind"] not in held]
-            todo = changes(service, desired, self._surroundings.children(key), self._settled.get(key, {}), held)
+            children, pods = self._surroundings.children(key), self._surroundings.pods(key)
+            needed = still_needed(service, children, pods)
+            todo = changes(service, desired, children, self._settled.get(key, {}), held, needed)
             edit, jobs = self._hand_edits.find(key, desired, todo), self._caching.todo(service, planned, circumstances)
             if todo or jobs:
                 # only what exists may be acted for: its deletion may not have been heard of yet
@@ -186,8 +191,13 @@ class Reconciler:
         if fault is not None:
             found = await self._client.list(REPLICA_SETS, key[0], f"{SERVICE_LABEL}={key[1]}")
             stopped = stop_rollout(service, fault, observation, found["items"], circumstances)
-        leaving = leaving_scalers(service, observation.children)
-        return replace(circumstances, stopped=stopped, scalers_leaving=bool(leaving))
+        leaving, before = leaving_scalers(service, observation.children), predecessor(service, observation.children)
+        return replace(
+            circumstances,
+            stopped=stopped,
+            scalers_leaving=bool(leaving),
+            replaced_replicas=before["spec"].get("replicas", 1) if before is not None else None,
+        )
 
     def _planned(self, service: LLMService) -> Planned | None:
         """The plan; None when it has to be waited for."""

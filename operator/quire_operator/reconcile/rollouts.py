@@ -12,8 +12,9 @@ from quire_operator.builders.pod import build_pod_template
 from quire_operator.builders.stopped_rollout import RETRY, StoppedRollout
 from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.faults import Fault, is_ready, pod_fault, template_hash
-from quire_operator.reconcile.observation import REVISION, Observation, is_late
+from quire_operator.reconcile.observation import Observation, is_late
 from quire_operator.reconcile.ownership import controller_of
+from quire_operator.reconcile.workloads import REVISION
 
 _RESTARTS = 3
 """The engine has then failed four times, over at least a minute of back-offs."""
@@ -27,14 +28,14 @@ _COUNTS = {"replicas", "autoscaling"}
 
 def still_stopped(service: LLMService, observation: Observation, circumstances: Circumstances) -> StoppedRollout | None:
     """The rollout that was stopped, for as long as the same would be tried again."""
-    deployment = observation.deployment(service)
+    deployment = _deployment(service, observation)
     stopped = StoppedRollout.of(deployment) if deployment is not None else None
     return stopped if stopped is not None and stopped.attempt == _attempt(service, circumstances) else None
 
 
 def failed_rollout(service: LLMService, observation: Observation, circumstances: Circumstances) -> Fault | None:
     """Why the rollout has to be stopped; None while it may yet succeed, or has nothing to go back to."""
-    deployment = observation.deployment(service)
+    deployment = _deployment(service, observation)
     if deployment is None or service.spec.suspend:
         return None
     newest = template_hash(deployment["spec"]["template"])
@@ -61,7 +62,7 @@ def stop_rollout(
     circumstances: Circumstances,
 ) -> StoppedRollout | None:
     """The rollout, stopped: the newest template of which pods serve takes its place. None when there is no such."""
-    deployment = observation.deployment(service)
+    deployment = _deployment(service, observation)
     if deployment is None:
         return None
     failing = template_hash(deployment["spec"]["template"])
@@ -76,6 +77,11 @@ def stop_rollout(
         return None
     template = _as_deployed(max(serving, key=_revision)["spec"]["template"])
     return StoppedRollout(_attempt(service, circumstances), f"{fault.reason}: {fault.message}", template)
+
+
+def _deployment(service: LLMService, observation: Observation) -> Object | None:
+    """Groups of pods are left to LeaderWorkerSet, which keeps no template that another may ask for."""
+    return observation.workload(service) if service.spec.parallelism.nodes == 1 else None
 
 
 def _attempt(service: LLMService, circumstances: Circumstances) -> str:

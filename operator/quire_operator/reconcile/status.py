@@ -13,7 +13,7 @@ from quire_operator.reconcile.aspects import aspects
 from quire_operator.reconcile.autoscaling import autoscaling_status
 from quire_operator.reconcile.children import Outcome
 from quire_operator.reconcile.conditions import verdicts, with_times
-from quire_operator.reconcile.observation import Observation, count_replicas, fault_of
+from quire_operator.reconcile.observation import Observation, fault_of
 from quire_operator.reconcile.planning import Planned
 from quire_operator.settings import Settings
 
@@ -30,7 +30,7 @@ def status_of(
     planned: Planned = NOT_PLANNED,
 ) -> Status:
     """What there is to say. A function of its arguments alone, and equal to the last one when nothing changed."""
-    replicas = count_replicas(service, observation.deployment(service))
+    replicas = observation.replicas(service)
     holds = verdicts(
         service,
         replicas,
@@ -52,7 +52,7 @@ def status_of(
         conditions=with_times(holds, service.status.conditions, generation, now),
         url=service_url(service, settings),
         ready=f"{replicas.ready}/{wanted}",
-        gpus=replicas.existing * service.spec.gpus_per_pod,
+        gpus=replicas.pods * service.spec.gpus_per_pod,
         replicas=replicas.existing,
         ready_replicas=replicas.ready,
         updated_replicas=replicas.updated if observation.stopped is None else 0,

@@ -1,0 +1,247 @@
+"""Groups of pods in place of single ones and back: what is counted, what serves meanwhile, when the old ones go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from quire_operator.builders.circumstances import EVERYTHING, Capabilities
+from quire_operator.builders.identity import TEMPLATE_HASH
+from quire_operator.builders.leader_worker_set import build_leader_worker_set
+from quire_operator.kubeapi.resources import DEPLOYMENTS, LEADER_WORKER_SETS, LLMSERVICES, PODS
+from quire_operator.reconcile.observation import Observation, fault_of
+from quire_operator.reconcile.replicas import count_replicas, still_needed
+from quire_operator.reconcile.workloads import missing_api
+from tests.operator.api_client import Namespace, Object, eventually
+from tests.operator.conftest import program_folder
+from tests.operator.fake_node import fake_node
+from tests.operator.services import CIRCUMSTANCES, manifest, service
+
+ENGINE = {"type": "custom", "image": "registry.example/engine:1", "command": ["serve"]}
+PAIRS: dict[str, Any] = {"engine": ENGINE, "parallelism": {"tensor": 2, "nodes": 2}, "resources": {"gpu": {"count": 1}}}
+ONE: dict[str, Any] = {"engine": ENGINE}
+UID = "11111111-2222-3333-4444-555555555555"
+DEPLOYMENT, GROUPS = ("Deployment", "llama"), ("LeaderWorkerSet", "llama-nodes")
+LATER_SECONDS = 90
+"""The operator asks every 30 s which APIs there are."""
+
+
+def groups(*, replicas: int = 2, existing: int = 2, ready: int = 2) -> Object:
+    built = build_leader_worker_set(service(**PAIRS, replicas=replicas), CIRCUMSTANCES)
+    assert built is not None
+    return {**built, "status": {"replicas": existing, "readyReplicas": ready, "updatedReplicas": existing}}
+
+
+def deployment(available: int, wanted: int = 2) -> Object:
+    counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), available)
+    owner = [{"controller": True, "uid": UID}]
+    return {
+        "metadata": {"name": "llama", "ownerReferences": owner, "generation": 1},
+        "spec": {"replicas": wanted, "template": {"metadata": {}}},
+        "status": {**counts, "observedGeneration": 1},
+    }
+
+
+def pod(name: str, *, ready: bool = True, old: bool = False, worker: bool = False, leaving: bool = False) -> Object:
+    parts = groups()["spec"]["leaderWorkerTemplate"]
+    metadata = parts["workerTemplate" if worker else "leaderTemplate"]["metadata"]
+    annotations = {TEMPLATE_HASH: "old" if old else metadata["annotations"][TEMPLATE_HASH]}
+    labels = {**metadata["labels"], "leaderworkerset.sigs.k8s.io/name": "llama-nodes"}
+    going = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if leaving else {}
+    return {
+        "metadata": {"name": name, "labels": labels, "annotations": annotations, **going},
+        "status": {"conditions": [{"type": "Ready", "status": str(ready)}]},
+    }
+
+
+WORKERS = [pod(f"w{number}", worker=True) for number in range(2)]
+LEADERS = [pod(f"l{number}") for number in range(2)]
+
+
+def counted(children: dict[tuple[str, str], Object], pods: list[Object], spec: dict[str, Any] = PAIRS) -> Any:
+    return count_replicas(service(**spec), children, pods)
+
+
+def test_a_replica_is_a_group_and_its_gpus_those_of_all_its_pods() -> None:
+    found = counted({GROUPS: groups()}, [*LEADERS, *WORKERS])
+    assert (found.wanted, found.existing, found.ready, found.updated, found.pods) == (2, 2, 2, 2, 4)
+    assert found.rolled_out
+
+
+@pytest.mark.parametrize(
+    ("live", "pods"),
+    [
+        (groups(), [pod("l0"), pod("l1", old=True)]),
+        (groups(), [pod("l0"), pod("l1", ready=False)]),
+        (groups(), [pod("l0"), pod("l1", leaving=True)]),
+        (groups(ready=1), LEADERS),
+        (groups(replicas=3), LEADERS),
+        (groups(existing=3), [*LEADERS, pod("l2")]),
+    ],
+    ids=["an old leader", "a leader that loads", "a leader that leaves", "a worker is missing", "too few", "a surge"],
+)
+def test_a_rollout_of_groups_is_not_over_while(live: Object, pods: list[Object]) -> None:
+    """The status of a LeaderWorkerSet may be that of the spec before: it has no observedGeneration."""
+    assert not counted({GROUPS: live}, [*pods, *WORKERS]).rolled_out
+
+
+def test_what_serves_before_groups_do_is_counted_along() -> None:
+    found = counted({GROUPS: groups(ready=0), DEPLOYMENT: deployment(2)}, [])
+    assert (found.wanted, found.existing, found.ready, found.available, found.pods) == (2, 4, 2, 2, 6)
+    assert found.older == 4
+    assert not counted({GROUPS: groups(), DEPLOYMENT: deployment(2)}, LEADERS).rolled_out
+
+
+def test_a_count_that_the_spec_leaves_open_is_that_of_the_workload_before() -> None:
+    assert counted({DEPLOYMENT: deployment(3, wanted=3)}, []).wanted == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "children", "pods", "needed"),
+    [
+        (PAIRS, {DEPLOYMENT: deployment(2)}, [], [DEPLOYMENT]),
+        (PAIRS, {DEPLOYMENT: deployment(2), GROUPS: groups(ready=1)}, LEADERS, [DEPLOYMENT]),
+        (PAIRS, {DEPLOYMENT: deployment(2), GROUPS: groups()}, LEADERS, []),
+        (ONE, {GROUPS: groups()}, LEADERS, [GROUPS]),
+        (ONE, {GROUPS: groups(), DEPLOYMENT: deployment(1)}, LEADERS, [GROUPS]),
+        (ONE, {GROUPS: groups(), DEPLOYMENT: deployment(2)}, LEADERS, []),
+        ({**PAIRS, "suspend": True}, {DEPLOYMENT: deployment(2)}, [], []),
+        (ONE, {DEPLOYMENT: deployment(2)}, [], []),
+    ],
+    ids=[
+        "no group yet",
+        "too few",
+        "all serve",
+        "no pod yet",
+        "too few pods",
+        "all pods serve",
+        "suspended",
+        "as it is",
+    ],
+)
+def test_the_workload_before_is_needed_until_the_other_serves_in_full(
+    spec: dict[str, Any], children: dict[tuple[str, str], Object], pods: list[Object], needed: list[tuple[str, str]]
+) -> None:
+    assert list(still_needed(service(**spec), children, pods)) == needed
+
+
+def test_a_worker_that_fails_is_what_is_wrong_with_its_group() -> None:
+    failing = pod("llama-nodes-0-1", ready=False, worker=True)
+    last = {"exitCode": 1, "message": "no answer from the leader"}
+    failing["status"]["containerStatuses"] = [{"name": "engine", "ready": False, "lastState": {"terminated": last}}]
+    found = fault_of(service(**PAIRS), Observation({GROUPS: groups()}, [pod("l0", ready=False), failing]))
+    assert found is not None
+    assert "pod llama-nodes-0-1 exited with code 1: no answer from the leader" in found.message
+
+
+def test_without_its_api_a_group_is_refused_with_the_next_step() -> None:
+    refusal = missing_api(service(**PAIRS).spec, Capabilities())
+    assert refusal is not None
+    assert refusal.reason == "LeaderWorkerSetMissing"
+    assert "install it from https://lws.sigs.k8s.io, or write 1" in refusal.message
+    assert missing_api(service(**PAIRS).spec, EVERYTHING) is None
+    assert missing_api(service().spec, Capabilities()) is None
+
+
+DEFINITION = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+def install(plane: Namespace) -> None:
+    """The CRD alone: what its controller does, `groups_serve` does."""
+    (file,) = program_folder("lws-crds").glob("*.yaml")
+    body = yaml.safe_load(file.read_text())
+    plane.api.apply(f"{DEFINITION}/{body['metadata']['name']}", body)
+    eventually(lambda: plane.api.request("GET", LEADER_WORKER_SETS.path()))
+
+
+@pytest.fixture
+def node(plane: Namespace) -> Iterator[None]:
+    """The only node, on which all services of a test are gone before it is."""
+    with fake_node(plane.api, "one", gpus=8):
+        yield
+        for owner in plane.api.list(LLMSERVICES, plane.name):
+            plane.api.delete(LLMSERVICES, plane.name, owner["metadata"]["name"])
+        for left in plane.api.list(PODS, plane.name):
+            if "leaderworkerset.sigs.k8s.io/name" in left["metadata"].get("labels", {}):
+                plane.api.delete(PODS, plane.name, left["metadata"]["name"])
+        eventually(lambda: not plane.api.list(PODS, plane.name), 60)
+
+
+def groups_serve(plane: Namespace, name: str) -> None:
+    """What LeaderWorkerSet's controller would make of it, and report."""
+    live = plane.get(LEADER_WORKER_SETS, f"{name}-nodes")
+    count, parts = live["spec"]["replicas"], live["spec"]["leaderWorkerTemplate"]
+    for index in range(count):
+        metadata = parts["leaderTemplate"]["metadata"]
+        labels = {**metadata["labels"], "leaderworkerset.sigs.k8s.io/name": live["metadata"]["name"]}
+        spec = {"containers": [{"name": "engine", "image": "x:1"}]}
+        plane.api.create(
+            PODS,
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": f"{live['metadata']['name']}-{index}",
+                    "namespace": plane.name,
+                    "labels": labels,
+                    "annotations": metadata["annotations"],
+                },
+                "spec": spec,
+            },
+        )
+    status = {"replicas": count, "readyReplicas": count, "updatedReplicas": count}
+    plane.api.set_status(LEADER_WORKER_SETS, plane.name, live["metadata"]["name"], status)
+
+
+@pytest.mark.control_plane
+def test_groups_wait_for_their_api_and_what_serves_goes_on(plane: Namespace, node: None) -> None:
+    plane.create(manifest("early", **ONE))
+    plane.message("early", "Serving")
+    plane.change("early", PAIRS)
+    assert "install it from https://lws.sigs.k8s.io" in plane.message("early", "LeaderWorkerSetMissing")
+    assert plane.condition("early", "Accepted")["reason"] == "LeaderWorkerSetMissing"
+    assert plane.condition("early", "Available")["status"] == "True"
+
+    install(plane)
+    eventually(lambda: plane.find(LEADER_WORKER_SETS, "early-nodes"), LATER_SECONDS)
+    plane.message("early", "RollingOut", LATER_SECONDS)
+
+
+@pytest.mark.control_plane
+def test_single_pods_serve_until_as_many_groups_do_and_the_other_way_round(plane: Namespace, node: None) -> None:
+    install(plane)
+    plane.create(manifest("grown", **ONE))
+    eventually(lambda: plane.find(DEPLOYMENTS, "grown"))
+    plane.api.patch(DEPLOYMENTS, plane.name, "grown", {"spec": {"replicas": 3}})
+    eventually(lambda: plane.status("grown").get("ready") == "3/3")
+
+    plane.change("grown", PAIRS)
+    made = eventually(lambda: plane.find(LEADER_WORKER_SETS, "grown-nodes"), LATER_SECONDS)
+    assert made["spec"]["replicas"] == 3
+    plane.message("grown", "RollingOut", LATER_SECONDS)
+    assert plane.condition("grown", "Available")["status"] == "True"
+    assert plane.find(DEPLOYMENTS, "grown")
+    groups_serve(plane, "grown")
+    eventually(lambda: plane.find(DEPLOYMENTS, "grown") is None)
+    plane.message("grown", "Serving")
+    assert (plane.status("grown")["ready"], plane.status("grown")["gpus"]) == ("3/3", 6)
+
+    plane.change("grown", {"parallelism": None, "resources": {"gpu": {"count": 0}}})
+    back = eventually(lambda: plane.find(DEPLOYMENTS, "grown"))
+    assert back["spec"]["replicas"] == 3
+    eventually(lambda: plane.find(LEADER_WORKER_SETS, "grown-nodes") is None, 60)
+    plane.message("grown", "Serving")
+    assert plane.get(DEPLOYMENTS, "grown")["status"]["availableReplicas"] == 3
+
+
+@pytest.mark.control_plane
+def test_a_group_is_suspended_with_all_its_pods(plane: Namespace, node: None) -> None:
+    install(plane)
+    plane.create(manifest("resting", **PAIRS))
+    eventually(lambda: plane.find(LEADER_WORKER_SETS, "resting-nodes"), LATER_SECONDS)
+    plane.change("resting", {"suspend": True})
+    eventually(lambda: plane.find(LEADER_WORKER_SETS, "resting-nodes") is None)
+    plane.message("resting", "Suspended")
