@@ -20,6 +20,8 @@ Key = tuple[str, str]
 """Namespace and name."""
 
 _LONGEST_BACKOFF_SECONDS = 10.0
+_FORBIDDEN_SECONDS = 240.0
+"""How long a refusal is taken for an answer: rights come with an installation, and seldom in between."""
 
 
 class Reflector:
@@ -27,6 +29,8 @@ class Reflector:
 
     `changed` is called with (namespace, label's value) whenever an object came, changed or went. Every list is
     compared with what was held, so a deletion during an outage is noticed too.
+
+    What `may_be_forbidden` is empty where RBAC keeps it from us.
     """
 
     def __init__(
@@ -37,11 +41,14 @@ class Reflector:
         label: str,
         trim: Callable[[Object], Object],
         changed: Callable[[Key], None],
+        *,
+        may_be_forbidden: bool = False,
     ) -> None:
         self.resource = resource
         self.listed = asyncio.Event()
         self.alive_at = time.monotonic()
         self._client, self._namespace, self._label, self._trim, self._changed = client, namespace, label, trim, changed
+        self._may_be_forbidden, self._is_forbidden = may_be_forbidden, False
         self._objects: dict[Key, Object] = {}
         self._groups: dict[Key, dict[Key, Object]] = {}
 
@@ -69,11 +76,15 @@ class Reflector:
             self.alive_at = time.monotonic()
             try:
                 version = await self._list()
-                backoff = 0.0
+                backoff, self._is_forbidden = 0.0, False
                 while True:
                     version = await self._watch(version)
             except ApiError as error:
                 if error.status == 410:
+                    continue
+                if error.status == 403 and self._may_be_forbidden:
+                    self._take_as_empty(error)
+                    await asyncio.sleep(_FORBIDDEN_SECONDS * random.uniform(0.5, 1.0))
                     continue
                 logger.warning("watching %s: %s", self.resource.plural, error)
             except UnreachableError as error:
@@ -81,6 +92,13 @@ class Reflector:
             metrics.watch_restarts.labels(self.resource.plural).inc()
             backoff = min(_LONGEST_BACKOFF_SECONDS, backoff * 2 or 0.5)
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+
+    def _take_as_empty(self, error: ApiError) -> None:
+        if not self._is_forbidden:
+            logger.warning("%s are taken as absent, since RBAC does not allow them: %s", self.resource.plural, error)
+        self._is_forbidden = True
+        self.clear()
+        self.listed.set()
 
     async def _list(self) -> str:
         result = await self._client.list(self.resource, self._namespace, self._label)

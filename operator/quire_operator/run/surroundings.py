@@ -31,7 +31,15 @@ class Surroundings:
     ) -> None:
         self._discovery = discovery
         self._reflectors = [
-            Reflector(client, resource, namespace, SERVICE_LABEL, _TRIMS.get(resource, trim_child), changed)
+            Reflector(
+                client,
+                resource,
+                namespace,
+                SERVICE_LABEL,
+                _TRIMS.get(resource, trim_child),
+                changed,
+                may_be_forbidden=resource in OPTIONAL_CHILDREN,
+            )
             for resource in (*WATCHED, *OPTIONAL_CHILDREN)
             for namespace in namespaces or (None,)
         ]
