@@ -205,6 +205,20 @@ def test_an_event_tells_of_a_transition_and_of_nothing_else(
     assert [(event["type"], event["reason"]) for event in events] == ([told] if told else [])
 
 
+def test_scaling_that_goes_its_way_makes_no_events_and_scaling_that_stops_does() -> None:
+    def scaling(status: str, reason: str) -> list[Condition]:
+        return with_times([Verdict("Autoscaling", status == "True", reason, "words")], [], 1, "2026-01-01T00:00:00Z")
+
+    def told(before: list[Condition], after: list[Condition]) -> list[str]:
+        return [event["reason"] for event in transition_events(service(), before, after, "2026-01-01T00:00:00Z")]
+
+    active, most, out = scaling("True", "Active"), scaling("True", "AtMaximum"), scaling("False", "MetricsUnavailable")
+    assert told(active, most) == told(most, active) == []
+    assert told([], active) == ["Active"]
+    assert told(active, out) == ["MetricsUnavailable"]
+    assert told(out, most) == ["AtMaximum"]
+
+
 NOT_YET: dict[str, dict[str, Any]] = {
     "spec.model.quantization": {"model": {"quantization": "awq"}},
     "spec.model.kvCacheDtype": {"model": {"kvCacheDtype": "fp8"}},

@@ -9,6 +9,7 @@ from quire_operator.api import LLMService
 from quire_operator.builders.identity import APPLIED_HASH, Manifest
 from quire_operator.builders.scaling import BACKENDS
 from quire_operator.kubeapi.client import Object
+from quire_operator.kubeapi.resources import PROMETHEUS_RULES, SERVICE_MONITORS
 from quire_operator.reconcile.difference import first_difference
 from quire_operator.reconcile.ownership import controller_of
 
@@ -69,6 +70,11 @@ def changes(
 def is_scaler(kind: str) -> bool:
     """Whether children of this kind set the replicas of another."""
     return kind in BACKENDS.values()
+
+
+def is_aside(kind: str) -> bool:
+    """Whether a service serves without children of this kind, so that trouble with them holds nothing up."""
+    return is_scaler(kind) or kind in (SERVICE_MONITORS.kind, PROMETHEUS_RULES.kind)
 
 
 def _why_apply(manifest: Manifest, live: Object | None, settled: tuple[str, str] | None) -> str | None:

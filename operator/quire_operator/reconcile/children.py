@@ -14,7 +14,7 @@ from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.errors import ApiError
 from quire_operator.kubeapi.resources import Resource, child_resource, resource_of
 from quire_operator.kubeapi.trimming import OWNS_REPLICAS, trim_child
-from quire_operator.reconcile.changes import Apply, Change, ChildKey, Delete, is_scaler
+from quire_operator.reconcile.changes import Apply, Change, ChildKey, Delete, is_aside, is_scaler
 from quire_operator.reconcile.ownership import Ownership, ownership
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Outcome:
 
     def report(self, key: ChildKey, problem: Problem) -> None:
         """Take in why this child is not as it should be."""
-        if is_scaler(key[0]):
+        if is_aside(key[0]):
             self.aside[key] = problem
         else:
             self.problems.append(problem)
@@ -108,8 +108,8 @@ async def _apply(
             manifest = with_first_replicas(service, circumstances, manifest)
         answer = await client.apply(resource, manifest, FIELD_MANAGER, force=True)
     except ApiError as error:
-        if is_scaler(resource.kind) and (error.is_refusal or error.is_of_webhook):
-            outcome.report(key, _scaler_refused(resource, name, error))
+        if is_aside(resource.kind) and (error.is_refusal or error.is_of_webhook):
+            outcome.report(key, _refused_aside(resource, name, error))
             return
         if not error.is_refusal:
             raise
@@ -155,9 +155,12 @@ def refused(resource: Resource, name: str, error: ApiError) -> Problem:
     )
 
 
-def _scaler_refused(resource: Resource, name: str, error: ApiError) -> Problem:
+def _refused_aside(resource: Resource, name: str, error: ApiError) -> Problem:
+    field = "spec.autoscaling" if is_scaler(resource.kind) else "spec.monitoring"
     if "already managed by" in error.message:
         next_step = "Remove that one, or leave spec.autoscaling out"
         return Problem("ConflictingScaler", f"{resource.kind} {name} is refused: {error.message}. {next_step}")
-    next_step = "Correct it in spec.autoscaling, or have the policy changed"
+    next_step = f"Correct it in {field}, or have the policy changed"
+    if error.is_of_webhook:
+        next_step = "It is tried again: see that what answers the webhook runs"
     return Problem("ChildRefused", f"the API server refuses {resource.kind} {name}: {error.message}. {next_step}")

@@ -29,9 +29,14 @@ def transition_events(
     """An Event for each condition whose status or reason changed; one for those that say the same."""
     old = {condition.type: (condition.status, condition.reason) for condition in before}
     told = [condition for condition in after if condition.type not in _SUMMARIZED]
-    changed = [c for c in told if old.get(c.type) != (c.status, c.reason)]
+    changed = [c for c in told if old.get(c.type) != (c.status, c.reason) and not _goes_with_load(old.get(c.type), c)]
     said = {(c.reason, c.message): c for c in reversed(changed)}
     return [_transition(service, c, now) for c in changed if said[c.reason, c.message] is c]
+
+
+def _goes_with_load(before: tuple[str, str] | None, after: Condition) -> bool:
+    """Whether it only tells what scaling does as it should, many times a day."""
+    return after.type == "Autoscaling" and after.status == "True" and before is not None and before[0] == "True"
 
 
 def _transition(service: LLMService, condition: Condition, now: str) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from quire_operator.api import LLMService
 from quire_operator.builders.service_monitor import wants_service_monitor
+from quire_operator.kubeapi.resources import PROMETHEUS_RULES, SERVICE_MONITORS
 from quire_operator.reconcile.conditions import Verdict
 from quire_operator.reconcile.observation import Observation
+
+_KINDS = (SERVICE_MONITORS.kind, PROMETHEUS_RULES.kind)
 
 
 def judge_monitoring(service: LLMService, observation: Observation) -> Verdict | None:
@@ -29,6 +32,10 @@ def judge_monitoring(service: LLMService, observation: Observation) -> Verdict |
             "install the Prometheus operator, or write auto or disabled"
         )
         return Verdict("Monitored", False, "PrometheusOperatorMissing", text)
+    problems = [problem for (kind, _), problem in observation.aside.items() if kind in _KINDS]
+    if problems:
+        text = "; ".join(problem.message for problem in problems)
+        return Verdict("Monitored", False, problems[0].reason, text)
     made = [kind for _, kind, switch, is_served in parts if switch != "disabled" and is_served]
     if not made:
         return None

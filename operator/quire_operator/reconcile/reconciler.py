@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _WAIT_SECONDS = 2.0
 _PROBLEM_SECONDS = 30.0
 _ASIDE_SECONDS = 10.0
-"""A scaler may only have been refused because what it replaces was not forgotten everywhere yet."""
+"""What a scaler replaces may not have been forgotten everywhere yet, and a webhook be away for a moment."""
 
 
 class Services(Protocol):
