@@ -11,13 +11,16 @@ import httpx
 import pytest
 import yaml
 
+from quire_operator.api import KIND
 from quire_operator.cli import _parser, _settings
 from quire_operator.kubeapi.resources import LLMSERVICES
 from quire_operator.settings import Settings
+from tests.docs.pages import Block, blocks
 from tests.operator.api_client import ApiClient, Namespace
 from tests.operator.conftest import REPOSITORY, program
 
 CHART = REPOSITORY / "charts/quire-operator"
+EXAMPLES = [block for block in blocks("yaml") if f"kind: {KIND}\n" in block.text]
 SAMPLES = sorted((REPOSITORY / "manifests/samples").glob("*.yaml"))
 
 pytestmark = pytest.mark.control_plane
@@ -347,3 +350,10 @@ def test_every_sample_is_accepted_strictly(namespace: Namespace, sample: Path) -
     body["spec"]["modle"] = {}
     with pytest.raises(httpx.HTTPStatusError):
         namespace.api.request("POST", path, body)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_every_example_of_the_pages_is_accepted_strictly(namespace: Namespace, example: Block) -> None:
+    body = yaml.safe_load(example.text)
+    body["metadata"]["namespace"] = namespace.name
+    namespace.api.request("POST", f"{LLMSERVICES.path(namespace.name)}?fieldValidation=Strict&dryRun=All", body)

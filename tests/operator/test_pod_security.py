@@ -74,7 +74,10 @@ def templates(child: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def admit(api: ApiClient, namespace: str, template: dict[str, Any]) -> None:
     """Have the API server look at a pod of this template. Raises httpx.HTTPStatusError where it is forbidden."""
     metadata = {**template.get("metadata", {}), "name": "pod", "namespace": namespace}
-    body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+    spec = {
+        key: value for key, value in template["spec"].items() if key != "priorityClassName"
+    }  # which is the cluster's
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
     api.request("POST", f"{PODS.path(namespace)}?dryRun=All&fieldValidation=Strict", body)
 
 
