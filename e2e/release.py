@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 from e2e.cluster import binaries
 from e2e.cluster.errors import ClusterError
@@ -14,7 +15,7 @@ NAME, NAMESPACE = "quire", "quire-system"
 _CHART = REPOSITORY / "charts" / "quire-operator"
 
 
-def install(kubectl: Kubectl, operator_image: str, engine_image: str, *settings: str) -> None:
+def install(kubectl: Kubectl, operator_image: str, engine_image: str, *settings: str, chart: Path = _CHART) -> None:
     """Install or upgrade the operator and return when it is available. `settings` are more of Helm's `--set`.
 
     Raises ClusterError with what Helm, the pods and their Events say.
@@ -23,10 +24,10 @@ def install(kubectl: Kubectl, operator_image: str, engine_image: str, *settings:
     values += [f"engineImage={engine_image}", *settings]
     with stage("Installing the operator by its Helm chart"):
         flags = [f"--namespace={NAMESPACE}", "--create-namespace", "--wait", "--timeout=180s"]
-        result = _helm(kubectl, "upgrade", "--install", NAME, str(_CHART), *flags, *(f"--set={v}" for v in values))
+        result = _helm(kubectl, "upgrade", "--install", NAME, str(chart), *flags, *(f"--set={v}" for v in values))
         if result.returncode:
             seen = kubectl.attempt("get", "pods,events", "-n", NAMESPACE).stdout
-            raise ClusterError(f"helm could not install {_CHART}: {result.stderr.strip()}\n{seen}")
+            raise ClusterError(f"helm could not install {chart}: {result.stderr.strip()}\n{seen}")
 
 
 class UnhealthyError(Exception):

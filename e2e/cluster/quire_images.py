@@ -28,11 +28,13 @@ class QuireImage:
     name: str
     sources: tuple[str, ...]
     with_model: bool = False
+    root: Path = REPOSITORY
+    recipe: str = ""  # the NAME of its Dockerfile, where that is another
 
     @property
     def dockerfile(self) -> Path:
         """Its Dockerfile, at the root of the repository."""
-        return REPOSITORY / f"Dockerfile.{self.name}"
+        return self.root / f"Dockerfile.{self.recipe or self.name}"
 
 
 ENGINE = QuireImage("engine", ("pyproject.toml", "LICENSE", "engine"), with_model=True)
@@ -71,7 +73,7 @@ def assemble(image: QuireImage, directory: Path) -> Path:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     for name in image.sources:
-        source = REPOSITORY / name
+        source = image.root / name
         if not source.exists():
             raise ClusterError(f"{source} is missing: the {image.name} image is made of it")
         if source.is_dir():
