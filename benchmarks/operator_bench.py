@@ -65,8 +65,7 @@ class Bench:
     def close(self) -> None:
         """End the operators."""
         for operator in self._operators:
-            if operator.process.poll() is None:
-                operator.kill()
+            operator.end()
 
 
 @contextlib.contextmanager

@@ -103,7 +103,7 @@ def namespace(api: ApiClient) -> Namespace:
 
 @contextlib.contextmanager
 def operators(control_plane: ControlPlane, directory: Path) -> Iterator[StartOperator]:
-    """What starts operators, and kills those that are left in the end."""
+    """What starts operators, and ends those that are left: the next one has their Lease at once."""
     started: list[OperatorProcess] = []
 
     def start(
@@ -123,8 +123,7 @@ def operators(control_plane: ControlPlane, directory: Path) -> Iterator[StartOpe
         yield start
     finally:
         for process in started:
-            if process.process.poll() is None:
-                process.kill()
+            process.end()
 
 
 @pytest.fixture
@@ -140,7 +139,7 @@ def operator(
 ) -> Iterator[OperatorProcess]:
     """One operator for all namespaces, shared by a module's tests."""
     with operators(control_plane, tmp_path_factory.mktemp("operator")) as start:
-        process = start("--engine-image=quire/engine:test", "--lease-seconds=3")
+        process = start("--engine-image=quire/engine:test")
         process.wait_until_leading()
         yield process
 
@@ -164,7 +163,7 @@ def plane(controllers: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -
     api = prepare(controllers)
     api.make_namespace("real")
     with operators(controllers, tmp_path_factory.mktemp("operator")) as start:
-        start("--lease-seconds=3").wait_until_leading()
+        start().wait_until_leading()
         yield Namespace(api, "real")
 
 

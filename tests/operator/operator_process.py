@@ -87,6 +87,14 @@ class OperatorProcess:
         self.process.terminate()
         return self.process.wait(timeout=20)
 
+    def end(self) -> None:
+        """Have it end, if it runs still: by itself, which gives its Lease back, else by force."""
+        if self.process.poll() is None:
+            try:
+                self.stop()
+            except subprocess.TimeoutExpired:
+                self.kill()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(timeout=10)

@@ -143,7 +143,7 @@ def test_a_clock_that_jumps_by_an_hour_changes_nothing(
     clock.write_text("+0")
     fake = {"FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     with operators(plane, tmp_path) as start:
-        operator = start("--lease-seconds=3", environment={**fake, "LD_PRELOAD": fake_clock})
+        operator = start("--lease-seconds=6", environment={**fake, "LD_PRELOAD": fake_clock})
         operator.wait_until_leading()
         eventually(lambda: all(apart.condition(name, "Ready") for name in NAMES), 60)
         operator.wait_until_idle()

@@ -41,7 +41,7 @@ def operator(
     control_plane: ControlPlane, api: ApiClient, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OperatorProcess]:
     with operators(control_plane, tmp_path_factory.mktemp("operator")) as start:
-        process = start("--engine-image=quire/engine:test", f"--prometheus-address={PROMETHEUS}", "--lease-seconds=3")
+        process = start("--engine-image=quire/engine:test", f"--prometheus-address={PROMETHEUS}")
         process.wait_until_leading()
         yield process
 

@@ -27,7 +27,7 @@ def test_a_branch_that_moved_is_followed_while_the_old_commit_serves(
     handler: Any = server.RequestHandlerClass
     hub = handler.hub
     try:
-        first = start_operator("--lease-seconds=3")
+        first = start_operator()
         namespace.create(on_hub(server, **CLAIM))
         old = hub.commit("org/small")
         complete(namespace, job_for(namespace, old), old)
@@ -39,7 +39,7 @@ def test_a_branch_that_moved_is_followed_while_the_old_commit_serves(
 
         hub.move("org/small", write_checkpoint(tmp_path / "new", SMALL, files=2))
         new = hub.commit("org/small")
-        start_operator("--lease-seconds=3")
+        start_operator()
         job = job_for(namespace, new)
         cached(namespace, "llama", "Downloading")
         assert namespace.condition("llama", "Ready")["status"] == "True"

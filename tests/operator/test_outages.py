@@ -23,7 +23,7 @@ Start = Callable[..., OperatorProcess]
 
 def start(start_operator: Start, namespace: Namespace, *flags: str) -> OperatorProcess:
     """An operator for one namespace alone, with its own Lease there."""
-    own = (f"--namespace={namespace.name}", f"--lease-namespace={namespace.name}", "--lease-seconds=3")
+    own = (f"--namespace={namespace.name}", f"--lease-namespace={namespace.name}", "--lease-seconds=6")
     return start_operator(*own, *flags, user="admin")
 
 
