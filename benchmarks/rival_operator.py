@@ -145,7 +145,7 @@ def measure(running: Rival, count: int, edits: int) -> dict[str, Any]:
     cold = time.monotonic() - begun
     memory = resident_mib(pid)
     print(f"cold start {cold:.1f} s, {memory:.0f} MiB", flush=True)
-    time.sleep(30)  # what it has put off
+    edit(running, names[0], edits)  # behind all that it still has to do, and so not counted
     latencies = [edit(running, names[number * 7 % count], number) for number in range(edits)]
     return {
         "operator": "KServe 0.15.2, RawDeployment, custom container, client at its default of 20 requests a second",
@@ -177,8 +177,8 @@ def edit(running: Rival, name: str, number: int) -> float:
     begun = time.monotonic()
     spec = {"spec": inference_service(name, wanted)["spec"]}
     running.api.patch(INFERENCE_SERVICES, NAMESPACE, name, spec)
-    if not shown.wait(60):
-        raise TimeoutError(f"{name} was not changed within 60 s")
+    if not shown.wait(600):
+        raise TimeoutError(f"{name} was not changed within 600 s")
     return time.monotonic() - begun
 
 

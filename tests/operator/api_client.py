@@ -44,7 +44,7 @@ class ApiClient:
 
     def watch(self, path: str) -> Iterator[Object]:
         """The events of a watch, until the server ends it."""
-        with self._http.stream("GET", path, timeout=httpx.Timeout(30, read=120)) as response:
+        with self._http.stream("GET", path, timeout=httpx.Timeout(30, read=600)) as response:
             for line in response.iter_lines():
                 yield json.loads(line)
 
