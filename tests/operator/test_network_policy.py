@@ -28,7 +28,7 @@ def policy(circumstances: Circumstances = CIRCUMSTANCES, **spec: Any) -> dict[st
 def ports(**spec: Any) -> set[int]:
     """Where the engine may connect to besides DNS."""
     found = policy(**spec)["egress"]
-    return {port["port"] for rule in found for port in rule.get("ports", [])} - {53}
+    return {port["port"] for rule in found for port in rule.get("ports", [])} - {53, 5353}
 
 
 def test_there_is_none_unless_asked_for() -> None:
@@ -61,7 +61,8 @@ def test_of_the_operators_namespace_its_own_pods_may_and_no_others() -> None:
 
 def test_weights_that_are_here_already_leave_dns_as_the_only_way_out() -> None:
     (dns,) = policy()["egress"]
-    assert dns == {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
+    both = [{"protocol": name, "port": port} for port in (53, 5353) for name in ("UDP", "TCP")]
+    assert dns == {"ports": both}
     assert ports(model={"source": "pvc://weights/llama"}) == set()
 
 
@@ -87,6 +88,32 @@ def test_a_download_may_reach_the_hub_its_mirror_and_its_proxy(engine: dict[str,
 def test_the_operators_own_mirror_is_reached_on_its_port() -> None:
     built = policy(Circumstances(Settings(hub_endpoint="http://mirror:9000")), model={"source": "hf://org/name"})
     assert {"protocol": "TCP", "port": 9000} in built["egress"][1]["ports"]
+
+
+def test_a_download_may_not_reach_the_clouds_metadata() -> None:
+    (_, outside) = policy(model={"source": "hf://org/name"})["egress"]
+    assert outside["to"] == [
+        {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
+        {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10"]}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://hub", True),
+        ("http://hub.models.svc:80", True),
+        ("http://hub.models.svc.cluster.local.", True),
+        ("https://hub.example.com:8443", False),
+        ("http://localhost:3128", False),
+        ("http://[fd00::1]:3128", False),
+        ("http://10.0.0.7:8080", False),
+    ],
+)
+def test_a_mirror_or_proxy_in_the_cluster_is_reached_on_whatever_port_its_pods_have(url: str, expected: bool) -> None:
+    for variable in ("HF_ENDPOINT", "HTTPS_PROXY"):
+        found = policy(model={"source": "hf://org/name"}, engine=env(**{variable: url}))["egress"]
+        assert ({"to": [{"namespaceSelector": {}}]} in found) is expected
 
 
 def test_pods_of_a_group_reach_each_other_on_every_port_and_single_ones_do_not() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from quire_operator.api import HubSource, LLMService, parse_source
 from quire_operator.builders.claim import cache_claim_name
-from quire_operator.builders.identity import digest
+from quire_operator.builders.identity import Manifest, digest
 from quire_operator.builders.paths import sources
 
 BRANCH = "main"
@@ -71,6 +72,11 @@ def is_offline(service: LLMService, cached_revision: str | None) -> bool:
     return cached_revision is not None and not others
 
 
+def asks_no_hub(env: Iterable[Manifest]) -> bool:
+    """Whether an engine with these variables leaves hubs alone."""
+    return any(v["name"] == "HF_HUB_OFFLINE" and str(v.get("value", "")).upper() in _TRUE for v in env)
+
+
 def pinned(service: LLMService, cached_revision: str | None) -> LLMService:
     """The service with its model's revision as it is on the claim, so that all its pods load the same."""
     if cached_revision is None:
@@ -82,5 +88,4 @@ def pinned(service: LLMService, cached_revision: str | None) -> LLMService:
 def _is_prefetched(service: LLMService) -> bool:
     cache, env = service.spec.cache, service.spec.engine.env
     # who forbids the pods to ask a hub has filled the claim by other means
-    offline = any(v["name"] == "HF_HUB_OFFLINE" and str(v.get("value", "")).upper() in _TRUE for v in env)
-    return cache is not None and cache.prefetch and not service.spec.suspend and not offline
+    return cache is not None and cache.prefetch and not service.spec.suspend and not asks_no_hub(env)

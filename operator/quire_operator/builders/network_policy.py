@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from quire_operator.api import LLMService
+from quire_operator.builders.cached_model import asks_no_hub
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.engine_env import engine_env
 from quire_operator.builders.identity import FIELD_MANAGER, Manifest, child_metadata, engine_pods
@@ -14,12 +15,19 @@ SUFFIX = "netpol"
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 """Label that the API server itself puts on every namespace."""
 
-_DNS: Manifest = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
-"""To anywhere, since resolvers of nodes have no pod that a selector could name."""
+_DNS: Manifest = {"ports": [{"protocol": name, "port": port} for port in (53, 5353) for name in ("UDP", "TCP")]}
+"""To anywhere, since resolvers of nodes have no pod that a selector could name. OpenShift's pods listen on 5353."""
+
+_OUTSIDE: list[Manifest] = [
+    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
+    {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10"]}},
+]
+"""Anywhere but link-local addresses, where clouds hand out what a node may do."""
+
+_CLUSTER: list[Manifest] = [{"namespaceSelector": {}}]
 
 _WEB_PORTS = (80, 443)
 _URL_VARIABLES = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
-_TRUE = ("1", "ON", "YES", "TRUE")
 
 
 def build_network_policy(service: LLMService, circumstances: Circumstances) -> Manifest | None:
@@ -37,11 +45,8 @@ def build_network_policy(service: LLMService, circumstances: Circumstances) -> M
         "policyTypes": ["Ingress", "Egress"],
         # the port by its name, as the Service has it: podTemplate may give the name to another container
         "ingress": [{"from": clients, "ports": [{"protocol": "TCP", "port": "http"}]}],
-        "egress": [_DNS],
+        "egress": [_DNS, *_to_the_hub(service, circumstances)],
     }
-    outside = sorted(_ports_outside(service, circumstances))
-    if outside:
-        spec["egress"].append({"ports": [{"protocol": "TCP", "port": port} for port in outside]})
     if service.spec.parallelism.nodes > 1:
         spec["ingress"].append({"from": group})
         spec["egress"].append({"to": group})
@@ -61,21 +66,30 @@ def _operator(namespace: str) -> Manifest:
     }
 
 
-def _ports_outside(service: LLMService, circumstances: Circumstances) -> set[int]:
-    """Ports of the hub and of what stands before it; none for an engine that finds its weights without one."""
-    variables = {
-        variable["name"].upper(): str(variable.get("value", "")) for variable in engine_env(service, circumstances)
-    }
-    if variables.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
-        return set()
-    return {*_WEB_PORTS, *_ports(variables.get(name, "") for name in _URL_VARIABLES)}
+def _to_the_hub(service: LLMService, circumstances: Circumstances) -> Iterator[Manifest]:
+    """Ways to the hub and to what stands before it; none for an engine that finds its weights without one."""
+    env = engine_env(service, circumstances)
+    if asks_no_hub(env):
+        return
+    urls = [str(variable.get("value", "")) for variable in env if variable["name"].upper() in _URL_VARIABLES]
+    places = [place for url in urls if (place := _place(url)) is not None]
+    ports = sorted({*_WEB_PORTS, *(port for _, port in places if port is not None)})
+    yield {"to": _OUTSIDE, "ports": [{"protocol": "TCP", "port": port} for port in ports]}
+    if any(_is_in_cluster(host) for host, _ in places):
+        # which port a pod listens on is the Service's secret, and the policy is asked after it has told
+        yield {"to": _CLUSTER}
 
 
-def _ports(urls: Iterator[str]) -> Iterator[int]:
-    for url in urls:
-        try:
-            port = urlsplit(url).port
-        except ValueError:  # the engine will say so
-            continue
-        if port is not None:
-            yield port
+def _place(url: str) -> tuple[str, int | None] | None:
+    """Host and port; None for what is no URL, as the engine will say."""
+    try:
+        parts = urlsplit(url)
+        return (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        return None
+
+
+def _is_in_cluster(host: str) -> bool:
+    """Whether a name is a Service's: NAME, NAME.NAMESPACE.svc, or that with the cluster's domain."""
+    is_short = host not in ("", "localhost") and not {".", ":"} & set(host)
+    return is_short or host.endswith(".svc") or ".svc." in host

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Self
@@ -12,6 +11,7 @@ from typing import Self
 import aiohttp
 
 from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_operator.builders.cached_model import is_commit
 from quire_operator.kubeapi.reflector import Key
 from quire_operator.plan.gpu_memory import Skipped
 from quire_operator.run.model_cache import ModelCache, Reading
@@ -28,8 +28,6 @@ _FAULTY_SECONDS = 600.0
 _READS_AT_ONCE = 32
 _TURN_SECONDS = 10.0
 """How long a service may be held back by hubs that answer slowly to others."""
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubModels:
@@ -59,7 +57,7 @@ class HubModels:
     async def _read(self, model: HubModel, token: Token) -> Reading:
         known = await self._in_turn(model, token)
         if isinstance(known, ModelFacts):
-            return Reading(known, float("inf") if _COMMIT.fullmatch(model.revision) else _FRESH_SECONDS)
+            return Reading(known, float("inf") if is_commit(model.revision) else _FRESH_SECONDS)
         if known.reason == "HubUnreachable":
             return Reading(known, RETRY_SECONDS / 2, is_transient=True)
         return Reading(known, _FAULTY_SECONDS)
@@ -82,5 +80,6 @@ class HubModels:
             logger.warning("%s is not planned: %s", model.repository, error)
             why = Skipped(error.reason, str(error))
             if error.unreachable:
+                self._down = {hub: known for hub, known in self._down.items() if known[0] > time.monotonic()}
                 self._down[model.endpoint] = (time.monotonic() + RETRY_SECONDS / 2, why)
             return why
