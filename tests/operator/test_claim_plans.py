@@ -12,7 +12,7 @@ from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_operator.api import ClaimSource, parse_llmservice
 from quire_operator.builders.inspection import build_inspection_job
 from quire_operator.kubeapi.client import Client
-from quire_operator.kubeapi.resources import DEPLOYMENTS, JOBS, Resource
+from quire_operator.kubeapi.resources import DEPLOYMENTS, EVENTS, JOBS, Resource
 from quire_operator.plan.gpu_memory import Skipped
 from quire_operator.run import claim_models
 from quire_operator.run.claim_models import ClaimModels
@@ -42,6 +42,9 @@ def test_a_model_that_fits_is_served_once_its_size_is_known(
     add = eventually(lambda: jobs(namespace))
     assert add[0]["metadata"]["ownerReferences"][0]["name"] == "llama"
     assert namespace.find(DEPLOYMENTS, "llama") is None
+    eventually(lambda: namespace.condition("llama", "Ready").get("reason") == "Planning")
+    assert namespace.condition("llama", "Reconciling")["status"] == "True"  # or it would pass for finished
+    assert namespace.condition("llama", "Accepted") == {}
     say(namespace, facts_of_8b)
     eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
     status = eventually(lambda: (s := namespace.status("llama")).get("plan") and s)
@@ -65,6 +68,8 @@ def test_a_model_that_does_not_fit_is_refused_with_the_sum_before_anything_start
     namespace.change("llama", {"resources": {"gpu": {"memoryGiB": 24}}})
     eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
     assert jobs(namespace) == []  # what is known needs no second look
+    said = [event["message"] for event in namespace.api.list(EVENTS, namespace.name) if event["reason"] == "Planning"]
+    assert len(said) == 1  # nor is it announced
 
 
 def test_services_of_one_model_wait_for_one_job(namespace: Namespace, operator: OperatorProcess) -> None:

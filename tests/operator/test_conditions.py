@@ -14,7 +14,7 @@ from quire_operator.reconcile.events import transition_events
 from quire_operator.reconcile.faults import Fault
 from quire_operator.reconcile.observation import Observation
 from quire_operator.reconcile.replicas import count_replicas
-from quire_operator.reconcile.status import status_of
+from quire_operator.reconcile.status import planning_status, status_of
 from tests.operator.services import SETTINGS, service
 
 CRASH, FULL = Fault("ModelNotFound", "no such model", True), Fault("Unschedulable", "no GPU", False)
@@ -247,3 +247,18 @@ def test_defaults_are_never_refused() -> None:
         "engine": {"type": "quire"},
     }
     assert refusal_of(service(**defaults).spec) is None
+
+
+def test_an_edit_whose_plan_is_awaited_is_under_way_and_what_was_said_of_the_rest_stays() -> None:
+    owner, live = service(), {("Deployment", "llama"): deployment()}
+    told = [Verdict("Ready", True, "Serving", ""), Verdict("Accepted", True, "Valid", "")]
+    told += [Verdict("Stalled", True, "OOMKilled", ""), Verdict("Monitored", True, "Monitored", "")]
+    owner = owner.model_copy(
+        update={"status": owner.status.model_copy(update={"conditions": with_times(told, (), 0, "then")})}
+    )
+    status = planning_status(owner, Observation(children=live), "now")
+    found = {condition.type: condition for condition in status.conditions}
+    assert (found["Ready"].status, found["Ready"].reason, found["Reconciling"].status) == ("False", "Planning", "True")
+    assert (found["Available"].status, found["Monitored"].status, "Stalled" in found) == ("True", "True", False)
+    assert found["Accepted"].observed_generation == 0  # of the spec before: the new one is not accepted yet
+    assert status.observed_generation == owner.metadata.generation

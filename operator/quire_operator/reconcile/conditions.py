@@ -82,6 +82,15 @@ def verdicts(
     return [_not_ready(reason, text), accepted, available, Verdict("Reconciling", True, reason, text)]
 
 
+def planning_verdicts(service: LLMService, replicas: Replicas) -> list[Verdict]:
+    """What holds while the plan is awaited. Whether the spec is accepted is not known, so nothing is said of that."""
+    text = (
+        f"{service.spec.model.source} is being read for its plan, and no pod of this spec starts before: this takes "
+        "half a minute at most. spec.plan: off does without"
+    )
+    return [_not_ready("Planning", text), _available(replicas), Verdict("Reconciling", True, "Planning", text)]
+
+
 def _faulty(accepted: Verdict, replicas: Replicas, fault: Fault) -> list[Verdict]:
     verdict = Verdict("Stalled" if fault.needs_action else "Reconciling", True, fault.reason, fault.message)
     return [_not_ready(fault.reason, fault.message), accepted, _available(replicas, fault), verdict]

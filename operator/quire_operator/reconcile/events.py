@@ -13,7 +13,7 @@ from quire_operator.reconcile.hand_edits import HandEdit
 from quire_operator.reconcile.prefetching import gib
 
 _PASSING = {
-    *("Downloading", "Starting", "RollingOut", "Recreating", "Scaling", "Suspended", "Waiting"),
+    *("Planning", "Downloading", "Starting", "RollingOut", "Recreating", "Scaling", "Suspended", "Waiting"),
     *("ScalerPending", "Paused"),
 }
 """Reasons for not being ready that are nobody's fault."""

@@ -36,7 +36,7 @@ from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.replicas import still_needed
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
 from quire_operator.reconcile.scalers import leaving_scalers
-from quire_operator.reconcile.status import status_of
+from quire_operator.reconcile.status import planning_status, status_of
 from quire_operator.reconcile.workloads import missing_api, predecessor
 from quire_operator.settings import Settings
 
@@ -134,7 +134,7 @@ class Reconciler:
         if refusal is None:
             known = self._planned(service)
             if known is None:
-                return Result("waiting")
+                return await self._report_planning(key, service)
             refusal, planned = refusal_by_plan(service, known.plan), known
         outcome, circumstances, cache = Outcome(), None, None
         if refusal is None:
@@ -249,6 +249,17 @@ class Reconciler:
         for event in events:
             await self._post(event)
         return True
+
+    async def _report_planning(self, key: Key, service: LLMService) -> Result:
+        """Say once that the spec is not acted on yet: without conditions, tools would take it for done."""
+        if service.status.observed_generation != service.metadata.generation:
+            now = _now()
+            status = planning_status(service, self._observe(key, ()), now)
+            events = transition_events(service, service.status.conditions, status.conditions, now)
+            await self._write_status(service.metadata.namespace, service.metadata.name, service.metadata.uid, status)
+            for event in events:
+                await self._post(event)
+        return Result("waiting")
 
     async def _write_status(self, namespace: str, name: str, uid: str, status: Status) -> None:
         manifest = {

@@ -12,7 +12,7 @@ from quire_operator.plan.advice import advice_of
 from quire_operator.reconcile.aspects import aspects
 from quire_operator.reconcile.autoscaling import autoscaling_status
 from quire_operator.reconcile.children import Outcome
-from quire_operator.reconcile.conditions import verdicts, with_times
+from quire_operator.reconcile.conditions import planning_verdicts, verdicts, with_times
 from quire_operator.reconcile.observation import Observation, fault_of
 from quire_operator.reconcile.planning import Planned
 from quire_operator.settings import Settings
@@ -69,6 +69,21 @@ def status_of(
         plan=planned.plan,
         advice=advice_of(service, planned.plan, replicas.wanted) if is_served else [],
     )
+
+
+def planning_status(service: LLMService, observation: Observation, now: str) -> Status:
+    """What there is to say before it is known whether the spec can be accepted; the rest is as it was last reported."""
+    replicas, before = observation.replicas(service), service.status.conditions
+    generation = service.metadata.generation
+    fresh = with_times(planning_verdicts(service, replicas), before, generation, now)
+    superseded = {"Stalled", *(condition.type for condition in fresh)}
+    conditions = [*fresh, *(condition for condition in before if condition.type not in superseded)]
+    update = {
+        "observed_generation": generation,
+        "conditions": conditions,
+        "ready": f"{replicas.ready}/{replicas.wanted}",
+    }
+    return service.status.model_copy(update=update)
 
 
 def _known_commit(service: LLMService, observation: Observation) -> str | None:
