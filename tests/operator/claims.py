@@ -9,12 +9,13 @@ from tests.operator.api_client import Namespace, Object, eventually
 from tests.operator.services import manifest
 
 
-def make_claim(namespace: Namespace, name: str = "models") -> None:
+def make_claim(namespace: Namespace, name: str = "models", phase: str = "Bound") -> None:
     spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     metadata = {"name": name, "namespace": namespace.name}
     namespace.api.create(
         CLAIMS, {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
     )
+    namespace.api.set_status(CLAIMS, namespace.name, name, {"phase": phase})
 
 
 def on_claim(name: str = "llama", memory: int = 24, path: str = "llama", **spec: Any) -> Object:

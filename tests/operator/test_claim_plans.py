@@ -12,7 +12,7 @@ from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_operator.api import ClaimSource, parse_llmservice
 from quire_operator.builders.inspection import build_inspection_job
 from quire_operator.kubeapi.client import Client
-from quire_operator.kubeapi.resources import DEPLOYMENTS, EVENTS, JOBS, Resource
+from quire_operator.kubeapi.resources import CLAIMS, DEPLOYMENTS, EVENTS, JOBS, Resource
 from quire_operator.plan.gpu_memory import Skipped
 from quire_operator.run import claim_models
 from quire_operator.run.claim_models import ClaimModels
@@ -186,3 +186,21 @@ async def test_a_job_that_is_refused_keeps_nothing_from_being_served(asker: Aske
     assert isinstance(refused, Skipped)
     assert refused.reason == "InspectionFailed"
     assert "exceeded quota" in refused.message
+
+
+async def test_a_claim_without_a_volume_is_not_bound_by_a_pod_that_needs_no_gpu(
+    asker: Asker, namespace: Namespace
+) -> None:
+    namespace.api.set_status(CLAIMS, namespace.name, "models", {"phase": "Pending"})
+    unbound = await asker.answer()
+    assert isinstance(unbound, Skipped)
+    assert unbound.reason == "NotReadYet"
+    assert "claim models is Pending" in unbound.message
+    assert jobs(namespace) == []
+
+
+async def test_an_operator_that_leads_no_more_leaves_the_job_to_the_next(asker: Asker, namespace: Namespace) -> None:
+    asker.ask()
+    (job,) = await asyncio.to_thread(eventually, lambda: jobs(namespace))
+    await asker.models.close()
+    assert [left["metadata"]["uid"] for left in jobs(namespace)] == [job["metadata"]["uid"]]

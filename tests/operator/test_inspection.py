@@ -86,7 +86,7 @@ def test_models_of_one_claim_are_told_apart_by_their_paths() -> None:
 
 
 def pod(phase: str = "Running", **state: Any) -> dict[str, Any]:
-    return {"status": {"phase": phase, "containerStatuses": [{"state": state}] if state else []}}
+    return {"status": {"phase": phase, "containerStatuses": [{"name": "inspect", "state": state}] if state else []}}
 
 
 def ended(code: int, message: str, reason: str = "Completed") -> dict[str, Any]:
@@ -97,6 +97,18 @@ def test_what_it_found_is_taken_from_its_last_words() -> None:
     facts = facts_in(ended(0, FACTS))
     assert isinstance(facts, ModelFacts)
     assert facts.longest == 512
+
+
+def test_a_sidecar_that_was_injected_before_it_is_not_taken_for_it() -> None:
+    found = ended(0, FACTS)
+    found["status"]["containerStatuses"].insert(0, {"name": "proxy", "state": {"running": {}}})
+    assert isinstance(facts_in(found), ModelFacts)
+
+
+def test_another_pod_is_another_job_since_a_template_cannot_be_changed() -> None:
+    tolerant = on_claim(scheduling={"tolerations": [{"key": "dedicated", "operator": "Exists"}]})
+    names = [build_inspection_job(one, SOURCE, SETTINGS)["metadata"]["name"] for one in (on_claim(), tolerant)]
+    assert names[0] != names[1]
 
 
 @pytest.mark.parametrize("unfinished", [pod("Pending"), pod("Running", running={}), pod("Pending", waiting={})])

@@ -12,6 +12,9 @@ from quire_operator.settings import Settings
 INSPECTION_LABEL = f"{GROUP}/inspection"
 """Of the Job and its pod: which model is read. They bear no label of a service, whose pods they are not."""
 
+INSPECTOR = "inspect"
+"""The container that reads. Others may have been injected beside it."""
+
 _DEADLINE_SECONDS = 120
 """Only for one whose operator is gone: a living one deletes it sooner."""
 
@@ -37,7 +40,7 @@ def inspection_of(source: ClaimSource) -> str:
 
 def build_inspection_job(service: LLMService, source: ClaimSource, settings: Settings) -> Manifest:
     """A Job of one pod, which ends with the model's facts as its termination message."""
-    inspection = inspection_of(source)
+    inspection, pod = inspection_of(source), _pod(service, settings)
     labels = {
         "app.kubernetes.io/name": "quire",
         "app.kubernetes.io/component": "inspection",
@@ -48,7 +51,8 @@ def build_inspection_job(service: LLMService, source: ClaimSource, settings: Set
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": f"quire-inspect-{inspection}",
+            # a template cannot be changed, so that a Job left behind by another one bears another name
+            "name": f"quire-inspect-{digest([inspection, pod])}",
             "namespace": service.metadata.namespace,
             "labels": labels,
             # services of one model share the Job, and none of them is its controller
@@ -58,7 +62,7 @@ def build_inspection_job(service: LLMService, source: ClaimSource, settings: Set
             "backoffLimit": 0,
             "activeDeadlineSeconds": _DEADLINE_SECONDS,
             "ttlSecondsAfterFinished": _DEADLINE_SECONDS,
-            "template": {"metadata": {"labels": labels}, "spec": _pod(service, settings)},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
 
@@ -72,7 +76,7 @@ def _pod(service: LLMService, settings: Settings) -> Manifest:
         "terminationGracePeriodSeconds": 1,
         "containers": [
             {
-                "name": "inspect",
+                "name": INSPECTOR,
                 "image": engine["image"] if service.spec.engine.type == "quire" else settings.engine_image,
                 "command": ["quire-engine", "inspect", model_location(service), "--output=/dev/termination-log"],
                 "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},

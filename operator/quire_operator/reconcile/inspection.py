@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_operator.builders.inspection import INSPECTOR
 from quire_operator.kubeapi.client import Object
 from quire_operator.plan.gpu_memory import Skipped
 
@@ -49,8 +50,9 @@ def progress_of(pods: Iterable[Object]) -> str:
 
 
 def _state(pod: Object) -> dict[str, Any]:
-    statuses = pod["status"].get("containerStatuses") or [{}]
-    state: dict[str, Any] = statuses[0].get("state") or {}
+    statuses = pod["status"].get("containerStatuses") or []
+    ours: dict[str, Any] = next((status for status in statuses if status.get("name") == INSPECTOR), {})
+    state: dict[str, Any] = ours.get("state") or {}
     return state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -41,7 +42,10 @@ class ClaimModels:
         self._cache = ModelCache(changed)
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._news: dict[Key, asyncio.Event] = {}
-        self._late: dict[Key, int] = {}
+        self._late: dict[Key, tuple[int, float]] = {}
+        """How often in a row a model could not be read in time, and when that is forgotten."""
+
+        self._is_closing = False
         self._pods = [
             Reflector(client, PODS, namespace, INSPECTION_LABEL, trim_pod, self._hear)
             for namespace in settings.namespaces or (None,)
@@ -58,7 +62,8 @@ class ClaimModels:
         return self._cache.get((metadata.namespace, metadata.name), key, lambda: self._read(key, service, source))
 
     async def close(self) -> None:
-        """End what is being read. Its Jobs end by themselves."""
+        """End what is being read. Its Jobs end by themselves: the next leader may be waiting for them already."""
+        self._is_closing = True
         await self._cache.close()
 
     def _hear(self, key: Key) -> None:
@@ -69,17 +74,23 @@ class ClaimModels:
         why = "other models are being read"
         try:
             async with asyncio.timeout(_HOLD_SECONDS), self._slots:
-                if await self._client.get(CLAIMS, key[0], source.claim) is None:
+                claim = await self._client.get(CLAIMS, key[0], source.claim)
+                if claim is None:
                     return Reading(Skipped("InspectionFailed", f"claim {source.claim} does not exist"), 1.0)
+                phase = (claim.get("status") or {}).get("phase") or "Pending"
+                if phase != "Bound":  # its first pod decides where: an engine needs a GPU there
+                    return self._not_yet(key, f"claim {source.claim} is {phase}: it is read once a pod has bound it")
                 why = "an earlier Job that reads it is still going"
                 job = await self._job(service, source)
                 try:
                     known = await self._outcome(key, job)
                 finally:
                     why = progress_of(self._pods_of(key, job))
-                    await asyncio.shield(self._remove(job))
+                    if not self._is_closing:
+                        await asyncio.shield(self._remove(job))
         except TimeoutError:
-            return self._too_late(key, source, why)
+            text = f"claim {source.claim} could not be read within {_HOLD_SECONDS:.0f} s: {why}"
+            return self._not_yet(key, text)
         except (ApiError, UnreachableError) as error:
             told = error.message if isinstance(error, ApiError) else "the API server cannot be reached"
             failed = Skipped("InspectionFailed", f"claim {source.claim} cannot be read: {told}")
@@ -87,11 +98,12 @@ class ClaimModels:
         self._late.pop(key, None)
         return Reading(known, _FRESH_SECONDS if isinstance(known, ModelFacts) else _FAULTY_SECONDS)
 
-    def _too_late(self, key: Key, source: ClaimSource, why: str) -> Reading:
-        attempts = self._late.get(key, 0)
-        self._late[key] = attempts + 1
+    def _not_yet(self, key: Key, text: str) -> Reading:
+        now = time.monotonic()
+        self._late = {late: known for late, known in self._late.items() if known[1] > now}
+        attempts, _ = self._late.get(key, (0, now))
         again = min(RETRY_SECONDS * 2**attempts, _LONGEST_RETRY_SECONDS)
-        text = f"claim {source.claim} could not be read within {_HOLD_SECONDS:.0f} s: {why}"
+        self._late[key] = (attempts + 1, now + again + _LONGEST_RETRY_SECONDS)
         return Reading(Skipped("NotReadYet", text), again, is_transient=True)
 
     async def _job(self, service: LLMService, source: ClaimSource) -> Object:
