@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quire_operator.api import LLMService
+from quire_operator.api import LLMService, Spec
 from quire_operator.builders.deployment import build_deployment
 from quire_operator.builders.stopped_rollout import StoppedRollout
 from quire_operator.reconcile.faults import template_hash
@@ -155,6 +155,22 @@ def test_a_stop_holds_until_something_else_is_tried(change: dict[str, Any], hold
     after = service(model=source, **{"cache": {"volume": {"size": "1Gi"}}, **change})
     found = still_stopped(after, Observation({("Deployment", "llama"): deployment}), CIRCUMSTANCES)
     assert found == (stop if holds else None)
+
+
+class LaterSpec(Spec):
+    """As an operator after this one knows it."""
+
+    novel: int | None = None
+
+
+def test_a_stop_outlives_an_operator_that_knows_one_more_field() -> None:
+    stop = stopped(NEW, replica_set(1, 1))
+    assert stop is not None
+    deployment = live(NEW)
+    deployment["metadata"]["annotations"] = {"serving.quire.dev/stopped-rollout": stop.annotation()}
+    spec = LaterSpec.model_validate(NEW.spec.model_dump(by_alias=True, exclude_unset=True))
+    later = NEW.model_copy(update={"spec": spec})
+    assert still_stopped(later, Observation({("Deployment", "llama"): deployment}), CIRCUMSTANCES) == stop
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"attempt": "x"}'])

@@ -86,7 +86,8 @@ def _deployment(service: LLMService, observation: Observation) -> Object | None:
 
 def _attempt(service: LLMService, circumstances: Circumstances) -> str:
     """Tells one try from another. How many replicas there are makes no difference, so that scaling tries nothing."""
-    spec = service.spec.model_dump(mode="json", exclude=_COUNTS)
+    # without defaults, a field that a later operator knows is no other try
+    spec = service.spec.model_dump(mode="json", exclude=_COUNTS, exclude_defaults=True)
     template = template_hash(build_pod_template(service, circumstances))
     return digest([spec, template, service.metadata.annotations.get(RETRY)])
 
