@@ -10,10 +10,12 @@ from quire_operator.api import LLMService
 from quire_operator.builders.circumstances import EVERYTHING, Capabilities
 from quire_operator.builders.scaling import Obstacle
 from quire_operator.reconcile.autoscaling import autoscaling_status, judge_autoscaling
-from quire_operator.reconcile.children import Problem
+from quire_operator.reconcile.changes import Delete, changes
+from quire_operator.reconcile.children import Outcome, Problem
 from quire_operator.reconcile.conditions import Verdict
 from quire_operator.reconcile.observation import Observation
-from quire_operator.reconcile.scalers import leaving_scalers
+from quire_operator.reconcile.reconciler import _result
+from quire_operator.reconcile.scalers import leaving_scalers, stuck_scaler
 from tests.operator.services import service
 
 READY = {"type": "Ready", "status": "True", "reason": "ScaledObjectReady"}
@@ -219,3 +221,32 @@ def test_a_strangers_autoscaler_that_bears_our_label_is_not_waited_for() -> None
     other = {"metadata": {"name": "x", "ownerReferences": [owned("ScaledObject", "theirs", "b")]}, "status": {}}
     children = {("HorizontalPodAutoscaler", "mine"): stranger, ("HorizontalPodAutoscaler", "x"): other}
     assert leaving_scalers(service(), children) == []
+
+
+def test_a_scaler_that_was_orphaned_is_removed_like_one_of_our_own() -> None:
+    labels = {"serving.quire.dev/llmservice": "llama", "app.kubernetes.io/managed-by": "quire-operator"}
+    orphan, key = {"metadata": {"name": "llama-scaler", "labels": labels}}, ("ScaledObject", "llama-scaler")
+    assert leaving_scalers(service(replicas=2), {key: orphan}) == [key]
+    assert changes(service(replicas=2), [], {key: orphan}, {}) == [Delete("ScaledObject", orphan)]
+    claim = ("PersistentVolumeClaim", "llama-cache")
+    assert changes(service(), [], {claim: orphan}, {}) == []
+
+
+def test_a_scaler_that_was_deleted_and_does_not_go_is_told_with_its_finalizer() -> None:
+    stuck = scaler(READY)
+    stuck["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["finalizer.keda.sh"]}
+    children = observed(stuck).children
+    assert stuck_scaler(service(replicas=2), children, "2026-01-01T00:00:20Z") is None  # KEDA may be at it
+    found = stuck_scaler(service(replicas=2), children, "2026-01-01T00:01:00Z")
+    assert found is not None
+    verdict = judge_autoscaling(service(replicas=2), observed(stuck, scaling_obstacle=found))
+    assert verdict is not None
+    assert (verdict.holds, verdict.reason) == (False, "ScalerLeaving")
+    assert "finalizer.keda.sh" in verdict.message
+    assert "kubectl patch scaledobject/llama-scaler -n default" in verdict.message
+
+
+def test_a_scaler_that_stays_refused_is_tried_less_and_less_often() -> None:
+    refused = Outcome(aside={("ScaledObject", "llama-scaler"): Problem("ConflictingScaler", "")})
+    delays = [_result(None, refused, False, None, seconds).again_after for seconds in (0.0, 40.0, 4000.0)]
+    assert delays == [10.0, 40.0, 300.0]

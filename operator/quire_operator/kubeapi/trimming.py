@@ -37,12 +37,14 @@ def trim_child(item: Object) -> Object:
 
 
 def trim_scaler(item: Object) -> Object:
-    """As a child, with that part of the status which does not change each time that metrics are read."""
+    """As a child, with its finalizers and that part of the status which does not change each time metrics are read."""
     status = item.get("status") or {}
     kept = {key: status[key] for key in _SCALER_STATUS if key in status}
     if "conditions" in kept:
         kept["conditions"] = [{key: c[key] for key in _SCALER_CONDITION if key in c} for c in kept["conditions"]]
-    return trim_child({**item, "status": kept})
+    trimmed = trim_child({**item, "status": kept})
+    trimmed["metadata"] |= _metadata(item, ("finalizers",))
+    return trimmed
 
 
 def trim_pod(item: Object) -> Object:

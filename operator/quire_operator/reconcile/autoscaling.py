@@ -13,6 +13,7 @@ from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.conditions import Verdict
 from quire_operator.reconcile.observation import Observation
 from quire_operator.reconcile.scalers import autoscaler_of, scaler_of
+from quire_operator.reconcile.workloads import condition
 
 TYPE = "Autoscaling"
 _PAUSED_AT = "autoscaling.keda.sh/paused-replicas"
@@ -21,14 +22,14 @@ _PAUSING = tuple(f"autoscaling.keda.sh/{name}" for name in ("paused", "paused-sc
 
 
 def judge_autoscaling(service: LLMService, observation: Observation) -> Verdict | None:
-    """None without spec.autoscaling."""
+    """None without spec.autoscaling, but for a scaler that was deleted and does not go."""
     scaling = service.spec.autoscaling
-    if scaling is None:
-        return None
     held = f"replicas are held at {observation.replicas(service).wanted}"
     obstacle = observation.scaling_obstacle
     if obstacle is not None:
         return Verdict(TYPE, False, obstacle.reason, f"{obstacle.message}. Meanwhile {held}")
+    if scaling is None:
+        return None
     problem = observation.aside.get((BACKENDS[scaling.backend], f"{service.metadata.name}-{SUFFIX}"))
     if problem is not None:
         return Verdict(TYPE, False, problem.reason, f"{problem.message}. Meanwhile {held}")
@@ -66,7 +67,7 @@ def _judge_scaler(service: LLMService, scaling: Autoscaling, observation: Observ
     if pausing is not None:
         remove = f"`kubectl annotate scaledobject/{scaler['metadata']['name']} -n {namespace} {pausing}-`"
         return Verdict(TYPE, False, "Paused", f"{name} is paused by its annotation: {remove} has it scale again")
-    ready, able = _condition(scaler, "Ready"), _condition(autoscaler, "AbleToScale")
+    ready, able = condition(scaler, "Ready"), condition(autoscaler, "AbleToScale")
     if able.get("reason") == "AmbiguousSelector":
         text = f"another scaler scales the same pods: {able.get('message')}. Remove it, or leave spec.autoscaling out"
         return Verdict(TYPE, False, "ConflictingScaler", text)
@@ -78,14 +79,14 @@ def _judge_scaler(service: LLMService, scaling: Autoscaling, observation: Observ
     if not (ready if scaling.backend == "keda" else able).get("reason"):
         whom = "KEDA's operator" if scaling.backend == "keda" else "the controller manager"
         return Verdict(TYPE, False, "ScalerPending", f"nothing has acted on {name} yet: if this stays, see {whom}")
-    words = _unavailable(ready, _condition(autoscaler, "ScalingActive"))
+    words = _unavailable(ready, condition(autoscaler, "ScalingActive"))
     replicas = observation.replicas(service)
     if words is None:
         return _scaling(scaling, _desired(service, observation), autoscaler)
     if replicas.wanted and not replicas.available:
         text = f"no replica serves yet, so that there is nothing to measure. Meanwhile {held}"
         return Verdict(TYPE, False, "ScalerPending", text)
-    if _condition(scaler, "Fallback").get("status") == "True":
+    if condition(scaler, "Fallback").get("status") == "True":
         held = f"{held} by spec.autoscaling.fallbackReplicas"
     text = f"metrics cannot be read: {words}. Until they can, {held}. Check Prometheus, and whether it scrapes the pods"
     return Verdict(TYPE, False, "MetricsUnavailable", text)
@@ -95,7 +96,7 @@ def _scaling(scaling: Autoscaling, desired: int, autoscaler: Mapping[str, Any]) 
     limits = f"between {scaling.min_replicas} and {scaling.max_replicas}"
     if desired == 0:
         return Verdict(TYPE, True, "Idle", "no replica is wanted until a trigger says so")
-    if _condition(autoscaler, "ScalingLimited").get("reason") == "TooManyReplicas":
+    if condition(autoscaler, "ScalingLimited").get("reason") == "TooManyReplicas":
         text = f"{desired} replicas are wanted, and metrics ask for more: spec.autoscaling.maxReplicas allows no more"
         return Verdict(TYPE, True, "AtMaximum", text)
     return Verdict(TYPE, True, "Active", f"{desired} replicas are wanted, {limits}")
@@ -115,8 +116,3 @@ def _pausing(scaler: Object) -> str | None:
     if _PAUSED_AT in annotations:
         return _PAUSED_AT
     return next((name for name in _PAUSING if annotations.get(name, "false").lower() not in ("false", "f", "0")), None)
-
-
-def _condition(item: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    conditions = (item.get("status") or {}).get("conditions") or []
-    return next((condition for condition in conditions if condition.get("type") == kind), {})

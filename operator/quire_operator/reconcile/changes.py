@@ -11,7 +11,7 @@ from quire_operator.builders.scaling import BACKENDS
 from quire_operator.kubeapi.client import Object
 from quire_operator.kubeapi.resources import PROMETHEUS_RULES, SERVICE_MONITORS
 from quire_operator.reconcile.difference import first_difference
-from quire_operator.reconcile.ownership import controller_of
+from quire_operator.reconcile.ownership import controller_of, is_own
 
 ChildKey = tuple[str, str]
 """Kind and name."""
@@ -90,7 +90,7 @@ def _why_apply(manifest: Manifest, live: Object | None, settled: tuple[str, str]
 def _unwanted(service: LLMService, wanted: Iterable[ChildKey], observed: Mapping[ChildKey, Object]) -> Iterator[Delete]:
     keep = set(wanted)
     for key, live in observed.items():
-        controller = controller_of(live)
-        ours = controller is not None and controller.get("uid") == service.metadata.uid
+        # an orphan keeps what it holds, but for a scaler, which would go on to set replicas
+        ours = is_own(live, service) and (is_scaler(key[0]) or controller_of(live) is not None)
         if key not in keep and ours and not live["metadata"].get("deletionTimestamp"):
             yield Delete(key[0], live)

@@ -30,7 +30,7 @@ class Observation:
     """The rollout that was stopped, while the spec asks for it."""
 
     scaling_obstacle: Obstacle | None = None
-    """Why there is no scaler though the spec asks for one."""
+    """Why there is no scaler though the spec asks for one, or one that was deleted still is."""
 
     aside: Mapping[ChildKey, Problem] = field(default_factory=dict)
     """Why children are not as they should be without which the service serves."""

@@ -21,16 +21,22 @@ class Ownership(enum.Enum):
 def ownership(live: Object, service: LLMService) -> Ownership:
     """An orphan that bears our labels is ours: a retained claim, or what `--cascade=orphan` left."""
     controller = controller_of(live)
-    if controller is None:
-        labels = live["metadata"].get("labels") or {}
-        ours = labels.get(SERVICE_LABEL) == service.metadata.name and labels.get(MANAGED_BY_LABEL) == FIELD_MANAGER
-        if not ours:
+    if not is_own(live, service):
+        if controller is None:
             return Ownership.FOREIGN
-    elif controller.get("uid") != service.metadata.uid:
         same_name = controller.get("kind") == KIND and controller.get("name") == service.metadata.name
         predecessor = same_name and str(controller.get("apiVersion", "")).startswith(f"{GROUP}/")
         return Ownership.LEAVING if predecessor else Ownership.FOREIGN
     return Ownership.LEAVING if live["metadata"].get("deletionTimestamp") else Ownership.OURS
+
+
+def is_own(live: Object, service: LLMService) -> bool:
+    """Whether it is this LLMService's, be it on its way out, or an orphan that bears our labels."""
+    controller = controller_of(live)
+    if controller is not None:
+        return bool(controller.get("uid") == service.metadata.uid)
+    labels = live["metadata"].get("labels") or {}
+    return labels.get(SERVICE_LABEL) == service.metadata.name and labels.get(MANAGED_BY_LABEL) == FIELD_MANAGER
 
 
 def controller_of(live: Object) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -20,7 +21,7 @@ from quire_operator.kubeapi.reflector import Key
 from quire_operator.kubeapi.resources import EVENTS, LLMSERVICES, REPLICA_SETS
 from quire_operator.plan.acceptance import Refusal, refusal_of
 from quire_operator.reconcile.caching import HELD_BACK, Caching, Downloads
-from quire_operator.reconcile.changes import ChildKey, changes
+from quire_operator.reconcile.changes import ChildKey, changes, is_scaler
 from quire_operator.reconcile.children import Outcome, carry_out
 from quire_operator.reconcile.events import (
     advice_events,
@@ -35,7 +36,7 @@ from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_pl
 from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.replicas import still_needed
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
-from quire_operator.reconcile.scalers import leaving_scalers
+from quire_operator.reconcile.scalers import leaving_scalers, stuck_scaler
 from quire_operator.reconcile.status import planning_status, status_of
 from quire_operator.reconcile.workloads import missing_api, predecessor
 from quire_operator.settings import Settings
@@ -44,8 +45,11 @@ logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 2.0
 _PROBLEM_SECONDS = 30.0
+_STUCK_SECONDS = 60.0
 _ASIDE_SECONDS = 10.0
 """What a scaler replaces may not have been forgotten everywhere yet, and a webhook be away for a moment."""
+
+_LONGEST_ASIDE_SECONDS = 300.0
 
 
 class Services(Protocol):
@@ -113,6 +117,7 @@ class Reconciler:
     ) -> None:
         self._client, self._settings = client, settings
         self._services, self._surroundings, self._plans = services, surroundings, plans
+        self._refused_since: dict[Key, float] = {}
         self._settled: dict[Key, dict[ChildKey, tuple[str, str]]] = {}
         self._hand_edits = HandEdits()
         self._caching = Caching(client, downloads, services, surroundings)
@@ -136,7 +141,7 @@ class Reconciler:
             if known is None:
                 return await self._report_planning(key, service)
             refusal, planned = refusal_by_plan(service, known.plan), known
-        outcome, circumstances, cache = Outcome(), None, None
+        outcome, circumstances, cache, stuck = Outcome(), None, None, None
         if refusal is None:
             cache = self._caching.look(service, planned, self._observe(key, ()))
             held = HELD_BACK if cache is not None and cache.is_held else ()
@@ -167,13 +172,19 @@ class Reconciler:
                 cache = await self._caching.carry_out(jobs, service, planned, observation)
             if edit is not None:
                 await self._post(hand_edit_event(service, edit, _now()))
+            stuck = stuck_scaler(service, self._surroundings.children(key), _now())
             outcome.waiting_for += leaving_scalers(service, self._surroundings.children(key))
+            if stuck is not None:
+                outcome.waiting_for = [child for child in outcome.waiting_for if not is_scaler(child[0])]
         observation = replace(self._observe(key, outcome.deleted), aside=outcome.aside, cache=cache)
         if circumstances is not None:
-            blocked = obstacle(service, circumstances)
+            blocked = stuck or obstacle(service, circumstances)
             observation = replace(observation, stopped=circumstances.stopped, scaling_obstacle=blocked)
         wrote = await self._report(service, observation, outcome, refusal, planned)
-        return _result(refusal, outcome, wrote, _soonest(planned.again_after, cache.retry_after if cache else None))
+        soonest = _soonest(
+            planned.again_after, cache.retry_after if cache else None, _STUCK_SECONDS if stuck is not None else None
+        )
+        return _result(refusal, outcome, wrote, soonest, self._refused_for(key, outcome))
 
     async def _circumstances(self, service: LLMService, key: Key, cache: CacheState | None) -> Circumstances:
         """What children depend on; a rollout that fails is found out here, and what to go back to."""
@@ -221,8 +232,16 @@ class Reconciler:
         if outcome.settled:
             self._settled.setdefault(key, {}).update(outcome.settled)
 
+    def _refused_for(self, key: Key, outcome: Outcome) -> float:
+        """Seconds for which the scaler has been refused."""
+        now = time.monotonic()
+        if not outcome.aside:
+            self._refused_since.pop(key, None)
+        return now - self._refused_since.setdefault(key, now) if outcome.aside else 0.0
+
     def _gone(self, key: Key) -> Result:
         self._settled.pop(key, None)
+        self._refused_since.pop(key, None)
         self._hand_edits.forget(key)
         return Result("gone")
 
@@ -301,7 +320,9 @@ def _soonest(*seconds: float | None) -> float | None:
     return min((number for number in seconds if number is not None), default=None)
 
 
-def _result(refusal: Refusal | None, outcome: Outcome, wrote: bool, again_after: float | None) -> Result:
+def _result(
+    refusal: Refusal | None, outcome: Outcome, wrote: bool, again_after: float | None, refused_for: float = 0.0
+) -> Result:
     if refusal is not None:
         return Result("refused", again_after)
     if outcome.problems:
@@ -309,5 +330,5 @@ def _result(refusal: Refusal | None, outcome: Outcome, wrote: bool, again_after:
     if outcome.waiting_for:
         return Result("waiting", _WAIT_SECONDS)
     if outcome.aside:
-        return Result("refused", _ASIDE_SECONDS)
+        return Result("refused", min(max(_ASIDE_SECONDS, refused_for), _LONGEST_ASIDE_SECONDS))
     return Result("changed" if wrote or outcome.applied or outcome.deleted else "unchanged", again_after)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Mapping
 
 from quire_operator.api import LLMService
-from quire_operator.builders.scaling import BACKENDS, SUFFIX
+from quire_operator.builders.scaling import BACKENDS, SUFFIX, Obstacle
 from quire_operator.kubeapi.client import Object
 from quire_operator.kubeapi.resources import AUTOSCALERS, SCALED_OBJECTS
 from quire_operator.reconcile.changes import ChildKey
-from quire_operator.reconcile.ownership import controller_of
+from quire_operator.reconcile.ownership import controller_of, is_own
+
+_PATIENCE = datetime.timedelta(seconds=30)
+"""In which KEDA's operator, where there is one, lets go of what is deleted."""
+
+_FREE = '{"metadata":{"finalizers":null}}'
 
 
 def leaving_scalers(service: LLMService, children: Mapping[ChildKey, Object]) -> list[ChildKey]:
@@ -17,6 +23,24 @@ def leaving_scalers(service: LLMService, children: Mapping[ChildKey, Object]) ->
     scaling = service.spec.autoscaling
     wanted = scaling.backend if scaling is not None and not service.spec.suspend else None
     return [key for backend, key in _scalers(service, children) if backend != wanted]
+
+
+def stuck_scaler(service: LLMService, children: Mapping[ChildKey, Object], now: str) -> Obstacle | None:
+    """A scaler that is being deleted and does not go. The service is not held up for it longer."""
+    latest = datetime.datetime.fromisoformat(now) - _PATIENCE
+    for _, (kind, name) in _scalers(service, children):
+        metadata = children[kind, name]["metadata"]
+        since = metadata.get("deletionTimestamp")
+        if since is None or datetime.datetime.fromisoformat(since) > latest:
+            continue
+        finalizers = ", ".join(metadata.get("finalizers") or []) or "none"
+        remove = f"kubectl patch {kind.lower()}/{name} -n {service.metadata.namespace} --type=merge -p '{_FREE}'"
+        text = (
+            f"{kind} {name} was deleted at {since} and is still there, for its finalizers ({finalizers}): see that "
+            f"KEDA's operator runs, which takes them away, or do so by `{remove}`"
+        )
+        return Obstacle("ScalerLeaving", text)
+    return None
 
 
 def scaler_of(service: LLMService, children: Mapping[ChildKey, Object]) -> Object | None:
@@ -41,7 +65,7 @@ def _scalers(service: LLMService, children: Mapping[ChildKey, Object]) -> Iterat
     """Scalers with their backend. What KEDA makes for a ScaledObject bears its labels, and so is among the children."""
     for key, live in children.items():
         controller = controller_of(live) or {}
-        is_ours = controller.get("uid") == service.metadata.uid
+        is_ours = is_own(live, service)
         scaled_object = (controller.get("kind"), controller.get("name"))
         match key[0]:
             case SCALED_OBJECTS.kind if is_ours:

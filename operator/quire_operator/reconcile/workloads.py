@@ -50,9 +50,9 @@ def template_of(child: Object) -> Mapping[str, Any]:
     return found
 
 
-def condition(workload: Object, kind: str) -> Mapping[str, Any]:
-    """The condition of this type that the workload's controller tells; empty when it does not."""
-    for found in (workload.get("status") or {}).get("conditions") or []:
+def condition(item: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition of this type that the object's controller tells; empty when it does not."""
+    for found in (item.get("status") or {}).get("conditions") or []:
         if found.get("type") == kind:
             return dict(found)
     return {}
