@@ -106,7 +106,7 @@ def test_every_field_can_be_linked_to() -> None:
 
 
 def test_the_kustomize_overlay_names_things_that_the_base_has() -> None:
-    (overlay,) = [block.text for block in blocks("yaml") if "kind: Kustomization" in block.text]
+    (overlay,) = [block.text for block in blocks("yaml") if "kustomize.config.k8s.io" in block.text]
     base = (REPOSITORY / "manifests/base/kustomization.yaml").read_text()
     deployment = (REPOSITORY / "manifests/base/deployment.yaml").read_text()
     assert "manifests/base" in overlay
