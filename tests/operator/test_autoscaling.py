@@ -138,10 +138,13 @@ def test_without_an_autoscalers_words_there_are_kedas() -> None:
     assert reason(observed(scaler(partly), kedas(ABLE, desired=2))) == (False, "MetricsUnavailable")
 
 
-def test_a_fallback_that_is_in_use_is_told() -> None:
-    fallback = {"type": "Fallback", "status": "True", "reason": "FallbackExists"}
-    found = observed(scaler(TRIGGER_ERROR, fallback), kedas(ABLE, UNREADABLE))
-    assert "by spec.autoscaling.fallbackReplicas" in judged(found, fallbackReplicas=2).message
+def test_a_fallback_hides_the_outage_from_everybody_but_the_condition() -> None:
+    fallback = {"type": "Fallback", "status": "True", "message": "At least one trigger is falling back"}
+    found = observed(scaler(READY, fallback), kedas(ABLE, desired=2))
+    assert reason(found, fallbackReplicas=2) == (False, "MetricsUnavailable")
+    message = judged(found, fallbackReplicas=2).message
+    assert "At least one trigger is falling back" in message
+    assert "at least spec.autoscaling.fallbackReplicas are kept, which is 2" in message
 
 
 def test_a_service_that_still_loads_its_model_has_nothing_to_measure() -> None:

@@ -79,15 +79,16 @@ def _judge_scaler(service: LLMService, scaling: Autoscaling, observation: Observ
     if not (ready if scaling.backend == "keda" else able).get("reason"):
         whom = "KEDA's operator" if scaling.backend == "keda" else "the controller manager"
         return Verdict(TYPE, False, "ScalerPending", f"nothing has acted on {name} yet: if this stays, see {whom}")
-    words = _unavailable(ready, condition(autoscaler, "ScalingActive"))
+    fallback = condition(scaler, "Fallback")
+    words = _unavailable(ready, condition(autoscaler, "ScalingActive"), fallback)
     replicas = observation.replicas(service)
     if words is None:
         return _scaling(scaling, _desired(service, observation), autoscaler)
     if replicas.wanted and not replicas.available:
         text = f"no replica serves yet, so that there is nothing to measure. Meanwhile {held}"
         return Verdict(TYPE, False, "ScalerPending", text)
-    if condition(scaler, "Fallback").get("status") == "True":
-        held = f"{held} by spec.autoscaling.fallbackReplicas"
+    if fallback.get("status") == "True":
+        held = f"at least spec.autoscaling.fallbackReplicas are kept, which is {scaling.fallback_replicas}"
     text = f"metrics cannot be read: {words}. Until they can, {held}. Check Prometheus, and whether it scrapes the pods"
     return Verdict(TYPE, False, "MetricsUnavailable", text)
 
@@ -102,8 +103,10 @@ def _scaling(scaling: Autoscaling, desired: int, autoscaler: Mapping[str, Any]) 
     return Verdict(TYPE, True, "Active", f"{desired} replicas are wanted, {limits}")
 
 
-def _unavailable(ready: Mapping[str, Any], active: Mapping[str, Any]) -> str | None:
+def _unavailable(ready: Mapping[str, Any], active: Mapping[str, Any], fallback: Mapping[str, Any]) -> str | None:
     """Why metrics cannot be read; None when they can. At zero replicas the HorizontalPodAutoscaler rests."""
+    if fallback.get("status") == "True":  # which hides it from everything else
+        return str(fallback.get("message", "")).rstrip(".")
     if active.get("status") == "False" and active.get("reason") != "ScalingDisabled":
         return str(active.get("message", "")).rstrip(".")
     if ready.get("reason") in ("TriggerError", "PartialTriggerError"):
