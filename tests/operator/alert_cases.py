@@ -162,7 +162,7 @@ SILENT: dict[str, Case] = {
         "LLMServiceUnavailable",
         replicas("1x10 0x20", "1x10 0x5 1x15"),
         "30m",
-        spec={"autoscaling": {"minReplicas": 0, "maxReplicas": 2}},
+        spec={"autoscaling": {"minReplicas": 0, "maxReplicas": 2, "triggers": [{"type": "cron"}]}},
     ),
     "one of two is gone": Case("LLMServiceUnavailable", replicas("2x10 1x20", "2x30"), "30m"),
     "a replica that starts": Case("LLMServiceReplicasShort", replicas("2x30", "3x30"), "30m"),

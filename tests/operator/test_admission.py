@@ -40,6 +40,18 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "with minReplicas of 1 or more",
     ),
     (
+        "scale to zero by its own queue alone",
+        {"autoscaling": {"minReplicas": 0, "maxReplicas": 2, "queueDepth": {"target": 5}}},
+        "spec.autoscaling.triggers",
+        "nothing would wake the service",
+    ),
+    (
+        "idle at zero with nothing to wake it",
+        {"autoscaling": {"minReplicas": 1, "idleReplicas": 0, "maxReplicas": 2}},
+        "spec.autoscaling.triggers",
+        "Add to triggers",
+    ),
+    (
         "latency on HPA",
         {
             "autoscaling": {

@@ -109,7 +109,7 @@ def test_a_scaler_at_work_tells_what_it_wants_and_between_which_bounds() -> None
 
 def test_at_zero_it_is_idle_and_the_resting_autoscaler_no_fault() -> None:
     found = observed(scaler(READY), kedas(ABLE, RESTING, desired=1), replicas=0, available=0)
-    assert reason(found, minReplicas=0) == (True, "Idle")
+    assert reason(found, minReplicas=0, triggers=[{"type": "cron"}]) == (True, "Idle")
     status = autoscaling_status(of(), found)
     assert status is not None
     assert status.desired == 0
@@ -129,6 +129,15 @@ def test_metrics_that_cannot_be_read_are_told_in_the_autoscalers_words_with_what
     message = judged(found).message
     assert "metric s0-prometheus encountered error" in message
     assert "replicas are held at 2" in message
+
+
+def test_behind_a_network_policy_the_prometheus_that_it_keeps_out_is_thought_of() -> None:
+    found = observed(scaler(READY), kedas(ABLE, UNREADABLE, desired=2))
+    assert "monitoringNamespaces" not in judged(found).message
+    fenced = service(autoscaling={"maxReplicas": 4}, security={"networkPolicy": {"allowedNamespaces": []}})
+    verdict = judge_autoscaling(fenced, found)
+    assert verdict is not None
+    assert "monitoringNamespaces" in verdict.message
 
 
 def test_without_an_autoscalers_words_there_are_kedas() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from quire_operator.api import Condition
+from quire_operator.builders.scaling import Obstacle
 from quire_operator.plan.acceptance import Refusal, refusal_of
 from quire_operator.reconcile.children import Outcome, Problem
 from quire_operator.reconcile.conditions import Verdict, verdicts, with_times
@@ -113,6 +114,10 @@ CASES: dict[str, tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]] 
         judged(deployment(0, existing=0, updated=0, available=0)),
         {"Ready": ("True", "ScaledToZero"), "Available": ("False", "ScaledToZero")},
     ),
+    "a wish for no replica that is not carried out yet": (
+        judged(None, {"replicas": 0}),
+        {"Ready": ("False", "Scaling"), "Available": ("False", "NoReplicaReady"), "Reconciling": ("True", "Scaling")},
+    ),
     "suspended": (
         judged(None, {"suspend": True}),
         {"Ready": ("False", "Suspended"), "Available": ("False", "Suspended")},
@@ -151,6 +156,41 @@ def test_nothing_is_ever_stalled_and_reconciling_at_once(found: dict[str, tuple[
     assert not {"Stalled", "Reconciling"} <= found.keys()
     if found["Ready"][0] == "True":
         assert not {"Stalled", "Reconciling"} & found.keys()
+
+
+SLEEPY = {"autoscaling": {"minReplicas": 0, "maxReplicas": 2, "triggers": [{"type": "cron"}]}}
+
+
+@pytest.mark.parametrize(
+    ("reason", "also"),
+    [
+        ("KedaMissing", {"Stalled": ("True", "KedaMissing")}),
+        ("MetricsUnavailable", {"Reconciling": ("True", "MetricsUnavailable")}),
+        ("Paused", {}),
+    ],
+)
+def test_asleep_with_nothing_to_wake_it_is_not_ready(reason: str, also: dict[str, tuple[str, str]]) -> None:
+    asleep = deployment(0, existing=0, updated=0, available=0)
+    found = judged(asleep, SLEEPY, scaling=Verdict("Autoscaling", False, reason, "words"))
+    told = {"Ready": ("False", reason), "Accepted": ("True", "Valid"), "Available": ("False", reason)}
+    assert found == {**told, **also}
+    assert judged(asleep, SLEEPY, scaling=Verdict("Autoscaling", True, "Idle", "words"))["Ready"][0] == "True"
+
+
+def test_a_sleeping_service_whose_scaler_was_lost_is_told_how_to_wake_it() -> None:
+    asleep = {("Deployment", "llama"): deployment(0, existing=0, updated=0, available=0)}
+    observation = Observation(asleep, scaling_obstacle=Obstacle("PrometheusUnknown", "set serverAddress"))
+    status = status_of(service(**SLEEPY), observation, Outcome(), None, SETTINGS, "x")
+    ready = next(condition for condition in status.conditions if condition.type == "Ready")
+    assert (ready.status, ready.reason) == ("False", "PrometheusUnknown")
+    assert "set serverAddress" in ready.message
+    assert "`kubectl scale deployment/llama -n default --replicas=1`" in ready.message
+
+
+def test_what_is_not_wanted_is_not_said_to_start() -> None:
+    owner = service(replicas=0)
+    told = [v.message for v in verdicts(owner, count_replicas(owner, {})) if v.type == "Ready"]
+    assert told == ["no replica is wanted: that has yet to be taken up"]
 
 
 def test_a_conditions_time_is_that_of_its_last_change_of_status() -> None:

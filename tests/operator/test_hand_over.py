@@ -30,6 +30,7 @@ pytestmark = pytest.mark.control_plane
 PROMETHEUS = "http://prometheus.monitoring.svc:9090"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
+CRON = {"type": "cron", "metadata": {"timezone": "UTC", "start": "0 8 * * *", "end": "0 9 * * *"}}
 NOTICED_SECONDS = 90
 """The operator asks every 30 s which APIs there are."""
 SCALER, KEDAS = "llama-scaler", "keda-hpa-llama-scaler"
@@ -166,7 +167,7 @@ def let_go(namespace: Namespace) -> None:
 def test_without_keda_a_service_serves_and_is_scaled_as_soon_as_keda_is_there(
     namespace: Namespace, operator: OperatorProcess, request: pytest.FixtureRequest
 ) -> None:
-    namespace.create(manifest(autoscaling={"minReplicas": 0, "maxReplicas": 4}))
+    namespace.create(manifest(autoscaling={"minReplicas": 0, "maxReplicas": 4, "triggers": [CRON]}))
     eventually(lambda: namespace.condition("llama", "Autoscaling")["reason"] == "KedaMissing")
     assert replicas(namespace) == 1
     namespace.roll_out("llama")
@@ -186,7 +187,7 @@ EVERY_FIELD: dict[str, Any] = {
     "fallbackReplicas": 3,
     "queueDepth": {"target": 5, "activation": 2},
     "latency": {"metric": "timeToFirstToken", "target": "1500ms", "activation": "40ms"},
-    "triggers": [{"type": "cron", "metadata": {"timezone": "UTC", "start": "0 8 * * *", "end": "0 9 * * *"}}],
+    "triggers": [CRON],
     "behavior": {"scaleUp": {"policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]}},
     "prometheus": {"serverAddress": PROMETHEUS, "authenticationRef": {"name": "prometheus"}},
 }
@@ -212,7 +213,7 @@ def test_keda_knows_every_field_and_adds_none_that_would_be_put_back_for_ever(
 def test_a_new_service_starts_at_its_least_and_not_at_one(scaled: Namespace, operator: OperatorProcess) -> None:
     with watching(scaled) as watched, watching(scaled, "asleep") as asleep:
         scaled.create(manifest(autoscaling={"minReplicas": 3, "maxReplicas": 5}))
-        scaled.create(manifest("asleep", autoscaling={"minReplicas": 0, "maxReplicas": 5}))
+        scaled.create(manifest("asleep", autoscaling={"minReplicas": 0, "maxReplicas": 5, "triggers": [CRON]}))
         for name in ("llama-scaler", "asleep-scaler"):
             eventually(lambda name=name: scaled.find(SCALED_OBJECTS, name))
         operator.wait_until_idle()

@@ -14,7 +14,7 @@ from quire_operator.builders.engines import engine_of
 from quire_operator.builders.service_alerts import DOWNLOAD_REASONS
 from quire_operator.reconcile.monitoring import judge_monitoring
 from quire_operator.reconcile.observation import Observation
-from tests.docs.reasons_in_code import download_reasons
+from tests.docs.reasons_in_code import download_reasons, engine_reasons
 from tests.operator.services import SETTINGS, service
 
 MONITORS = ("ServiceMonitor", "PrometheusRule")
@@ -92,6 +92,7 @@ def test_the_objectives_know_the_bounds_of_the_engines_histograms() -> None:
 
 def test_the_alert_on_downloads_knows_every_reason_of_the_engine() -> None:
     assert set(DOWNLOAD_REASONS) == download_reasons()
+    assert set(DOWNLOAD_REASONS) < engine_reasons()  # by the same names
 
 
 def verdict(capabilities: Capabilities, **monitoring: Any) -> tuple[bool, str] | None:
@@ -107,6 +108,18 @@ def test_monitored_is_absent_where_nothing_is_asked_for_and_nothing_is_there() -
 def test_monitored_holds_where_the_prometheus_operator_was_told() -> None:
     assert verdict(EVERYTHING) == (True, "Monitored")
     assert verdict(EVERYTHING, serviceMonitor="enabled", alerts="disabled") == (True, "Monitored")
+
+
+def test_alerts_on_an_engine_that_nobody_was_told_to_scrape_are_said_to_need_its_series() -> None:
+    def words(capabilities: Capabilities, **monitoring: Any) -> str:
+        found = judge_monitoring(service(monitoring=monitoring), Observation(capabilities=capabilities))
+        return found.message if found is not None else ""
+
+    rules_alone = dataclasses.replace(EVERYTHING, service_monitors=False)
+    assert "need its series with the label llmservice" in words(EVERYTHING, serviceMonitor="disabled")
+    assert "need its series with the label llmservice" in words(rules_alone)
+    assert "need its series" not in words(EVERYTHING)
+    assert "need its series" not in words(EVERYTHING, alerts="disabled")
 
 
 def test_what_is_enabled_and_cannot_be_is_named_with_the_next_step() -> None:

@@ -23,6 +23,8 @@ PROMETHEUS = "http://prometheus.monitoring.svc:9090"
 SETTINGS = Settings(engine_image="quire/engine:test", prometheus_address=PROMETHEUS)
 THERE = Circumstances(SETTINGS, EVERYTHING)
 SCALERS = ("ScaledObject", "HorizontalPodAutoscaler")
+CRON = {"type": "cron", "metadata": {"timezone": "UTC", "start": "0 8 * * *", "end": "0 18 * * *"}}
+SLEEPY = {"minReplicas": 0, "maxReplicas": 5, "triggers": [CRON]}
 LATENCY = {"metric": "timePerOutputToken", "quantile": 0.95, "target": "60ms"}
 
 
@@ -72,19 +74,18 @@ def test_without_any_trigger_the_queue_scales_and_with_one_it_does_only_when_wri
     assert [t["name"] for t in triggers()] == ["queue-depth"]
     assert [t["name"] for t in triggers(latency=LATENCY)] == ["latency"]
     assert [t["name"] for t in triggers(latency=LATENCY, queueDepth={})] == ["queue-depth", "latency"]
-    cron = {"type": "cron", "metadata": {"timezone": "UTC", "start": "0 8 * * *", "end": "0 18 * * *"}}
-    assert triggers(triggers=[cron], minReplicas=0) == [cron]
-    assert triggers(triggers=[cron], queueDepth={})[1:] == [cron]
+    assert triggers(triggers=[CRON], minReplicas=0) == [CRON]
+    assert triggers(triggers=[CRON], queueDepth={})[1:] == [CRON]
 
 
 def test_lost_series_are_errors_to_every_trigger() -> None:
-    found = triggers(minReplicas=0, queueDepth={}, latency=LATENCY)
+    *found, _ = triggers(**SLEEPY, queueDepth={}, latency=LATENCY)
     assert [t["metadata"]["ignoreNullValues"] for t in found] == ["false"] * 3
 
 
 def test_what_may_sleep_is_kept_awake_by_any_request() -> None:
     for sleepy in ({"minReplicas": 0}, {"minReplicas": 2, "idleReplicas": 0}):
-        in_use = triggers(**sleepy)[-1]
+        *_, in_use, _ = triggers(**sleepy, queueDepth={}, triggers=[CRON])
         assert (in_use["name"], in_use["metadata"]["activationThreshold"]) == ("in-use", "0")
         assert "vllm:num_requests_running" in in_use["metadata"]["query"]
         assert int(in_use["metadata"]["threshold"]) >= 1_000_000
@@ -92,7 +93,7 @@ def test_what_may_sleep_is_kept_awake_by_any_request() -> None:
 
 
 def test_counts_and_times_are_those_of_the_spec() -> None:
-    spec = scaled_object(minReplicas=2, idleReplicas=0, pollingSeconds=5, cooldownSeconds=60)["spec"]
+    spec = scaled_object(minReplicas=2, idleReplicas=0, triggers=[CRON], pollingSeconds=5, cooldownSeconds=60)["spec"]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"], spec["idleReplicaCount"]) == (2, 5, 0)
     assert (spec["pollingInterval"], spec["cooldownPeriod"], spec["initialCooldownPeriod"]) == (5, 60, 60)
     assert "idleReplicaCount" not in scaled_object()["spec"]
@@ -208,15 +209,15 @@ def first_replicas(circumstances: Circumstances = THERE, **spec: Any) -> int | N
 
 def test_a_new_workload_starts_at_what_autoscaling_has_at_least() -> None:
     assert first_replicas(autoscaling={"minReplicas": 3, "maxReplicas": 5}) == 3
-    assert first_replicas(autoscaling={"minReplicas": 0, "maxReplicas": 5}) == 0
-    assert first_replicas(autoscaling={"minReplicas": 2, "idleReplicas": 0, "maxReplicas": 5}) == 0
+    assert first_replicas(autoscaling=SLEEPY) == 0
+    assert first_replicas(autoscaling={**SLEEPY, "minReplicas": 2, "idleReplicas": 0}) == 0
     assert first_replicas(replicas=4) == 4
     assert first_replicas() is None
 
 
 def test_a_new_workload_that_nothing_could_wake_does_not_start_asleep() -> None:
     bare = dataclasses.replace(THERE, capabilities=Capabilities())
-    assert first_replicas(bare, autoscaling={"minReplicas": 0, "maxReplicas": 5}) == 1
+    assert first_replicas(bare, autoscaling=SLEEPY) == 1
     assert first_replicas(bare, autoscaling={"minReplicas": 3, "maxReplicas": 5}) == 3
 
 

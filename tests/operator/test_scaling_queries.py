@@ -130,7 +130,7 @@ def _in_one_job(job: str, target: dict[str, Any]) -> dict[str, Any]:
 
 
 def of(namespace: str, name: str = "llama", *, least: int = 1) -> LLMService:
-    found = service(name, autoscaling={"minReplicas": least, "maxReplicas": 9})
+    found = service(name, autoscaling={"minReplicas": least, "maxReplicas": 9, "triggers": [{"type": "cron"}]})
     return found.model_copy(update={"metadata": found.metadata.model_copy(update={"namespace": namespace})})
 
 

@@ -62,7 +62,7 @@ class Autoscaling(Fields):
     """What scales: a KEDA ScaledObject or a HorizontalPodAutoscaler."""
 
     min_replicas: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Fewest replicas; 0 scales to zero and needs backend keda."""
+    """Fewest replicas; 0 scales to zero, and needs backend keda and triggers that wake the service."""
 
     max_replicas: Annotated[int, Field(ge=1, le=1000)]
     """Most replicas."""
@@ -80,7 +80,7 @@ class Autoscaling(Fields):
     """How long a service must be out of use before its replicas go, where it may scale to zero."""
 
     idle_replicas: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """Replicas while the service is out of use, below minReplicas: 0, or left out. Needs backend keda."""
+    """Replicas while the service is out of use, below minReplicas: 0, or left out. Needs backend keda, and triggers."""
 
     fallback_replicas: Annotated[int, Field(ge=1, le=1000)] | None = None
     """At least so many replicas while metrics are out; when unset, replicas are held. Needs KEDA 2.18 or later."""
@@ -114,6 +114,15 @@ class Autoscaling(Fields):
             "HorizontalPodAutoscaler keeps minReplicas of what has any. Write 0, or leave it out",
             field=".idleReplicas",
             holds=lambda self: self.idle_replicas is None or (self.idle_replicas == 0 and self.min_replicas > 0),
+        ),
+        Rule(
+            cel="(self.minReplicas > 0 && !has(self.idleReplicas)) || self.backend != 'keda' || "
+            "(has(self.triggers) && size(self.triggers) > 0)",
+            message="spec.autoscaling scales to zero, and nothing would wake the service: queueDepth and latency are "
+            "read from its own pods. Add to triggers what asks elsewhere, such as cron, or write minReplicas 1 or more "
+            "and no idleReplicas",
+            field=".triggers",
+            holds=lambda self: not self.may_sleep or self.backend != "keda" or bool(self.triggers),
         ),
         Rule(
             cel="self.backend == 'keda' || !(has(self.latency) || has(self.idleReplicas) || has(self.fallbackReplicas)"

@@ -90,6 +90,11 @@ def _judge_scaler(service: LLMService, scaling: Autoscaling, observation: Observ
     if fallback.get("status") == "True":
         held = f"at least spec.autoscaling.fallbackReplicas are kept, which is {scaling.fallback_replicas}"
     text = f"metrics cannot be read: {words}. Until they can, {held}. Check Prometheus, and whether it scrapes the pods"
+    if service.spec.security.network_policy is not None:
+        text += (
+            ": spec.security.networkPolicy lets it in from namespaces of its allowedNamespaces and of the chart's "
+            "monitoringNamespaces alone"
+        )
     return Verdict(TYPE, False, "MetricsUnavailable", text)
 
 

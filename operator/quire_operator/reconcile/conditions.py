@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quire_operator.api import Condition, LLMService
+from quire_operator.builders.scaling import scale_target
 from quire_operator.builders.stopped_rollout import RETRY, StoppedRollout
 from quire_operator.plan.acceptance import Refusal
 from quire_operator.reconcile.children import Problem
 from quire_operator.reconcile.faults import Fault
 from quire_operator.reconcile.replicas import Replicas
+
+_SCALING_MAY_COME = {"ScalerPending", "MetricsUnavailable"}
+"""Reasons for not scaling that may pass by themselves."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,12 @@ def verdicts(
     leaving: int = 0,
     stopped: StoppedRollout | None = None,
     held: Fault | None = None,
+    scaling: Verdict | None = None,
 ) -> list[Verdict]:
     """What holds now. `leaving` counts the pods that are still there of a suspended service.
 
     `held` is why pods of the present spec are not started yet; those of an earlier one may serve.
+    `scaling` is what the condition Autoscaling says.
     """
     accepted = Verdict("Accepted", True, "Valid", "the spec can be served")
     available = _available(replicas)
@@ -66,14 +72,7 @@ def verdicts(
         ]
     if replicas.rolled_out:
         if replicas.wanted == 0:
-            text = "no replica is wanted: " + (
-                "a trigger wakes it" if service.spec.autoscaling else "scale up to serve"
-            )
-            return [
-                Verdict("Ready", True, "ScaledToZero", text),
-                accepted,
-                Verdict("Available", False, "ScaledToZero", text),
-            ]
+            return _at_zero(service, accepted, scaling)
         text = f"{replicas.ready} of {replicas.wanted} replicas serve"
         return [Verdict("Ready", True, "Serving", text), accepted, available]
     if fault is not None:
@@ -89,6 +88,22 @@ def planning_verdicts(service: LLMService, replicas: Replicas) -> list[Verdict]:
         "half a minute at most. spec.plan: off does without"
     )
     return [_not_ready("Planning", text), _available(replicas), Verdict("Reconciling", True, "Planning", text)]
+
+
+def _at_zero(service: LLMService, accepted: Verdict, scaling: Verdict | None) -> list[Verdict]:
+    text = "no replica is wanted: " + ("a trigger wakes it" if service.spec.autoscaling else "scale up to serve")
+    zero = Verdict("Available", False, "ScaledToZero", text)
+    if service.spec.autoscaling is None or scaling is None or scaling.holds:
+        return [Verdict("Ready", True, "ScaledToZero", text), accepted, zero]
+    target = scale_target(service)
+    way_out = f"`kubectl scale {target['kind'].lower()}/{target['name']} -n {service.metadata.namespace} --replicas=1`"
+    text = f"there is no replica, and nothing can be counted on to wake one: {scaling.message}. {way_out} does by hand"
+    found = [_not_ready(scaling.reason, text), accepted, Verdict("Available", False, scaling.reason, text)]
+    if scaling.reason in _SCALING_MAY_COME:
+        found.append(Verdict("Reconciling", True, scaling.reason, text))
+    elif scaling.reason != "Paused":  # which is somebody's wish, as suspending is
+        found.append(Verdict("Stalled", True, scaling.reason, text))
+    return found
 
 
 def _faulty(accepted: Verdict, replicas: Replicas, fault: Fault) -> list[Verdict]:
@@ -124,6 +139,9 @@ def _available(replicas: Replicas, fault: Fault | None = None) -> Verdict:
 
 
 def _progress(replicas: Replicas) -> tuple[str, str]:
+    if replicas.wanted == 0:
+        left = f"{replicas.existing} pods are still there" if replicas.existing else "that has yet to be taken up"
+        return "Scaling", f"no replica is wanted: {left}"
     counts = f"{replicas.ready} of {replicas.wanted} replicas serve, {replicas.updated} are of the newest revision"
     if replicas.recreating:
         return "Recreating", f"{counts}: strategy Recreate stops all old pods before a new one starts to load"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quire_operator.api import LLMService
+from quire_operator.builders.engines import engine_of
 from quire_operator.builders.service_monitor import wants_service_monitor
 from quire_operator.kubeapi.resources import PROMETHEUS_RULES, SERVICE_MONITORS
 from quire_operator.reconcile.conditions import Verdict
@@ -39,4 +40,9 @@ def judge_monitoring(service: LLMService, observation: Observation) -> Verdict |
     made = [kind for _, kind, switch, is_served in parts if switch != "disabled" and is_served]
     if not made:
         return None
-    return Verdict("Monitored", True, "Monitored", f"the Prometheus operator has its {' and '.join(made)}")
+    text = f"the Prometheus operator has its {' and '.join(made)}"
+    if made == [PROMETHEUS_RULES.kind] and engine_of(service).is_scraped:
+        text += (
+            ": alerts on the engine need its series with the label llmservice, which its own ServiceMonitor would set"
+        )
+    return Verdict("Monitored", True, "Monitored", text)

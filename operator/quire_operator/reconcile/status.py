@@ -10,6 +10,7 @@ from quire_operator.builders.service import service_url
 from quire_operator.plan.acceptance import Refusal
 from quire_operator.plan.advice import advice_of
 from quire_operator.reconcile.aspects import aspects
+from quire_operator.reconcile.autoscaling import TYPE as AUTOSCALING
 from quire_operator.reconcile.autoscaling import autoscaling_status
 from quire_operator.reconcile.children import Outcome
 from quire_operator.reconcile.conditions import planning_verdicts, verdicts, with_times
@@ -31,6 +32,8 @@ def status_of(
 ) -> Status:
     """What there is to say. A function of its arguments alone, and equal to the last one when nothing changed."""
     replicas = observation.replicas(service)
+    is_served = refusal is None and not service.spec.suspend
+    of_parts = aspects(service, observation) if is_served else []
     holds = verdicts(
         service,
         replicas,
@@ -41,10 +44,9 @@ def status_of(
         leaving=len(observation.pods),
         stopped=observation.stopped,
         held=observation.cache.fault if observation.cache is not None and observation.cache.is_held else None,
+        scaling=next((verdict for verdict in of_parts if verdict.type == AUTOSCALING), None),
     )
-    is_served = refusal is None and not service.spec.suspend
-    if is_served:
-        holds += aspects(service, observation)
+    holds += of_parts
     generation = service.metadata.generation
     wanted = 0 if service.spec.suspend and refusal is None else replicas.wanted
     return Status(
