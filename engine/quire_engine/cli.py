@@ -128,6 +128,9 @@ def prefetch(argv: Sequence[str]) -> int:
         help="afterwards remove revisions of this model that were fetched here, but for this one and N older ones",
     )
     parser.add_argument("--keep", action="append", default=[], metavar="COMMIT", help="a revision that stays besides")
+    parser.add_argument(
+        "--from", dest="origin", type=Path, metavar="DIR", help="copy it from this HF_HOME, not the hub"
+    )
     parser.add_argument("--progress-port", type=int, help="tell at GET /progress on this port how far it is")
     found = parser.parse_args(argv)
     # A container's first process never gets a SIGTERM that it has no handler for, and what is there is on disk.
@@ -136,7 +139,13 @@ def prefetch(argv: Sequence[str]) -> int:
     from quire_engine.logs import configure_logging
 
     configure_logging()
-    wish = Wish(found.repository, found.revision, keep=found.keep, keep_revisions=found.keep_revisions)
+    wish = Wish(
+        found.repository,
+        found.revision,
+        keep=found.keep,
+        keep_revisions=found.keep_revisions,
+        origin=found.origin,
+    )
     return run_prefetch(found.cache.expanduser(), wish, found.progress_port)
 
 

@@ -17,6 +17,7 @@ from quire_operator import __version__
 from quire_operator.api import KIND, InvalidLLMServiceError, LLMService, crd_manifest, parse_llmservice
 from quire_operator.builders.cached_model import download_of
 from quire_operator.builders.circumstances import EVERYTHING, Circumstances
+from quire_operator.builders.claim import claim_facts
 from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.prefetch_job import build_prefetch_job
 from quire_operator.builders.scaling import obstacle, with_first_replicas
@@ -216,7 +217,8 @@ def _plan(options: argparse.Namespace) -> None:
         for service in _services(options.file)
     ]
     tables = [
-        plan_table(service.metadata.name, plan) + advice_lines(advice_of(service, plan)) for service, plan in plans
+        plan_table(service.metadata.name, plan) + advice_lines(advice_of(service, plan, claim=claim_facts(service)))
+        for service, plan in plans
     ]
     sys.stdout.write("\n".join(tables))
     if any(plan.verdict == "DoesNotFit" for _, plan in plans):

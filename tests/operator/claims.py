@@ -9,8 +9,8 @@ from tests.operator.api_client import Namespace, Object, eventually
 from tests.operator.services import manifest
 
 
-def make_claim(namespace: Namespace, name: str = "models", phase: str = "Bound") -> None:
-    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+def make_claim(namespace: Namespace, name: str = "models", phase: str = "Bound", mode: str = "ReadWriteMany") -> None:
+    spec = {"accessModes": [mode], "resources": {"requests": {"storage": "1Gi"}}}
     metadata = {"name": name, "namespace": namespace.name}
     namespace.api.create(
         CLAIMS, {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}

@@ -8,6 +8,7 @@ from typing import Any
 from quire_operator.builders.prefetch_job import MODEL
 from quire_operator.kubeapi.resources import DEPLOYMENTS, JOBS, PODS
 from tests.operator.api_client import Namespace, Object, eventually
+from tests.operator.claims import jobs
 from tests.operator.services import manifest
 
 COMMIT = "c0ffee" + "0" * 34
@@ -17,10 +18,6 @@ CLAIM = {"cache": {"claimName": "models"}}
 def wanting(name: str = "llama", revision: str = COMMIT, **spec: Any) -> Object:
     """A service whose model is downloaded onto the claim `models`."""
     return manifest(name, **{"model": {"source": "hf://org/model", "revision": revision}, "plan": "off"} | CLAIM | spec)
-
-
-def jobs(namespace: Namespace) -> list[Object]:
-    return namespace.api.list(JOBS, namespace.name)
 
 
 def only_job(namespace: Namespace) -> Object:

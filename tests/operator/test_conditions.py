@@ -268,7 +268,6 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "spec.parallelism.tensor": {"parallelism": {"tensor": 2}},
     "spec.parallelism.pipeline": {"parallelism": {"pipeline": 2}},
     "spec.parallelism.nodes": {"parallelism": {"nodes": 2, "tensor": 2}},
-    "spec.cache.local": {"cache": {"local": {"hostPath": "/x"}}},
 }
 
 

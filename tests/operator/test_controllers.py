@@ -6,7 +6,9 @@ import pytest
 
 from quire_operator.kubeapi.resources import CHILDREN, CLAIMS, DEPLOYMENTS, LLMSERVICES, PODS, Resource
 from tests.operator.api_client import Namespace, eventually
+from tests.operator.claims import jobs, make_claim
 from tests.operator.fake_node import GPU, fake_node
+from tests.operator.prefetch_job import only_job, owners, wanting
 from tests.operator.services import manifest
 
 pytestmark = pytest.mark.control_plane
@@ -29,6 +31,17 @@ def test_deleting_a_service_has_the_garbage_collector_remove_everything(plane: N
         ]
 
     eventually(lambda: not left(), 60)
+
+
+def test_a_shared_download_goes_with_the_last_service_that_wants_it(plane: Namespace) -> None:
+    make_claim(plane, "shared")
+    for name in ("first", "second"):
+        plane.create(wanting(name, cache={"claimName": "shared"}))
+    eventually(lambda: owners(only_job(plane)) == {"first", "second"})
+    plane.api.delete(LLMSERVICES, plane.name, "first")
+    eventually(lambda: owners(only_job(plane)) == {"second"}, 60)
+    plane.api.delete(LLMSERVICES, plane.name, "second")
+    eventually(lambda: not jobs(plane), 60)
 
 
 def test_a_cluster_without_nodes_is_said_in_the_schedulers_words(plane: Namespace) -> None:

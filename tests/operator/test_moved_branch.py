@@ -12,11 +12,19 @@ from e2e.hub_server import make_server
 from quire_operator.kubeapi.resources import DEPLOYMENTS
 from tests.operator.api_client import Namespace, eventually
 from tests.operator.checkpoints import SMALL, write_checkpoint
+from tests.operator.claims import make_claim
 from tests.operator.conftest import StartOperator
 from tests.operator.hub import on_hub
 from tests.operator.prefetch_job import CLAIM, cached, complete, job_for, template
 
 pytestmark = pytest.mark.control_plane
+
+
+@pytest.fixture
+def namespace(namespace: Namespace) -> Namespace:
+    """A namespace with the claim `models`."""
+    make_claim(namespace)
+    return namespace
 
 
 def test_a_branch_that_moved_is_followed_while_the_old_commit_serves(

@@ -9,6 +9,7 @@ import pytest
 
 from quire_operator.kubeapi.resources import CLAIMS, DEPLOYMENTS, EVENTS, JOBS, LLMSERVICES, PODS, SERVICES
 from tests.operator.api_client import Namespace, Object, eventually
+from tests.operator.claims import jobs, make_claim
 from tests.operator.hub import on_hub
 from tests.operator.operator_process import OperatorProcess
 from tests.operator.prefetch_job import (
@@ -20,7 +21,6 @@ from tests.operator.prefetch_job import (
     ended,
     fail,
     job_for,
-    jobs,
     only_job,
     owners,
     template,
@@ -28,6 +28,13 @@ from tests.operator.prefetch_job import (
 )
 
 pytestmark = pytest.mark.control_plane
+
+
+@pytest.fixture
+def namespace(namespace: Namespace) -> Namespace:
+    """A namespace with the claim `models`."""
+    make_claim(namespace)
+    return namespace
 
 
 def test_pods_start_once_the_model_is_on_the_claim_and_load_it_from_there(

@@ -30,6 +30,11 @@ def with_status(built: LLMService, **status: Any) -> LLMService:
     return parse_llmservice({**body, "status": status})
 
 
+def acted_on(built: LLMService, generation: int = 1) -> LLMService:
+    condition = {"type": "Accepted", "status": "True", "reason": "Valid", "observedGeneration": generation}
+    return with_status(built, conditions=[condition | {"lastTransitionTime": "2026-01-01T00:00:00Z"}])
+
+
 def job(*conditions: str, attempt: int = 0, uid: str = "", **annotations: str) -> dict[str, Any]:
     told = {f"serving.quire.dev/{name}": text for name, text in annotations.items()}
     found = [{"type": c, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"} for c in conditions]
@@ -120,7 +125,7 @@ def test_a_commit_that_pods_load_already_is_served_until_the_next_is_there() -> 
 
 
 def todo(seen: Seen, built: LLMService | None = None, owned: Any = (), now: float = FAILED_AT) -> list[Any]:
-    built = built or with_status(service(**SPEC), observedGeneration=1)
+    built = built or acted_on(service(**SPEC))
     download = download_of(built, None)
 
     def make(attempt: int) -> dict[str, Any]:
@@ -154,7 +159,7 @@ def test_a_job_that_is_no_longer_wanted_is_left() -> None:
     other = job(uid=UID)
     other["metadata"]["name"] = "quire-prefetch-other"
     assert todo(Seen(job(uid=UID)), owned=[other, job(uid=UID)]) == [Leave(other, UID)]
-    suspended = with_status(service(**SPEC | {"suspend": True}), observedGeneration=1)
+    suspended = acted_on(service(**SPEC | {"suspend": True}))
     assert todo(Seen(), suspended, owned=[other]) == [Leave(other, UID)]
 
 
@@ -167,7 +172,7 @@ def test_a_failed_job_is_tried_again_after_longer_and_longer() -> None:
 
 
 def test_an_edit_has_a_failed_job_tried_again_at_once() -> None:
-    edited = with_status(service(**SPEC), observedGeneration=0)
+    edited = acted_on(service(**SPEC), generation=0)
     (again,) = todo(Seen(job("Failed", uid=UID, attempt=5)), edited)
     assert attempt_of(again) == "0"
 

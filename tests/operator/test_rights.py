@@ -67,6 +67,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "llama": _EVERY_FIELD,
     "keda": {"autoscaling": {"maxReplicas": 3}},
     "hpa": {"autoscaling": {"backend": "hpa", "maxReplicas": 3}},
+    "local": {"cache": {"local": {"hostPath": "/mnt/models"}}},
     "group": {"parallelism": {"tensor": 2, "nodes": 2}, "engine": {"type": "vllm", "image": "vllm:v1"}},
 }
 """Services that together ask for every kind of child."""

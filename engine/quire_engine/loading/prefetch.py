@@ -1,4 +1,4 @@
-"""`quire-engine prefetch`: a model of the hub onto a claim, before anybody serves it."""
+"""`quire-engine prefetch`: a model of the hub onto a claim or a node's disk, before anybody serves it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from quire_engine.loading.hub import HUB_ERRORS, explain, is_passing
 from quire_engine.loading.hub_cache import COMMIT, HubCache, Manifest
 from quire_engine.loading.hub_files import HubFile, list_files, needed
 from quire_engine.loading.progress import Progress, serve_progress
-from quire_engine.loading.transfer import fetch
+from quire_engine.loading.transfer import Origin, fetch, from_disk, from_hub
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,9 @@ class Wish:
     keep_revisions: int | None = None
     """How many older commits stay besides; None removes nothing."""
 
+    origin: Path | None = None
+    """Another cache that holds it, a HF_HOME; None is the hub."""
+
 
 @dataclass
 class Prefetch:
@@ -69,6 +72,8 @@ class Prefetch:
         self._cache = HubCache(self.directory / "hub", self.wish.repository)
         self._api = HfApi()
         self._is_over = threading.Event()
+        origin = self.wish.origin
+        self._origin = HubCache(origin / "hub", self.wish.repository) if origin is not None else None
 
     def run(self) -> Manifest:
         """Returns what is in the cache then, all of it. Raises `CheckpointError`."""
@@ -77,7 +82,7 @@ class Prefetch:
             manifest = self._cache.complete(commit)
             since = self._cache.touch(commit)
             if manifest is None:
-                files = needed(self.wish.repository, self._ask(lambda: list_files(self._api, self._name, commit)))
+                files = self._files(commit)
                 since = self._cache.begin(commit, files)
                 self._check_space(commit, files, since)
                 manifest = self._download(commit, files)
@@ -98,10 +103,27 @@ class Prefetch:
     def _name(self) -> str:
         return self.wish.repository
 
+    def _files(self, commit: str) -> Sequence[HubFile]:
+        """What the snapshot has to consist of."""
+        if self._origin is None:
+            return needed(self._name, self._ask(lambda: list_files(self._api, self._name, commit)))
+        there = self._origin.complete(commit)
+        if there is None:
+            raise self._not_there()
+        return there.files
+
+    def _not_there(self) -> CheckpointError:
+        return CheckpointError("ModelNotCached", f"{self._name} at {self.wish.revision} is not in {self.wish.origin}")
+
     def _resolve(self) -> str:
         """The commit that is wanted. A hub that is away is no matter where the cache holds what it last said."""
         if COMMIT.fullmatch(self.wish.revision):
             return self.wish.revision
+        if self._origin is not None:
+            known = self._origin.commit_of(self.wish.revision)
+            if known is None:
+                raise self._not_there()
+            return known
         try:
             found = self._ask(lambda: self._api.repo_info(self._name, revision=self.wish.revision).sha)
         except HUB_ERRORS as error:
@@ -180,11 +202,16 @@ class Prefetch:
             there.unlink(missing_ok=True)
             there = None
         if there is None:
-            fetch(self._cache, self._name, commit, file, partial(self._told, file))
+            fetch(self._cache, file, self._content(commit, file), partial(self._told, file))
         if not self._cache.has(commit, file):
             self._cache.link(commit, file)
         self._told(file, file.size)
         self._cache.touch(commit)
+
+    def _content(self, commit: str, file: HubFile) -> Origin:
+        if self._origin is None:
+            return partial(from_hub, self._name, commit, file.path)
+        return partial(from_disk, self._origin.snapshot(commit) / file.path)
 
     def _told(self, file: HubFile, there: int) -> None:
         if self._is_over.is_set() and there < file.size:

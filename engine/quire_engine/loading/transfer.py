@@ -1,4 +1,4 @@
-"""One file from the hub into one file of the cache: goes on where it was cut off, and is compared in the end."""
+"""One file into one file of the cache: goes on where it was cut off, and is compared in the end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_url
@@ -29,29 +30,32 @@ _CHUNK_BYTES = 1 << 20
 _SILENCE_SECONDS = 30.0
 _LONGEST_PAUSE_SECONDS = 30.0
 
+Origin = Callable[[int], Iterator[bytes]]
+"""Gives the content from a position on."""
+
 Told = Callable[[int], None]
 """Is told how many bytes of the file are there."""
 
 
-def fetch(cache: HubCache, repository: str, commit: str, file: HubFile, told: Told) -> None:
+def fetch(cache: HubCache, file: HubFile, origin: Origin, told: Told) -> None:
     """Have the whole content of `file` as its blob.
 
-    Raises OSError of the cache, what huggingface_hub raises of the hub, and `CheckpointError` for a wrong content.
-    Two processes may fetch one file at once: both write the same bytes to the same places.
+    Raises OSError of the cache, what `origin` raises, and `CheckpointError` for a wrong content. Two processes may
+    fetch one file at once: both write the same bytes to the same places.
     """
     part = cache.part(file)
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o664)
     try:
         if os.fstat(descriptor).st_size > file.size:
             os.ftruncate(descriptor, 0)
-        digest = _fill(descriptor, repository, commit, file, told)
+        digest = _fill(descriptor, file, origin, told)
         if digest != file.digest:
             part.unlink(missing_ok=True)
             told(0)
             raise CheckpointError(
                 "ChecksumMismatch",
-                f"{repository} at {commit}: {file.path} came with the digest {digest} and not {file.digest}, so it was "
-                "thrown away: try again, and if it stays so look at the proxy or mirror that it comes through",
+                f"{file.path} came with the digest {digest} and not {file.digest}, so it was thrown away: try again, "
+                "and if it stays so look at what it comes through, a proxy, a mirror or a disk",
             )
         os.fsync(descriptor)
         _take_final_name(descriptor, cache, file)
@@ -59,15 +63,37 @@ def fetch(cache: HubCache, repository: str, commit: str, file: HubFile, told: To
         os.close(descriptor)
 
 
-def _fill(descriptor: int, repository: str, commit: str, file: HubFile, told: Told) -> str:
+def from_hub(repository: str, commit: str, path: str, position: int) -> Iterator[bytes]:
+    """The content of a hub's file from `position` on."""
+    with _response(hf_hub_url(repository, path, revision=commit), position) as response:
+        # who knows no ranges sends the file from its beginning
+        skip = position if response.status_code == 200 else 0
+        for chunk in response.iter_bytes():
+            if skip >= len(chunk):
+                skip -= len(chunk)
+                continue
+            yield chunk[skip:]
+            skip = 0
+
+
+def from_disk(path: Path, position: int) -> Iterator[bytes]:
+    """The content of a file from `position` on."""
+    with path.open("rb") as stream:
+        stream.seek(position)
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _fill(descriptor: int, file: HubFile, origin: Origin, told: Told) -> str:
     """Append what is missing, and return the digest of the whole."""
     hasher = file.hasher()
     position = _hash_beginning(descriptor, hasher, file.size)
     told(position)
     failures = 0
     while position < file.size:
+        begun_at = position
         try:
-            for chunk in _chunks(repository, commit, file.path, position):
+            for chunk in origin(position):
                 if position + len(chunk) > file.size:
                     return "of a longer file"
                 _write_at(descriptor, chunk, position)
@@ -79,6 +105,9 @@ def _fill(descriptor: int, repository: str, commit: str, file: HubFile, told: To
             if not is_passing(error) or failures >= ATTEMPTS:
                 raise
             log.warning("%s broke off at byte %d: %s", file.path, position, _first_line(error))
+        else:
+            if position == begun_at:
+                return "of a shorter file"
         if position < file.size:
             _pause(failures)
             failures += 1
@@ -92,19 +121,6 @@ def _hash_beginning(descriptor: int, hasher: Any, size: int) -> int:
         hasher.update(chunk)
         position += len(chunk)
     return position
-
-
-def _chunks(repository: str, commit: str, path: str, position: int) -> Iterator[bytes]:
-    """The content of a file from `position` on."""
-    with _response(hf_hub_url(repository, path, revision=commit), position) as response:
-        # who knows no ranges sends the file from its beginning
-        skip = position if response.status_code == 200 else 0
-        for chunk in response.iter_bytes():
-            if skip >= len(chunk):
-                skip -= len(chunk)
-                continue
-            yield chunk[skip:]
-            skip = 0
 
 
 @contextmanager

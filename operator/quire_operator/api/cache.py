@@ -57,6 +57,17 @@ class CacheVolume(Fields):
     )
 
 
+HostPath = Annotated[
+    str,
+    Field(max_length=512),
+    Rule(
+        cel="self.startsWith('/') && !self.contains('..')",
+        message="not a directory of a node: write an absolute path without '..', such as /mnt/nvme/models",
+        holds=lambda path: path.startswith("/") and ".." not in path,
+    ),
+]
+
+
 class EphemeralVolume(Fields):
     """A volume that lives as long as its pod."""
 
@@ -68,10 +79,10 @@ class EphemeralVolume(Fields):
 
 
 class LocalCache(Fields):
-    """A copy on the node, staged from the claim or the hub before the engine starts."""
+    """A copy on the node, made from the claim or the hub before the engine starts."""
 
-    host_path: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Directory of the node."""
+    host_path: HostPath | None = None
+    """Directory of the node, which user 10001 may write to. All pods of the node share it. It is never emptied."""
 
     ephemeral_volume: EphemeralVolume | None = None
     """A volume of the pod's own."""
@@ -95,7 +106,7 @@ class Cache(Fields):
     """A claim that the operator makes, named after the LLMService."""
 
     local: LocalCache | None = None
-    """A copy on each node, besides either or alone. Not supported yet."""
+    """A copy on each node, besides either or alone: engines load it from there."""
 
     prefetch: bool = True
     """Have a Job download the model before pods start, which then need no hub. Without it, pods download it."""
@@ -115,5 +126,13 @@ class Cache(Fields):
             cel="has(self.claimName) || has(self.volume) || has(self.local)",
             message="spec.cache is empty: write claimName, volume or local, or leave cache out",
             holds=lambda self: not (self.claim_name is None and self.volume is None and self.local is None),
+        ),
+        Rule(
+            cel="!(has(self.local) && (has(self.claimName) || has(self.volume)))"
+            " || !has(self.prefetch) || self.prefetch",
+            message="spec.cache.local is copied from the claim, which prefetch: false leaves empty: write prefetch: "
+            "true, or leave the claim out to have each node download",
+            field=".prefetch",
+            holds=lambda self: self.prefetch or self.local is None or (self.claim_name is None and self.volume is None),
         ),
     )

@@ -67,9 +67,10 @@ def is_commit(revision: str) -> bool:
 
 
 def is_offline(service: LLMService, cached_revision: str | None) -> bool:
-    """Whether pods need no hub, since the claim holds all that they load. Adapters and draft models are not on it."""
-    others = [source for source in sources(service)[1:] if isinstance(source, HubSource)]
-    return cached_revision is not None and not others
+    """Whether engines need no hub, since all that they load is on a volume. Adapters and draft models are on none."""
+    model, *others = (isinstance(source, HubSource) for source in sources(service))
+    has_copy = service.spec.cache is not None and service.spec.cache.local is not None
+    return model and (cached_revision is not None or has_copy) and not any(others)
 
 
 def asks_no_hub(env: Iterable[Manifest]) -> bool:

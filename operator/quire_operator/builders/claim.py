@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quire_operator.api import LLMService
 from quire_operator.builders.identity import Manifest, child_metadata
+from quire_operator.plan.claim_modes import ClaimFacts
 
 SUFFIX = "cache"
 
@@ -19,6 +20,12 @@ def build_claim(service: LLMService) -> Manifest | None:
     # without an owner the garbage collector leaves it, and a new LLMService of this name takes it over
     metadata = child_metadata(service, SUFFIX, owned=volume.reclaim == "Delete")
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def claim_facts(service: LLMService) -> ClaimFacts | None:
+    """What is known of the claim that spec.cache.volume asks for; None without one."""
+    volume = service.spec.cache.volume if service.spec.cache else None
+    return ClaimFacts(f"{service.metadata.name}-{SUFFIX}", tuple(volume.access_modes)) if volume is not None else None
 
 
 def cache_claim_name(service: LLMService) -> str | None:

@@ -8,8 +8,10 @@ from urllib.parse import urlsplit
 from quire_operator.api import LLMService
 from quire_operator.builders.cached_model import asks_no_hub
 from quire_operator.builders.circumstances import Circumstances
+from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.engine_env import engine_env
 from quire_operator.builders.identity import FIELD_MANAGER, Manifest, child_metadata, engine_pods
+from quire_operator.builders.local_copy import stage_containers
 
 SUFFIX = "netpol"
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
@@ -67,11 +69,14 @@ def _operator(namespace: str) -> Manifest:
 
 
 def _to_the_hub(service: LLMService, circumstances: Circumstances) -> Iterator[Manifest]:
-    """Ways to the hub and to what stands before it; none for an engine that finds its weights without one."""
+    """Ways to the hub and to what stands before it; none for pods that find their weights without one."""
     env = engine_env(service, circumstances)
-    if asks_no_hub(env):
+    copying = [variable for before in stage_containers(service, circumstances) for variable in before["env"]]
+    is_copied_from_hub = bool(copying) and cache_claim_name(service) is None
+    if asks_no_hub(env) and not is_copied_from_hub:
         return
-    urls = [str(variable.get("value", "")) for variable in env if variable["name"].upper() in _URL_VARIABLES]
+    variables = [*env, *copying]
+    urls = [str(variable.get("value", "")) for variable in variables if variable["name"].upper() in _URL_VARIABLES]
     places = [place for url in urls if (place := _place(url)) is not None]
     ports = sorted({*_WEB_PORTS, *(port for _, port in places if port is not None)})
     yield {"to": _OUTSIDE, "ports": [{"protocol": "TCP", "port": port} for port in ports]}

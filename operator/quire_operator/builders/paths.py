@@ -12,6 +12,9 @@ HOME = "/home/quire"
 CACHE_PATH = "/models/cache"
 """Where the cache's claim is mounted."""
 
+LOCAL_PATH = "/models/local"
+"""Where the node-local copy is mounted."""
+
 CLAIM_PATH = "/models/claim"
 """Where the claim of a pvc:// source is mounted."""
 
@@ -46,7 +49,10 @@ def hub_home(service: LLMService) -> str | None:
     """HF_HOME of a service that downloads something; None for one that has everything in its pod."""
     if not any(isinstance(source, HubSource) for source in sources(service)):
         return None
-    return CACHE_PATH if service.spec.cache else f"{HOME}/huggingface"
+    cache = service.spec.cache
+    if cache is None:
+        return f"{HOME}/huggingface"
+    return CACHE_PATH if cache.local is None else LOCAL_PATH
 
 
 def sources(service: LLMService) -> list[ModelSource]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from quire_operator.api import LLMService
 from quire_operator.builders.cached_model import pinned
 from quire_operator.builders.circumstances import Circumstances
+from quire_operator.builders.downloader import HARDENED
 from quire_operator.builders.engine_env import engine_env
 from quire_operator.builders.engines import Engine, engine_of
 from quire_operator.builders.identity import (
@@ -16,6 +17,7 @@ from quire_operator.builders.identity import (
     selector_labels,
     worker_labels,
 )
+from quire_operator.builders.local_copy import stage_containers
 from quire_operator.builders.scheduling import scheduling
 from quire_operator.builders.service_account import service_account_name
 from quire_operator.builders.strategic_merge import merge
@@ -81,6 +83,7 @@ def _with_hash(template: Manifest, found: str) -> Manifest:
 
 
 def _template(service: LLMService, circumstances: Circumstances, container: Manifest, grace: int) -> Manifest:
+    before = stage_containers(service, circumstances)
     return {
         "metadata": {"labels": labels(service), "annotations": _cache_annotations(circumstances)},
         "spec": {
@@ -96,6 +99,7 @@ def _template(service: LLMService, circumstances: Circumstances, container: Mani
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
+            **({"initContainers": before} if before else {}),
             "containers": [container],
             "volumes": volumes(service, circumstances),
             **scheduling(service),
@@ -113,11 +117,7 @@ def _container(service: LLMService, engine: Engine, circumstances: Circumstances
         "resources": _resources(service),
         "volumeMounts": volume_mounts(service, circumstances),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": dict(HARDENED),
     }
 
 

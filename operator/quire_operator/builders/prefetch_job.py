@@ -10,6 +10,7 @@ from quire_operator import __version__
 from quire_operator.api import API_VERSION, GROUP, KIND, LLMService
 from quire_operator.builders.cached_model import Download
 from quire_operator.builders.circumstances import Circumstances
+from quire_operator.builders.downloader import downloader
 from quire_operator.builders.engines import engine_of
 from quire_operator.builders.identity import FIELD_MANAGER, MANAGED_BY_LABEL, PREFETCH_LABEL, Manifest
 from quire_operator.builders.paths import CACHE_PATH
@@ -30,10 +31,6 @@ BYTES = f"{GROUP}/bytes"
 MODEL = f"{GROUP}/model"
 """Annotation, for people: ORG/NAME@REVISION."""
 
-REQUESTS = {"cpu": "100m", "memory": "512Mi"}
-MEMORY_LIMIT = "1Gi"
-"""Much of it is for what was written and is not on the disk yet."""
-
 _RETRIES = 5
 _OF_PODS = (
     *("affinity", "dnsConfig", "dnsPolicy", "hostAliases", "hostNetwork", "imagePullSecrets", "nodeSelector"),
@@ -42,7 +39,7 @@ _OF_PODS = (
 )
 """Fields that are the same as in the service's pods, since a volume may be bound to where its first pod runs."""
 
-_OF_CONTAINER = ("envFrom", "image", "imagePullPolicy", "securityContext", "terminationMessagePolicy")
+_OF_CONTAINER = ("envFrom", "imagePullPolicy", "securityContext")
 _NOT_MOUNTED = ("shm",)
 
 
@@ -65,7 +62,7 @@ def build_prefetch_job(
         MANAGED_BY_LABEL: FIELD_MANAGER,
         PREFETCH_LABEL: download.key,
     }
-    template = build_pod_template(service, replace(circumstances, cached_revision=None))
+    template = build_pod_template(_without_copy(service), replace(circumstances, cached_revision=None))
     theirs = service.spec.pod_template.get("metadata") or {}
     return {
         "apiVersion": "batch/v1",
@@ -114,6 +111,7 @@ def _pod(
     engine: dict[str, Any] = next(c for c in pod["containers"] if c["name"] == CONTAINER)
     key_of_requests = engine_of(service).api_key_variable
     container = {
+        **downloader(service, circumstances.settings),
         **{field: engine[field] for field in _OF_CONTAINER if field in engine},
         "env": [variable for variable in engine["env"] if variable["name"] != key_of_requests],
         "name": PREFETCH_CONTAINER,
@@ -125,11 +123,8 @@ def _pod(
             *_eviction(service, keep),
         ],
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],
-        "resources": {"requests": dict(REQUESTS), "limits": {"memory": MEMORY_LIMIT}},
         "volumeMounts": [mount for mount in engine["volumeMounts"] if mount["name"] not in _NOT_MOUNTED],
     }
-    if service.spec.engine.type != "quire":
-        container["image"] = circumstances.settings.engine_image  # another engine's cannot prefetch
     spec: Manifest = {
         **{field: pod[field] for field in _OF_PODS if field in pod},
         # a failed pod stays, with the reason in its status
@@ -142,6 +137,14 @@ def _pod(
     if account not in (None, service_account_name(service)):  # one of ours may go before the Job does
         spec["serviceAccountName"] = account
     return spec
+
+
+def _without_copy(service: LLMService) -> LLMService:
+    """The service as if it had no node-local copy, which a download is not for."""
+    if service.spec.cache is None:
+        return service
+    cache = service.spec.cache.model_copy(update={"local": None})
+    return service.model_copy(update={"spec": service.spec.model_copy(update={"cache": cache})})
 
 
 def _eviction(service: LLMService, keep: Iterable[str]) -> list[str]:

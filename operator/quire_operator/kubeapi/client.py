@@ -21,6 +21,7 @@ Object = dict[str, Any]
 
 _APPLY_PATCH = "application/apply-patch+yaml"
 _METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_ONE_METADATA_ALONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _ALL_GROUPS = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 _WATCH_SECONDS = 290
@@ -64,6 +65,10 @@ class Client:
         """The list object of all namespaces, where each item has its metadata alone."""
         parameters = {"resourceVersion": "0", "labelSelector": selector}
         return await self._call("list", resource, resource.path(), parameters=parameters, accept=_METADATA_ALONE)
+
+    async def get_metadata(self, resource: Resource, name: str) -> Object:
+        """An object of the cluster's, with its metadata alone."""
+        return await self._call("get", resource, resource.path(name=name), accept=_ONE_METADATA_ALONE)
 
     async def discover(self, etag: str) -> tuple[Object | None, str]:
         """All API groups but the core with their resources, and the answer's ETag; None while `etag` is still true."""

@@ -40,6 +40,7 @@ AUTOSCALERS = Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalp
 PODS = Resource("v1", "Pod", "pods")
 JOBS = Resource("batch/v1", "Job", "jobs")
 EVENTS = Resource("v1", "Event", "events")
+NAMESPACES = Resource("v1", "Namespace", "namespaces")
 NODES = Resource("v1", "Node", "nodes")
 SECRETS = Resource("v1", "Secret", "secrets")
 SCALED_OBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")

@@ -17,11 +17,6 @@ class Refusal:
     message: str
 
 
-_LATER: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
-    ("spec.cache.local", lambda spec: spec.cache is not None and spec.cache.local is not None, "leave it out"),
-)
-"""Field, whether it asks for something that is not there yet, and what to write instead."""
-
 _LATER_IN_QUIRE: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     ("spec.model.quantization", lambda spec: spec.model.quantization != "auto", "write auto"),
     ("spec.model.kvCacheDtype", lambda spec: spec.model.kv_cache_dtype != "auto", "write auto"),
@@ -32,13 +27,13 @@ _LATER_IN_QUIRE: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     ("spec.parallelism.pipeline", lambda spec: spec.parallelism.pipeline != 1, "write 1"),
     ("spec.parallelism.nodes", lambda spec: spec.parallelism.nodes != 1, "write 1"),
 )
-"""The same, of what Quire's own engine cannot do yet."""
+"""Field, whether it asks for something that Quire's own engine cannot do yet, and what to write instead."""
 
 
 def refusal_of(spec: Spec) -> Refusal | None:
     """Why `spec` cannot be acted on, naming every field in the way; None when it can."""
     engine = spec.engine.type
-    later = (*_LATER_IN_QUIRE, *_LATER) if engine == "quire" else _LATER
+    later = _LATER_IN_QUIRE if engine == "quire" else ()
     unsupported = [f"{field} ({instead})" for field, asks, instead in later if asks(spec)]
     if unsupported:
         return Refusal("NotSupportedYet", f"this version does not support {', '.join(unsupported)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from quire_operator.api import Advice, HubSource, LLMService, PlanStatus, Spec, parse_source
+from quire_operator.plan.claim_modes import ClaimFacts, one_node_only
 
 SILENCE = "serving.quire.dev/silence-advice"
 """Annotation of an LLMService: reasons, separated by commas, of which it wants to hear no more; or `all`."""
@@ -14,11 +15,16 @@ _HEADROOM = 0.95
 _FEW_REQUESTS = 2
 
 
-def advice_of(service: LLMService, plan: PlanStatus | None, replicas: int | None = None) -> list[Advice]:
+def advice_of(
+    service: LLMService, plan: PlanStatus | None, replicas: int | None = None, claim: ClaimFacts | None = None
+) -> list[Advice]:
     """Advice, without what the service has silenced. `replicas` are wanted, where the spec leaves it open."""
+    wanted = 1 if replicas is None else replicas
+    of_claim = one_node_only(service.spec, claim, wanted) if claim is not None else None
     silenced = {reason.strip() for reason in service.metadata.annotations.get(SILENCE, "").split(",")}
     found = [
-        *_of_replicas(service.spec, 1 if replicas is None else replicas),
+        *_of_replicas(service.spec, wanted),
+        *((of_claim,) if of_claim is not None else ()),
         *_of_spec(service.spec),
         *_of_plan(service.spec, plan),
     ]

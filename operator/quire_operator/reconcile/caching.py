@@ -16,6 +16,7 @@ from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.reflector import Key
 from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.conditions import Verdict
+from quire_operator.reconcile.environment import AGAIN_SECONDS, missing_claims
 from quire_operator.reconcile.faults import Fault
 from quire_operator.reconcile.observation import Observation, claim_message
 from quire_operator.reconcile.planning import Planned
@@ -68,17 +69,24 @@ class Caching:
         download = download_of(service, planned.commit)
         if download is None:
             return None
-        state = cache_state(service, download, self._downloads.seen(download), time.time())
+        seen = self._downloads.seen(download)
+        state = cache_state(service, download, seen, time.time())
+        if seen.job is None and download.claim in missing_claims(observation.environment):
+            return replace(state, fault=_claim_missing(download), retry_after=AGAIN_SECONDS)
         if state.fault is not None and state.fault.reason == "ClaimPending":
             text = claim_message(service, observation, state.fault.message)
             return replace(state, fault=replace(state.fault, message=text))
         return state
 
-    def todo(self, service: LLMService, planned: Planned, circumstances: Circumstances) -> list[JobChange]:
+    def todo(
+        self, service: LLMService, planned: Planned, circumstances: Circumstances, observation: Observation
+    ) -> list[JobChange]:
         """What to do about Jobs, in order; nothing at steady state."""
         download = download_of(service, planned.commit)
         if download is not None and planned.is_from_status:
             return []  # which commit is wanted is known again in a moment
+        if download is not None and download.claim in missing_claims(observation.environment):
+            return []
         seen = self._downloads.seen(download) if download is not None else Seen()
 
         def make(attempt: int) -> Object:
@@ -113,6 +121,11 @@ class Caching:
                 template = template_of(child)
                 found.add(((template.get("metadata") or {}).get("annotations") or {}).get(CACHED_REVISION))
         return {revision for revision in found if isinstance(revision, str) and is_commit(revision)}
+
+
+def _claim_missing(download: Download) -> Fault:
+    text = f"claim {download.claim} does not exist in namespace {download.namespace}"
+    return Fault("ClaimNotFound", f"{text}: create it, or correct spec.cache.claimName", True)
 
 
 def judge_cache(service: LLMService, observation: Observation) -> Verdict | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire_operator.api import LLMService
+from quire_operator.builders.downloader import MEMORY_LIMIT, REQUESTS
 from quire_operator.builders.identity import TEMPLATE_HASH
-from quire_operator.builders.prefetch_job import MEMORY_LIMIT, REQUESTS
 from quire_operator.kubeapi.client import Object
 
 _LONGEST = 700

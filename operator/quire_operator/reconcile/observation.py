@@ -13,10 +13,13 @@ from quire_operator.builders.stopped_rollout import StoppedRollout
 from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.children import Problem
+from quire_operator.reconcile.environment import Environment
 from quire_operator.reconcile.faults import Fault, pod_fault, template_hash
 from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.replicas import Replicas, count_replicas
 from quire_operator.reconcile.workloads import condition, template_of, workload_key
+
+NOTHING_KNOWN = Environment()
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Observation:
     """Why children are not as they should be without which the service serves."""
     cache: CacheState | None = None
     """The cache of a service whose model is downloaded before its pods start."""
+
+    environment: Environment = NOTHING_KNOWN
+    """What the service finds in its namespace."""
 
     def workload(self, service: LLMService) -> Object | None:
         """What runs the engines, as last seen."""

@@ -15,6 +15,7 @@ from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.errors import ApiError
 from quire_operator.kubeapi.resources import JOBS
 from quire_operator.reconcile.children import Problem, name_conflict, refused
+from quire_operator.reconcile.planning import was_accepted
 from quire_operator.reconcile.prefetching import Seen
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def job_changes(
         return [*todo, Make(make(0))]
     if seen.job["metadata"].get("deletionTimestamp"):
         return todo
-    is_edited = service.status.observed_generation != service.metadata.generation
+    is_edited = not was_accepted(service)
     if seen.failed_at is not None and (is_edited or seen.retry_in(now) == 0):
         return [*todo, Make(make(0 if is_edited else seen.attempt + 1), failed=seen.job)]
     if not seen.is_owned_by(uid):

@@ -23,6 +23,7 @@ from quire_operator.plan.acceptance import Refusal, refusal_of
 from quire_operator.reconcile.caching import HELD_BACK, Caching, Downloads
 from quire_operator.reconcile.changes import ChildKey, changes, is_scaler
 from quire_operator.reconcile.children import Outcome, carry_out
+from quire_operator.reconcile.environment import AGAIN_SECONDS, Environment, refusal_by_environment
 from quire_operator.reconcile.events import (
     advice_events,
     download_event,
@@ -92,6 +93,13 @@ class Plans(Protocol):
         """The plan; None while what it needs is being read, after which the service is reconciled again."""
 
 
+class Environments(Protocol):
+    """What services find in their namespaces."""
+
+    def of(self, service: LLMService) -> Environment | None:
+        """What is known; None while it is read, after which the service is reconciled again."""
+
+
 @dataclass(frozen=True)
 class Result:
     """How a reconcile ended."""
@@ -114,11 +122,13 @@ class Reconciler:
         surroundings: Surroundings,
         plans: Plans,
         downloads: Downloads,
+        environments: Environments,
     ) -> None:
         self._client, self._settings = client, settings
         self._services, self._surroundings, self._plans = services, surroundings, plans
         self._refused_since: dict[Key, float] = {}
         self._settled: dict[Key, dict[ChildKey, tuple[str, str]]] = {}
+        self._environments = environments
         self._hand_edits = HandEdits()
         self._caching = Caching(client, downloads, services, surroundings)
 
@@ -135,22 +145,27 @@ class Reconciler:
         except InvalidLLMServiceError as error:
             return await self._report_unreadable(key, manifest, error)
         capabilities = self._surroundings.capabilities
-        refusal, planned = refusal_of(service.spec) or missing_api(service.spec, capabilities), Planned()
+        refusal, unfit = refusal_of(service.spec) or missing_api(service.spec, capabilities), None
+        planned, environment = Planned(), Environment()
         if refusal is None:
-            known = self._planned(service)
-            if known is None:
+            known, found = self._planned(service), self._environments.of(service)
+            if known is None or (found is None and not was_accepted(service)):
                 return await self._report_planning(key, service)
-            refusal, planned = refusal_by_plan(service, known.plan), known
+            planned, environment = known, found or environment
+            unfit = refusal_by_environment(service, environment, self._observe(key, ()).replicas(service).wanted)
+            refusal = refusal_by_plan(service, known.plan) or unfit
         outcome, circumstances, cache, stuck = Outcome(), None, None, None
         if refusal is None:
-            cache = self._caching.look(service, planned, self._observe(key, ()))
+            seen = replace(self._observe(key, ()), environment=environment)
+            cache = self._caching.look(service, planned, seen)
             held = HELD_BACK if cache is not None and cache.is_held else ()
             circumstances = await self._circumstances(service, key, cache)
             desired = [child for child in desired_objects(service, circumstances) if child["kind"] not in held]
             children, pods = self._surroundings.children(key), self._surroundings.pods(key)
             needed = still_needed(service, children, pods)
             todo = changes(service, desired, children, self._settled.get(key, {}), held, needed)
-            edit, jobs = self._hand_edits.find(key, desired, todo), self._caching.todo(service, planned, circumstances)
+            edit = self._hand_edits.find(key, desired, todo)
+            jobs = self._caching.todo(service, planned, circumstances, seen)
             if todo or jobs:
                 # only what exists may be acted for: its deletion may not have been heard of yet
                 fresh = await self._client.get(LLMSERVICES, *key)
@@ -168,7 +183,7 @@ class Reconciler:
                 service = parse_llmservice(fresh)
                 outcome = await carry_out(self._client, service, todo, circumstances)
                 self._remember(key, outcome)
-                observation = self._observe(key, outcome.deleted)
+                observation = replace(self._observe(key, outcome.deleted), environment=environment)
                 cache = await self._caching.carry_out(jobs, service, planned, observation)
             if edit is not None:
                 await self._post(hand_edit_event(service, edit, _now()))
@@ -176,13 +191,18 @@ class Reconciler:
             outcome.waiting_for += leaving_scalers(service, self._surroundings.children(key))
             if stuck is not None:
                 outcome.waiting_for = [child for child in outcome.waiting_for if not is_scaler(child[0])]
-        observation = replace(self._observe(key, outcome.deleted), aside=outcome.aside, cache=cache)
+        observation = replace(
+            self._observe(key, outcome.deleted), aside=outcome.aside, cache=cache, environment=environment
+        )
         if circumstances is not None:
             blocked = stuck or obstacle(service, circumstances)
             observation = replace(observation, stopped=circumstances.stopped, scaling_obstacle=blocked)
         wrote = await self._report(service, observation, outcome, refusal, planned)
         soonest = _soonest(
-            planned.again_after, cache.retry_after if cache else None, _STUCK_SECONDS if stuck is not None else None
+            planned.again_after,
+            cache.retry_after if cache is not None else None,
+            AGAIN_SECONDS if unfit is not None else None,
+            _STUCK_SECONDS if stuck is not None else None,
         )
         return _result(refusal, outcome, wrote, soonest, self._refused_for(key, outcome))
 

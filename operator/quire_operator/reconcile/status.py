@@ -69,7 +69,7 @@ def status_of(
             parameters=planned.parameters,
         ),
         plan=planned.plan,
-        advice=advice_of(service, planned.plan, replicas.wanted) if is_served else [],
+        advice=advice_of(service, planned.plan, replicas.wanted, observation.environment.claim) if is_served else [],
     )
 
 

@@ -19,6 +19,7 @@ from quire_operator.reconcile.reconciler import Reconciler
 from quire_operator.run import logs
 from quire_operator.run.discovery import Discovery
 from quire_operator.run.downloads import Downloads
+from quire_operator.run.environments import Environments
 from quire_operator.run.health import HealthServer
 from quire_operator.run.leader import Leader
 from quire_operator.run.plans import Plans
@@ -60,7 +61,16 @@ class Operator:
         self._surroundings = Surroundings(client, settings.namespaces, self._queue.add, discovery)
         self._plans = Plans(client, settings, self._queue.add)
         self._downloads = Downloads(client, settings.namespaces, self._queue.add)
-        self._reconciler = Reconciler(client, settings, self._store, self._surroundings, self._plans, self._downloads)
+        self._environments = Environments(client, settings.namespaces, self._queue.add)
+        self._reconciler = Reconciler(
+            client,
+            settings,
+            self._store,
+            self._surroundings,
+            self._plans,
+            self._downloads,
+            self._environments,
+        )
         self._is_leading = False
         self._watch_asked_at: float | None = None
         """When kopf was told to watch, until it does."""
@@ -86,7 +96,7 @@ class Operator:
 
     async def _work(self, beside: list[Coroutine[Any, Any, None]]) -> None:
         """Everything that only the leader does, and `beside` it. Returns on `stop`, with nothing left running."""
-        async with self._plans, _ending_together() as spawn:
+        async with self._plans, contextlib.aclosing(self._environments), _ending_together() as spawn:
             loops = (*self._surroundings.loops(), *self._downloads.loops(), *self._plans.loops())
             for coroutine in [*beside, *loops]:
                 spawn(coroutine)

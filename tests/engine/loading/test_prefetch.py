@@ -272,6 +272,28 @@ def test_without_a_number_nothing_is_removed(place: Place, tmp_path: Path) -> No
     assert {path.name for path in place.snapshot("x").parent.iterdir()} == {first, second}
 
 
+def test_a_copy_of_the_claim_asks_no_hub_and_is_made_once(place: Place, tmp_path: Path) -> None:
+    commit = place.succeed()
+    node = Place(place.server, tmp_path / "node", tmp_path / "words")
+    flags = (f"--from={place.claim}", "--revision", "main")
+    place.server.shutdown()
+    both = [node.start(*flags, HF_ENDPOINT="http://127.0.0.1:1") for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert {path.name: path.read_bytes() for path in node.snapshot(commit).iterdir()} == {
+        name: FILES[name] for name in NEEDED
+    }
+    # a second pod of the node needs the claim as little as the hub
+    place.claim.rename(tmp_path / "away")
+    assert node.succeed("--revision", commit, f"--from={place.claim}", HF_ENDPOINT="http://127.0.0.1:1") == commit
+
+
+def test_a_copy_of_what_the_claim_lacks_says_so(place: Place, tmp_path: Path) -> None:
+    status, words = place.run(f"--from={tmp_path / 'elsewhere'}")
+    assert (status, words.split(":")[0]) == (3, "ModelNotCached")
+
+
 def test_how_far_it_is_can_be_asked(place: Place) -> None:
     code = """
 import json, urllib.request
