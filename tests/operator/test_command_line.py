@@ -33,6 +33,23 @@ def test_render_prints_the_children_of_every_service_of_a_file(
     assert "&id" not in text
 
 
+def test_render_prints_the_scaler_and_the_count_that_a_workload_starts_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "scaled.yaml"
+    file.write_text(yaml.safe_dump(manifest(autoscaling={"minReplicas": 2, "maxReplicas": 5})))
+    main(["render", str(file), "--prometheus-address=http://prometheus:9090"])
+    printed = capsys.readouterr()
+    children = {child["kind"]: child for child in yaml.safe_load_all(printed.out)}
+    assert children["Deployment"]["spec"]["replicas"] == 2
+    assert children["ScaledObject"]["metadata"]["name"] == "llama-scaler"
+    assert printed.err == ""
+    main(["render", str(file)])
+    printed = capsys.readouterr()
+    assert "ScaledObject" not in printed.out
+    assert "llama gets no scaler: PrometheusUnknown" in printed.err
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -127,12 +127,13 @@ def test_a_namespaced_installation_needs_no_cluster_role(helm: Path) -> None:
 
 
 def test_values_reach_the_operator(helm: Path) -> None:
-    documents = template(helm, "image.repository=r/op", "image.tag=t", "engineImage=r/engine:x", "replicas=2")
+    images = ("image.repository=r/op", "image.tag=t", "engineImage=r/engine:x")
+    documents = template(helm, *images, "replicas=2", "prometheusAddress=http://prometheus:9090")
     (deployment,) = [d for d in documents if d["kind"] == "Deployment"]
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     assert deployment["spec"]["replicas"] == 2
     assert container["image"] == "r/op:t"
-    assert "--engine-image=r/engine:x" in container["args"]
+    assert {"--engine-image=r/engine:x", "--prometheus-address=http://prometheus:9090"} <= set(container["args"])
 
 
 def test_rights_for_plans_are_those_that_the_values_ask_for(helm: Path) -> None:

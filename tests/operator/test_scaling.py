@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from quire_operator.builders.engines import engine_of
 from quire_operator.builders.scaling import Obstacle, obstacle, with_first_replicas
 from quire_operator.builders.scaling_queries import _pod_names, latency_milliseconds, requests, waiting_requests
 from quire_operator.settings import Settings
+from tests.operator.conftest import REPOSITORY
 from tests.operator.services import service
 
 PROMETHEUS = "http://prometheus.monitoring.svc:9090"
@@ -139,6 +141,19 @@ def test_hpa_scales_on_the_metric_of_pods_that_the_adapter_serves() -> None:
     assert metric["pods"]["metric"]["name"] == "vllm_num_requests_waiting"
     assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "3"}
     assert spec["behavior"]["scaleUp"]["policies"][0]["value"] == 1
+
+
+@pytest.mark.parametrize("engine", [{}, {"type": "vllm", "image": "vllm:v1"}, {"type": "tgi", "image": "tgi:v1"}])
+def test_the_charts_rules_serve_the_metric_that_the_hpa_of_each_engine_asks_for(engine: dict[str, Any]) -> None:
+    wanted = service(engine=engine, autoscaling={"backend": "hpa", "maxReplicas": 2})
+    (autoscaler,) = [c for c in desired_objects(wanted, THERE) if c["kind"] == "HorizontalPodAutoscaler"]
+    rules = yaml.safe_load((REPOSITORY / "charts/quire-operator/files/prometheus-adapter-rules.yaml").read_text())
+    served = {
+        rule["seriesQuery"].partition("{")[0]: rule.get("name", {}).get("as", rule["seriesQuery"].partition("{")[0])
+        for rule in rules["rules"]["custom"]
+    }
+    asked = autoscaler["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    assert served[str(engine_of(wanted).metrics.waiting)] == asked
 
 
 def test_an_hpa_needs_no_prometheus_and_waits_for_no_adapter() -> None:
