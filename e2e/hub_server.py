@@ -4,7 +4,7 @@
 
 One file on the standard library, so that a pod can run it from a ConfigMap. `GET /requests` tells how often each
 file's content was sent, so that a test can see who downloaded, and `GET /sent` which bytes of it. `POST /faults` takes
-the fields of `Faults` as JSON.
+the fields of `Faults` as JSON, `POST /move` repositories and the directories that their `main` is from now on.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ class Faults:
 
     ignores_ranges: bool = False
     """Send every file from its beginning."""
+
+    wants_token: str = ""
+    """Refuse everybody without this token, besides the one that the hub was started with."""
 
     bytes_per_second: int = 0
     """How fast it sends; 0 is as fast as can be."""
@@ -111,7 +114,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.hub.faults = dataclasses.replace(self.hub.faults, **body)
+        if self.path == "/faults":
+            self.hub.faults = dataclasses.replace(self.hub.faults, **body)
+        for repository, directory in body.items() if self.path == "/move" else ():
+            self.hub.move(repository, Path(directory))
         self._json({})
 
     def _answer(self, *, with_body: bool) -> None:
@@ -132,7 +138,8 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
 
     def _allowed(self, repository: str, revision: str) -> Path | None:
-        if self.hub.token and self.headers.get("authorization") != f"Bearer {self.hub.token}":
+        token = self.hub.token or self.hub.faults.wants_token
+        if token and self.headers.get("authorization") != f"Bearer {token}":
             self._refuse(HTTPStatus.UNAUTHORIZED, "GatedRepo")
         elif repository not in self.hub.repositories:
             self._refuse(HTTPStatus.NOT_FOUND, "RepoNotFound")
