@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from quire_operator.api import ClaimSource, parse_llmservice
+from quire_operator.builders.cached_model import download_of
 from quire_operator.builders.circumstances import EVERYTHING, Circumstances
 from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.inspection import build_inspection_job
+from quire_operator.builders.prefetch_job import build_prefetch_job
 from quire_operator.kubeapi.resources import PODS
 from quire_operator.plan.acceptance import refusal_of
 from tests.operator.api_client import ApiClient
@@ -30,6 +32,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "hub": {"model": HUB},
     "claim": {"model": {"source": "pvc://weights/llama"}},
     "cache": {"model": HUB, "cache": {"volume": {"size": "1Gi"}}},
+    "local": {"model": HUB, "cache": {"local": {"ephemeralVolume": {"size": "1Gi"}}}},
     "key": {"security": {"apiKeySecretRef": {"name": "key", "key": "key"}}},
     "network-policy": {"security": {"networkPolicy": {"allowedNamespaces": []}}},
     "recreate": {"rollout": {"strategy": "Recreate"}},
@@ -105,6 +108,14 @@ def test_every_pod_of_a_sample_is_admitted(api: ApiClient, restricted: str, samp
 def test_the_pod_that_reads_a_claim_is_admitted(api: ApiClient, restricted: str) -> None:
     source = ClaimSource("models", "llama")
     (pod,) = templates(build_inspection_job(service(model={"source": "pvc://models/llama"}), source, SETTINGS))
+    admit(api, restricted, pod)
+
+
+def test_the_pod_that_downloads_onto_a_claim_is_admitted(api: ApiClient, restricted: str) -> None:
+    built = service(model=HUB, cache={"claimName": "models"})
+    download = download_of(built, None)
+    assert download is not None
+    (pod,) = templates(build_prefetch_job(built, download, Circumstances(SETTINGS)))
     admit(api, restricted, pod)
 
 

@@ -43,7 +43,7 @@ def test_pods_start_once_the_model_is_on_the_claim_and_load_it_from_there(
     namespace.create(wanting(revision="v1"))
     job = only_job(namespace)
     condition = cached(namespace, "llama", "Downloading")
-    assert "org/model at v1 waits for the pod of Job" in condition["message"]
+    assert "org/model at v1 waits for a pod of Job" in condition["message"]
     assert namespace.condition("llama", "Ready")["reason"] == "Downloading"
     assert namespace.find(DEPLOYMENTS, "llama") is None
     assert namespace.find(SERVICES, "llama") is not None

@@ -215,6 +215,16 @@ def test_the_download_asks_the_services_hub_with_its_token_and_needs_no_other_se
     assert "llama-key" not in str(pod)
 
 
+def test_on_a_claim_of_one_node_the_download_runs_beside_the_pods() -> None:
+    built = service(**SPEC, scheduling={"affinity": {"podAntiAffinity": {"a": []}}})
+    job = build_prefetch_job(built, wanted(built), CIRCUMSTANCES, beside_pods=True)
+    affinity = job["spec"]["template"]["spec"]["affinity"]
+    (near,) = affinity["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert near["podAffinityTerm"]["labelSelector"]["matchLabels"]["serving.quire.dev/llmservice"] == "llama"
+    assert affinity["podAntiAffinity"] == {"a": []}
+    assert "podAffinity" not in str(container())
+
+
 def test_another_engines_image_cannot_download_so_ours_does() -> None:
     pod = container(engine={"type": "vllm", "image": "vllm/vllm-openai:v0.11.0"})
     assert pod["containers"][0]["image"] == "quire/engine:test"

@@ -12,7 +12,7 @@ from quire_operator.builders.cached_model import Download
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.downloader import downloader
 from quire_operator.builders.engines import engine_of
-from quire_operator.builders.identity import FIELD_MANAGER, MANAGED_BY_LABEL, PREFETCH_LABEL, Manifest
+from quire_operator.builders.identity import FIELD_MANAGER, MANAGED_BY_LABEL, PREFETCH_LABEL, Manifest, selector_labels
 from quire_operator.builders.paths import CACHE_PATH
 from quire_operator.builders.pod import CONTAINER, build_pod_template
 from quire_operator.builders.service_account import service_account_name
@@ -50,10 +50,11 @@ def build_prefetch_job(
     *,
     keep: Iterable[str] = (),
     attempt: int = 0,
+    beside_pods: bool = False,
 ) -> Manifest:
     """The Job, as the first service that wants the download makes it. Others become owners of the same.
 
-    `keep` are the commits of the model that somebody uses on this claim.
+    `keep` are the commits of the model that somebody uses on this claim; `beside_pods` where a claim is of one node.
     """
     labels = {
         "app.kubernetes.io/name": "quire",
@@ -94,7 +95,7 @@ def build_prefetch_job(
                     "labels": {**(theirs.get("labels") or {}), **labels},
                     "annotations": dict(theirs.get("annotations") or {}),
                 },
-                "spec": _pod(service, download, template["spec"], circumstances, keep),
+                "spec": _pod(service, download, template["spec"], circumstances, keep, beside_pods),
             },
         },
     }
@@ -106,7 +107,12 @@ def shared_owner_reference(service: LLMService) -> Manifest:
 
 
 def _pod(
-    service: LLMService, download: Download, pod: Manifest, circumstances: Circumstances, keep: Iterable[str]
+    service: LLMService,
+    download: Download,
+    pod: Manifest,
+    circumstances: Circumstances,
+    keep: Iterable[str],
+    beside_pods: bool,
 ) -> Manifest:
     engine: dict[str, Any] = next(c for c in pod["containers"] if c["name"] == CONTAINER)
     key_of_requests = engine_of(service).api_key_variable
@@ -133,10 +139,23 @@ def _pod(
         "containers": [container],
         "volumes": [volume for volume in pod["volumes"] if volume["name"] not in _NOT_MOUNTED],
     }
+    if beside_pods:
+        spec["affinity"] = _beside_pods(service, spec.get("affinity") or {})
     account = pod.get("serviceAccountName")
     if account not in (None, service_account_name(service)):  # one of ours may go before the Job does
         spec["serviceAccountName"] = account
     return spec
+
+
+def _beside_pods(service: LLMService, affinity: Manifest) -> Manifest:
+    """Where pods of the service run, if any do: on another node the claim could not be had."""
+    term = {"labelSelector": {"matchLabels": selector_labels(service)}, "topologyKey": "kubernetes.io/hostname"}
+    near = affinity.get("podAffinity") or {}
+    preferred = [
+        *near.get("preferredDuringSchedulingIgnoredDuringExecution", []),
+        {"weight": 100, "podAffinityTerm": term},
+    ]
+    return {**affinity, "podAffinity": {**near, "preferredDuringSchedulingIgnoredDuringExecution": preferred}}
 
 
 def _without_copy(service: LLMService) -> LLMService:

@@ -21,6 +21,12 @@ class ClaimFacts:
     access_modes: Sequence[str] = ()
     exists: bool = True
 
+    @property
+    def is_of_one_node(self) -> bool:
+        """Pods of one node at a time may use it."""
+        modes = self.access_modes
+        return "ReadWriteOnce" in modes and not any(mode in _SHARED for mode in modes)
+
 
 def one_pod_only(spec: Spec, claim: ClaimFacts, replicas: int) -> Refusal | None:
     """Why a claim that one pod at a time may use is none for this service."""
@@ -41,7 +47,7 @@ def one_pod_only(spec: Spec, claim: ClaimFacts, replicas: int) -> Refusal | None
 
 def one_node_only(spec: Spec, claim: ClaimFacts, replicas: int) -> Advice | None:
     """What to know of a claim that pods of one node alone can have, when there may be several of them."""
-    if "ReadWriteOnce" not in claim.access_modes or any(mode in _SHARED for mode in claim.access_modes):
+    if not claim.is_of_one_node:
         return None
     if _HOSTNAME in spec.scheduling.node_selector or not (_most_replicas(spec, replicas) > 1 or _surges(spec)):
         return None

@@ -91,8 +91,15 @@ class Caching:
 
         def make(attempt: int) -> Object:
             assert download is not None
-            keep = self._in_use(service.metadata.namespace) - {download.revision}
-            return build_prefetch_job(service, download, circumstances, keep=keep, attempt=attempt)
+            claim = observation.environment.claim
+            return build_prefetch_job(
+                service,
+                download,
+                circumstances,
+                keep=self._in_use(service.metadata.namespace) - {download.revision},
+                attempt=attempt,
+                beside_pods=claim is not None and claim.is_of_one_node,
+            )
 
         return job_changes(service, download, seen, self._downloads.owned_by(service.metadata.uid), make, time.time())
 

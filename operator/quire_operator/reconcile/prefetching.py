@@ -140,7 +140,7 @@ def cache_state(service: LLMService, download: Download, seen: Seen, now: float)
         cached_revision=earlier,
         bytes=progress.bytes if progress else None,
         total=progress.total if progress else None,
-        fault=Fault("Downloading", _under_way(download, is_running, progress), False),
+        fault=Fault("Downloading", _under_way(download, seen.pods, progress), False),
     )
 
 
@@ -174,10 +174,13 @@ def _reason(fault: Fault) -> str:
     return "DownloadFailed" if fault.reason == "EngineFailed" else fault.reason
 
 
-def _under_way(download: Download, is_running: bool, progress: Progress | None) -> str:
+def _under_way(download: Download, pods: Sequence[Object], progress: Progress | None) -> str:
     what = f"{download.repository} at {download.revision}"
-    if not is_running:
-        return f"{what} waits for the pod of Job {download.job_name}, which brings it onto claim {download.claim}"
+    running = [pod for pod in pods if pod["status"].get("phase") == "Running"]
+    if not running:
+        waits = f"{what} waits for a pod of Job {download.job_name}, which brings it onto claim {download.claim}"
+        which = f"pod {pods[-1]['metadata']['name']}" if pods else f"job {download.job_name}"
+        return f"{waits}: should it not start, `kubectl describe -n {download.namespace} {which}` says why"
     if progress is None or progress.total is None:
         return f"{what} is being downloaded onto claim {download.claim}"
     return f"{gib(progress.bytes)} of {gib(progress.total)} of {what} are on claim {download.claim}"
