@@ -76,7 +76,8 @@ def test_a_file_without_a_service_is_an_error(tmp_path: Path) -> None:
 def test_every_sample_renders(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["render", str(sample)])
     is_suspended = yaml.safe_load(sample.read_text())["spec"].get("suspend", False)
-    assert ("kind: Deployment" in capsys.readouterr().out) is not is_suspended
+    kinds = {child["kind"] for child in yaml.safe_load_all(capsys.readouterr().out)}
+    assert bool(kinds & {"Deployment", "LeaderWorkerSet"}) is not is_suspended
 
 
 def test_the_committed_crds_are_those_of_the_models(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from quire_operator.api import LLMService
 from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.engines import engine_of
 from quire_operator.builders.leader_worker_set import build_leader_worker_set
-from quire_operator.builders.scaling import scale_target
+from quire_operator.builders.workload import workload_reference
 from tests.operator.services import CIRCUMSTANCES, service
 
 RANKS = ["--nnodes=2", "--node-rank=$(LWS_WORKER_INDEX)", "--master-addr=$(LWS_LEADER_ADDRESS)"]
@@ -183,5 +183,5 @@ def test_schedulers_that_start_groups_as_a_whole_find_their_labels() -> None:
 
 
 def test_the_workload_is_what_is_scaled() -> None:
-    assert scale_target(group())["kind"] == "LeaderWorkerSet"
-    assert scale_target(group())["name"] == "llama-nodes"
+    assert workload_reference(group())["kind"] == "LeaderWorkerSet"
+    assert workload_reference(group())["name"] == "llama-nodes"

@@ -62,9 +62,12 @@ def test_pods_start_once_the_model_is_on_the_claim_and_load_it_from_there(
     status = eventually(lambda: (s := namespace.status("llama"))["cache"]["phase"] == "Ready" and s)
     assert (status["cache"]["commit"], status["cache"]["bytes"]) == (COMMIT, 3 << 30)
     assert status["model"]["revision"] == COMMIT
-    reasons = [event["reason"] for event in namespace.api.list(EVENTS, namespace.name)]
-    assert reasons.count("Downloading") == 1
-    assert reasons.count("Cached") == 1
+
+    def reasons() -> list[str]:
+        return [event["reason"] for event in namespace.api.list(EVENTS, namespace.name)]
+
+    eventually(lambda: reasons().count("Cached") == 1)
+    assert reasons().count("Downloading") == 1
 
 
 def test_what_the_pod_said_outlives_it(namespace: Namespace, operator: OperatorProcess) -> None:

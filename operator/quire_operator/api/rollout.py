@@ -46,7 +46,7 @@ class Rollout(Fields):
     """How long running requests may take to finish when a pod goes. An idle pod goes at once."""
 
     progress_deadline_seconds: Annotated[int, Field(ge=1, le=604800)] | None = None
-    """When a rollout counts as stuck; startupSeconds + 600 when unset."""
+    """When a rollout counts as stuck; startupSeconds + 600 when unset. Not with parallelism.nodes above 1."""
 
     rules = (
         Rule(

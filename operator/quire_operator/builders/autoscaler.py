@@ -6,7 +6,8 @@ from quire_operator.api import LLMService
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.engines import engine_of
 from quire_operator.builders.identity import Manifest, child_metadata
-from quire_operator.builders.scaling import SUFFIX, behavior, scale_target, wants_scaler
+from quire_operator.builders.scaling import SUFFIX, behavior, wants_scaler
+from quire_operator.builders.workload import workload_reference
 
 
 def build_autoscaler(service: LLMService, circumstances: Circumstances) -> Manifest | None:
@@ -28,7 +29,7 @@ def build_autoscaler(service: LLMService, circumstances: Circumstances) -> Manif
         },
     }
     spec: Manifest = {
-        "scaleTargetRef": scale_target(service),
+        "scaleTargetRef": workload_reference(service),
         "minReplicas": scaling.min_replicas,
         "maxReplicas": scaling.max_replicas,
         "metrics": [metric],

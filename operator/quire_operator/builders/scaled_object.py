@@ -7,8 +7,9 @@ from quire_operator.api.autoscaling import Autoscaling
 from quire_operator.api.duration import parse_duration
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.identity import Manifest, child_metadata
-from quire_operator.builders.scaling import SUFFIX, behavior, prometheus_address, scale_target, wants_scaler
+from quire_operator.builders.scaling import SUFFIX, behavior, prometheus_address, wants_scaler
 from quire_operator.builders.scaling_queries import latency_milliseconds, requests, waiting_requests
+from quire_operator.builders.workload import workload_reference
 
 _FAILURES_BEFORE_FALLBACK = 3
 _OUT_OF_REACH = 1_000_000
@@ -21,7 +22,7 @@ def build_scaled_object(service: LLMService, circumstances: Circumstances) -> Ma
     if scaling is None or not wants_scaler(service, circumstances, "keda"):
         return None
     spec: Manifest = {
-        "scaleTargetRef": scale_target(service),
+        "scaleTargetRef": workload_reference(service),
         "pollingInterval": scaling.polling_seconds,
         "cooldownPeriod": scaling.cooldown_seconds,
         # what had a fixed number of replicas so far has no last use, and would go to zero at once

@@ -79,11 +79,6 @@ def prometheus_address(service: LLMService, circumstances: Circumstances) -> str
     return own or circumstances.settings.prometheus_address or None
 
 
-def scale_target(service: LLMService) -> Manifest:
-    """The workload, and never the LLMService: scaling that would write the user's spec."""
-    return workload_reference(service)
-
-
 def behavior(service: LLMService) -> Manifest:
     """How fast replicas come and go. What the spec gives replaces the default as a whole."""
     scaling = service.spec.autoscaling
@@ -96,7 +91,7 @@ def with_first_replicas(service: LLMService, circumstances: Circumstances, workl
     Without a scaler nothing would ever wake it from zero. In the place of another, it starts with as many as that has.
     """
     scaling, count = service.spec.autoscaling, circumstances.replaced_replicas
-    if workload["kind"] != scale_target(service)["kind"] or "replicas" in workload["spec"]:
+    if workload["kind"] != workload_reference(service)["kind"] or "replicas" in workload["spec"]:
         return workload
     if count is None and scaling is not None:
         count = scaling.first_replicas

@@ -10,7 +10,10 @@ GROUP_SUFFIX = "nodes"
 
 
 def workload_reference(service: LLMService) -> Manifest:
-    """apiVersion, kind and name: Deployment NAME, or LeaderWorkerSet NAME-nodes."""
+    """apiVersion, kind and name: Deployment NAME, or LeaderWorkerSet NAME-nodes.
+
+    It is what scalers scale, and never the LLMService: that would write the user's spec.
+    """
     name = service.metadata.name
     if service.spec.parallelism.nodes > 1:
         return {

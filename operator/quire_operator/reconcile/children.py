@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from quire_operator.api import LLMService
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.identity import APPLIED_HASH, FIELD_MANAGER, Manifest
-from quire_operator.builders.scaling import scale_target, with_first_replicas
+from quire_operator.builders.scaling import with_first_replicas
+from quire_operator.builders.workload import workload_reference
 from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.errors import ApiError
 from quire_operator.kubeapi.resources import Resource, child_resource, resource_of
@@ -61,7 +62,7 @@ async def carry_out(
     client: Client, service: LLMService, todo: Iterable[Change], circumstances: Circumstances
 ) -> Outcome:
     """Apply and delete. Raises what is worth another attempt: UnreachableError, and ApiErrors that are no refusals."""
-    outcome, target = Outcome(), scale_target(service)
+    outcome, target = Outcome(), workload_reference(service)
     workload = (target["kind"], target["name"])
     troubled: set[ChildKey] = set()
     for change in todo:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quire_operator.api import Condition, LLMService
-from quire_operator.builders.scaling import scale_target
 from quire_operator.builders.stopped_rollout import RETRY, StoppedRollout
+from quire_operator.builders.workload import workload_reference
 from quire_operator.plan.acceptance import Refusal
 from quire_operator.reconcile.children import Problem
 from quire_operator.reconcile.faults import Fault
@@ -95,7 +95,7 @@ def _at_zero(service: LLMService, accepted: Verdict, scaling: Verdict | None) ->
     zero = Verdict("Available", False, "ScaledToZero", text)
     if service.spec.autoscaling is None or scaling is None or scaling.holds:
         return [Verdict("Ready", True, "ScaledToZero", text), accepted, zero]
-    target = scale_target(service)
+    target = workload_reference(service)
     way_out = f"`kubectl scale {target['kind'].lower()}/{target['name']} -n {service.metadata.namespace} --replicas=1`"
     text = f"there is no replica, and nothing can be counted on to wake one: {scaling.message}. {way_out} does by hand"
     found = [_not_ready(scaling.reason, text), accepted, Verdict("Available", False, scaling.reason, text)]

@@ -42,6 +42,7 @@ class HandEdits:
                 part = _TEMPLATES[manifest["kind"]]
                 field = first_difference(manifest["spec"][part], change.live["spec"][part])
                 if field is not None:
+                    del self._in_place[key]  # told once, though the apply may take several attempts
                     return HandEdit(manifest["kind"], manifest["metadata"]["name"], f"spec.{part}.{field}")
         return None
 
