@@ -45,7 +45,7 @@ def test_the_things_to_try_do_what_the_page_says(
 
     assert "http://tiny." in said["get"]
     assert "cannot pull quire/engine:no-such" in said["describe"]
-    assert len(said["delete"].splitlines()) == 2
+    assert len(said["delete"].splitlines()) >= 2  # one that never served may still be going
     until("two pods again", lambda: service.get()["status"].get("ready") == "2/2", 120)
 
 

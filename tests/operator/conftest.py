@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import shutil
@@ -200,11 +201,11 @@ def prometheus_operator(api: ApiClient) -> Iterator[None]:
         definition = yaml.safe_load(file.read_text())
         paths.append(f"{DEFINITIONS}/{definition['metadata']['name']}")
         api.apply(paths[-1], definition)
-        eventually(lambda resource=resource: api.request("GET", resource.path()))
+        eventually(functools.partial(api.request, "GET", resource.path()))
     yield
     for path in paths:
         api.request("DELETE", path)
-        eventually(lambda path=path: _is_gone(api, path))
+        eventually(functools.partial(_is_gone, api, path))
 
 
 def _is_gone(api: ApiClient, path: str) -> bool:
