@@ -32,6 +32,7 @@ def job_for(namespace: Namespace, revision: str) -> Object:
         wanted = [j for j in jobs(namespace) if j["metadata"]["annotations"][MODEL].endswith(f"@{revision}")]
         return wanted[0] if wanted else None
 
+    # `eventually` returns only what is not None
     return eventually(found)  # type: ignore[return-value]
 
 

@@ -39,6 +39,7 @@ def job(*conditions: str, attempt: int = 0, uid: str = "", **annotations: str) -
     told = {f"serving.quire.dev/{name}": text for name, text in annotations.items()}
     found = [{"type": c, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"} for c in conditions]
     metadata = {"name": wanted(service(**SPEC)).job_name, "namespace": "default", "uid": "job"}
+    # the map is inferred to hold text alone, and a manifest holds anything
     metadata |= {"annotations": {"serving.quire.dev/attempt": str(attempt), **told}}  # type: ignore[dict-item]
     metadata |= {"ownerReferences": [{"uid": uid, "name": "x"}]} if uid else {}  # type: ignore[dict-item]
     return {"metadata": metadata, "status": {"conditions": found}}
