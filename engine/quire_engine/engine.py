@@ -18,6 +18,7 @@ from quire_engine.execution.input_batch import InputBatch
 from quire_engine.execution.kv_cache import allocate_kv_cache
 from quire_engine.execution.model_runner import ModelRunner
 from quire_engine.execution.sampling_state import SamplingState
+from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.weights import draw_weights, load_weights
@@ -147,12 +148,14 @@ def _load(
     try:
         with torch.device(device):
             model = CausalLM(spec).eval()
+            create_weights(model)
     finally:
         torch.set_default_dtype(before)
     if config.load_format == "dummy":
         draw_weights(model, config.seed)
     else:
-        load_weights(model, checkpoint.directory)
+        load_weights(model, checkpoint.directory, spec.naming)
+    finish_weights(model)
     return model
 
 

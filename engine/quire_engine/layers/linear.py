@@ -1,38 +1,176 @@
-"""Linear layers, one weight or several stacked ones."""
+"""Linear layers: whole ones, those that ranks share by output or by input, and several stacked into one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
+from torch.nn import functional
+
+from quire_engine.distributed.ranks import TensorRanks, tensor_ranks
+from quire_engine.layers.shard import Shard
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The outputs of one part of a linear: `units` (attention heads), which ranks hold whole, of `unit` rows each."""
+
+    units: int
+    unit: int = 1
+
+    def share(self, ranks: TensorRanks) -> slice:
+        """The rows that one rank holds."""
+        units = ranks.share(self.units)
+        return slice(units.start * self.unit, units.stop * self.unit)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One of the checkpoint's weights [out, in] within a layer: this rank's part, and where in the layer it is."""
+
+    name: str  # "" where it is the layer's only one and has the layer's name
+    whole: tuple[int, int]  # shape of the checkpoint's weight
+    rows: slice  # of the checkpoint's weight
+    columns: slice  # of the checkpoint's weight
+    place: slice  # of the layer's outputs
+
+
+class LinearMethod(Protocol):
+    """How a layer's weights are kept and multiplied: as they are, or quantized."""
+
+    def create(self, layer: Linear) -> None:
+        """Register the parameters of `layer`, for its `in_features`, `out_features` and `pieces`: all but the bias."""
+        ...
+
+    def shards(self, layer: Linear) -> dict[tuple[str, str], Shard]:
+        """Where the checkpoint's tensors go, by (name of the piece, name of the tensor, such as "weight")."""
+        ...
+
+    def finish(self, layer: Linear) -> None:
+        """Bring the parameters into the form that `multiply` wants, once they are loaded."""
+        ...
+
+    def multiply(self, layer: Linear, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        ...
+
+
+class Unquantized:
+    """One weight [out_features, in_features] of the model's dtype."""
+
+    def create(self, layer: Linear) -> None:
+        layer.weight = nn.Parameter(torch.empty(layer.out_features, layer.in_features), requires_grad=False)
+
+    def shards(self, layer: Linear) -> dict[tuple[str, str], Shard]:
+        return {
+            (piece.name, "weight"): Shard(layer.weight[piece.place], piece.whole, piece.rows, piece.columns)
+            for piece in layer.pieces
+        }
+
+    def finish(self, layer: Linear) -> None:
+        pass
+
+    def multiply(self, layer: Linear, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return functional.linear(x, layer.weight, bias)
 
 
 class Linear(nn.Module):
-    """y = x W^T + b, with W [out_features, in_features]."""
+    """y = x W^T + b, whole on every rank. Its weights come with `create_weights`."""
+
+    weight: torch.Tensor
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+        whole = slice(0, out_features)
+        self._shape(in_features, [Piece("", (out_features, in_features), whole, slice(0, in_features), whole)], bias)
+
+    def _shape(self, in_features: int, pieces: list[Piece], bias: bool) -> None:
+        self.in_features, self.pieces = in_features, pieces
+        self.out_features = pieces[-1].place.stop
+        self.has_bias = bias
+        self.bias: nn.Parameter | None = None
+        self.method: LinearMethod = Unquantized()
+
+    def create(self, method: LinearMethod) -> None:
+        """Allocate the parameters, of torch's default dtype and device."""
+        self.method = method
+        method.create(self)
+        if self.has_bias:
+            self.bias = nn.Parameter(torch.empty(self.out_features), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]."""
-        return linear(x, self.weight, self.bias)
+        return self.method.multiply(self, x, self.bias)
 
+    def shards(self, path: str) -> dict[str, Shard]:
+        parent, _, own = path.rpartition(".")
+        prefix = f"{parent}." if parent else ""
 
-class FusedLinear(Linear):
-    """Linears of one input as one multiplication. `parts` maps the checkpoint's names to out_features, in order."""
+        def name(piece: str, tensor: str) -> str:
+            return f"{prefix}{piece or own}.{tensor}"
 
-    def __init__(self, in_features: int, parts: Mapping[str, int], *, bias: bool = False) -> None:
-        super().__init__(in_features, sum(parts.values()), bias=bias)
-        self.parts = dict(parts)
-
-    def rows(self) -> dict[str, slice]:
-        """The rows of the weight that belong to each part."""
-        result, start = {}, 0
-        for name, size in self.parts.items():
-            result[name] = slice(start, start + size)
-            start += size
+        result = {name(piece, tensor): shard for (piece, tensor), shard in self.method.shards(self).items()}
+        if self.bias is not None:
+            result |= {name(p.name, "bias"): Shard(self.bias[p.place], p.whole[:1], p.rows) for p in self.pieces}
         return result
+
+
+class ColumnLinear(Linear):
+    """A linear whose outputs the ranks share, or, as `parts` by the checkpoint's names, several of one input."""
+
+    def __init__(self, in_features: int, parts: Rows | Mapping[str, Rows], *, bias: bool = False) -> None:
+        nn.Module.__init__(self)
+        ranks = tensor_ranks()
+        pieces, start = [], 0
+        for name, part in ({"": parts} if isinstance(parts, Rows) else parts).items():
+            rows = part.share(ranks)
+            size = rows.stop - rows.start
+            shape = (part.units * part.unit, in_features)
+            pieces.append(Piece(name, shape, rows, slice(0, in_features), slice(start, start + size)))
+            start += size
+        self._shape(in_features, pieces, bias)
+
+    def split(self, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """This rank's outputs of each part."""
+        return torch.split(y, [piece.place.stop - piece.place.start for piece in self.pieces], dim=-1)
+
+
+class RowLinear(Linear):
+    """A linear whose inputs the ranks share, as a `ColumnLinear` of `columns` left them. It sums the ranks' results."""
+
+    def __init__(self, columns: Rows, out_features: int, *, bias: bool = False) -> None:
+        nn.Module.__init__(self)
+        self.ranks = tensor_ranks()
+        if columns.units % self.ranks.size:
+            columns.share(self.ranks)  # says what does not divide, or finds inputs that several ranks hold
+            raise ValueError(
+                f"--tensor-parallel-size is {self.ranks.size}: it must divide the {columns.units} heads or columns"
+            )
+        mine, whole = columns.share(self.ranks), slice(0, out_features)
+        shape = (out_features, columns.units * columns.unit)
+        self._shape(mine.stop - mine.start, [Piece("", shape, whole, mine, whole)], bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """This rank's [..., in_features] -> [..., out_features], the same on every rank."""
+        if self.ranks.size == 1:
+            return self.method.multiply(self, x, self.bias)
+        y = self.ranks.all_reduce(self.method.multiply(self, x, None))
+        return y if self.bias is None else y + self.bias
+
+
+def create_weights(model: nn.Module, method_for: Callable[[str], LinearMethod] | None = None) -> None:
+    """Give every linear in `model` its parameters, by the method for its path: plain ones, unless told otherwise."""
+    plain = Unquantized()
+    for path, module in model.named_modules():
+        if isinstance(module, Linear):
+            module.create(method_for(path) if method_for is not None else plain)
+
+
+def finish_weights(model: nn.Module) -> None:
+    """Have every linear's method bring what was loaded into its final form."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.method.finish(module)

@@ -10,11 +10,13 @@ from torch import nn
 from torch.nn.functional import silu
 
 from quire_engine.attention.paged_attention import PagedAttention
+from quire_engine.distributed.ranks import tensor_ranks
 from quire_engine.layers.embedding import Embedding
-from quire_engine.layers.linear import FusedLinear, Linear
+from quire_engine.layers.linear import ColumnLinear, RowLinear, Rows
 from quire_engine.layers.norm import RMSNorm
 from quire_engine.layers.rotary import RopeSettings, RotaryEmbedding, rotate
 from quire_engine.memory_plan.model_shape import ModelShape
+from quire_engine.models.naming import LLAMA_NAMES, Naming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class DecoderSpec:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    naming: Naming = LLAMA_NAMES
 
     @staticmethod
     def from_config(config: Mapping[str, object], *, windows: tuple[int | None, ...] | None = None) -> DecoderSpec:
@@ -51,21 +54,20 @@ class DecoderSpec:
 class Attention(nn.Module):
     def __init__(self, spec: DecoderSpec, window: int | None) -> None:
         super().__init__()
-        shape = spec.shape
-        self.head_dim = shape.head_dim
-        self.q_size, self.kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-        parts = {"q_proj": self.q_size, "k_proj": self.kv_size, "v_proj": self.kv_size}
-        self.qkv_proj = FusedLinear(shape.hidden_size, parts, bias=spec.qkv_bias)
-        self.o_proj = Linear(self.q_size, shape.hidden_size, bias=spec.output_bias)
-        self.q_norm = RMSNorm(shape.head_dim, spec.norm_eps) if spec.qk_norm else None
-        self.k_norm = RMSNorm(shape.head_dim, spec.norm_eps) if spec.qk_norm else None
-        self.attend = PagedAttention(shape.num_heads, shape.num_kv_heads, shape.head_dim, window=window)
+        shape, head_dim = spec.shape, spec.shape.head_dim
+        self.head_dim = head_dim
+        heads, kv_heads = Rows(shape.num_heads, head_dim), Rows(shape.num_kv_heads, head_dim)
+        parts = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
+        self.qkv_proj = ColumnLinear(shape.hidden_size, parts, bias=spec.qkv_bias)
+        self.o_proj = RowLinear(heads, shape.hidden_size, bias=spec.output_bias)
+        self.q_norm = RMSNorm(head_dim, spec.norm_eps) if spec.qk_norm else None
+        self.k_norm = RMSNorm(head_dim, spec.norm_eps) if spec.qk_norm else None
+        ranks = tensor_ranks()
+        own, own_kv = ranks.share(shape.num_heads), ranks.share(shape.num_kv_heads)
+        self.attend = PagedAttention(own.stop - own.start, own_kv.stop - own_kv.start, head_dim, window=window)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        q, k, v = (
-            part.unflatten(-1, (-1, self.head_dim))
-            for part in self.qkv_proj(x).split((self.q_size, self.kv_size, self.kv_size), dim=-1)
-        )
+        q, k, v = (torch.unflatten(part, -1, (-1, self.head_dim)) for part in self.qkv_proj.split(self.qkv_proj(x)))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         attended = self.attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
@@ -78,9 +80,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        hidden, inner = spec.shape.hidden_size, spec.shape.intermediate_size
-        self.gate_up_proj = FusedLinear(hidden, {"gate_proj": inner, "up_proj": inner}, bias=spec.mlp_bias)
-        self.down_proj = Linear(inner, hidden, bias=spec.mlp_bias)
+        hidden, inner = spec.shape.hidden_size, Rows(spec.shape.intermediate_size)
+        self.gate_up_proj = ColumnLinear(hidden, {"gate_proj": inner, "up_proj": inner}, bias=spec.mlp_bias)
+        self.down_proj = RowLinear(inner, hidden, bias=spec.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
@@ -127,7 +129,7 @@ class CausalLM(nn.Module):
         self.spec = spec
         self.model = Decoder(spec)
         tied = spec.shape.tied_embeddings
-        self.lm_head = None if tied else Linear(spec.shape.hidden_size, spec.shape.vocab_size)
+        self.lm_head = None if tied else Embedding(spec.shape.vocab_size, spec.shape.hidden_size)
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """[num_tokens] and [num_tokens] int64 -> hidden states [num_tokens, hidden_size]. Needs a context."""
@@ -136,8 +138,8 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, hidden_size] -> [rows, vocab_size] float32."""
-        raw = self.model.embed_tokens.logits(hidden) if self.lm_head is None else self.lm_head(hidden)
-        return raw.float()
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return head.logits(hidden).float()
 
     def attention_layers(self) -> list[PagedAttention]:
         return [module for module in self.modules() if isinstance(module, PagedAttention)]

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from quire_engine.config import EngineConfig
 from quire_engine.engine import StartupError, build_engine
+from quire_engine.layers.linear import create_weights
 from quire_engine.loading.checkpoint import Checkpoint
-from quire_engine.loading.weights import draw_weights, weight_targets
+from quire_engine.loading.weights import draw_weights, weight_shards
 from quire_engine.models.decoder import CausalLM
 from quire_engine.models.registry import decoder_spec
 from tests.engine.models.checkpoints import FAMILIES, make_model, save
@@ -170,6 +171,7 @@ def test_dummy_weights_need_no_files_and_follow_the_seed(model_dir: Path) -> Non
     spec = decoder_spec(Checkpoint.open(str(model_dir)).config)
     models = [CausalLM(spec) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
+        create_weights(model)
         draw_weights(model, seed)
     first, same, other = (m.model.layers[0].mlp.down_proj.weight for m in models)  # type: ignore[union-attr]
     assert torch.equal(first, same)
@@ -181,9 +183,10 @@ def test_every_parameter_has_one_name_in_the_checkpoint(family: str) -> None:
     cls, config = FAMILIES[family]
     reference = make_model(cls, config())
     model = CausalLM(decoder_spec({**reference.config.to_dict(), "architectures": [cls.__name__]}))
-    targets = weight_targets(model)
-    assert targets.keys() == dict(reference.named_parameters()).keys()
-    assert sum(t.numel() for t in targets.values()) == sum(p.numel() for p in model.parameters())
+    create_weights(model)
+    shards = weight_shards(model)
+    assert shards.keys() == dict(reference.named_parameters()).keys()
+    assert sum(s.target.numel() for s in shards.values()) == sum(p.numel() for p in model.parameters())
 
 
 def test_phases_of_the_start_are_timed(sound: Path) -> None:
