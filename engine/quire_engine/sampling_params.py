@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 MAX_N = 128
 MAX_STOP = 16
+MAX_LOGPROBS = 256
 
 
 @dataclass(kw_only=True)
@@ -14,7 +15,9 @@ class SamplingParams:
     """How to choose the tokens of one request. Names and defaults are vLLM's.
 
     `temperature == 0` is greedy. `top_k` of 0 or -1 means all tokens. `max_tokens=None` runs up to the
-    model's context. Raises `ValueError` that names the field, the value and the limit.
+    model's context. `logprobs` and `prompt_logprobs` ask for the logarithms of the model's own probabilities: of
+    each token and of so many of the likeliest at its place; 0 gives the token's alone, None gives none.
+    Raises `ValueError` that names the field, the value and the limit.
     """
 
     n: int = 1
@@ -30,6 +33,8 @@ class SamplingParams:
     max_tokens: int | None = 16
     min_tokens: int = 0
     skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -45,6 +50,9 @@ class SamplingParams:
         _check("min_tokens", self.min_tokens, self.min_tokens >= 0, "at least 0")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens is {self.min_tokens}: it must be at most max_tokens, {self.max_tokens}")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            _check(name, value, value is None or 0 <= value <= MAX_LOGPROBS, f"between 0 and {MAX_LOGPROBS}")
         _check("stop", len(self.stop), len(self.stop) <= MAX_STOP, f"at most {MAX_STOP} strings")
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise ValueError("stop holds an empty string: every stop string needs at least one character")
@@ -54,6 +62,11 @@ class SamplingParams:
     def seed_of(self, child: int) -> int | None:
         """The seed of one of the `n` answers: `seed + child` in 64 bits, where the lowest follows the highest."""
         return None if self.seed is None else (self.seed + child + 2**63) % 2**64 - 2**63
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether an executor has to know tokens that it does not compute, such as those found in a cache."""
+        return self.prompt_logprobs is not None
 
     @property
     def greedy(self) -> bool:

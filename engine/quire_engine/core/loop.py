@@ -9,7 +9,7 @@ from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats,
 from quire_engine.core.randomness import nth_seed
 from quire_engine.core.request import Request
 from quire_engine.core.scheduler import Scheduler, SchedulerConfig
-from quire_engine.core.step import Executor, Step
+from quire_engine.core.step import Executor, Step, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +73,10 @@ class EngineCore:
         step = self._scheduler.schedule()
         if not step.scheduled:
             raise RuntimeError(f"{len(self._requests)} requests wait and none can be scheduled: this is a bug in Quire")
-        tokens = self._executor.execute(step)
+        result = self._executor.execute(step)
         self._num_steps += 1
         self._num_scheduled_tokens = step.num_tokens
-        return refused + self._update(step, tokens)
+        return refused + self._update(step, result)
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
@@ -99,13 +99,22 @@ class EngineCore:
         known = {*scheduler.running, *(r.request_id for r in scheduler.waiting)}
         assert known == set(self._requests), f"lost or left over: {known ^ set(self._requests)}"
 
-    def _update(self, step: Step, tokens: list[list[int]]) -> list[EngineOutput]:
+    def _update(self, step: Step, result: StepResult) -> list[EngineOutput]:
         outputs = []
-        for sequence, new_tokens in zip(step.scheduled, tokens, strict=True):
+        for sequence, new_tokens in zip(step.scheduled, result.token_ids, strict=True):
             request = self._requests[sequence.request_id]
             request.num_computed_tokens = sequence.end
-            if new_tokens:
-                outputs.append(self._append(request, new_tokens))
+            of_prompt = result.prompt_logprobs.get(request.request_id)
+            if not new_tokens and of_prompt is None:
+                continue
+            output = self._append(request, new_tokens)
+            logprobs = result.logprobs.get(request.request_id)
+            if logprobs is not None:
+                output.logprobs = logprobs[: len(output.new_token_ids)]
+            if of_prompt is not None:
+                output.prompt_logprobs = of_prompt
+                request.num_prompt_logprobs += len(of_prompt)
+            outputs.append(output)
         return outputs
 
     def _append(self, request: Request, new_tokens: list[int]) -> EngineOutput:

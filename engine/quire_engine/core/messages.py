@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -32,6 +33,10 @@ class EngineOutput:
     stop_reason: int | str | None = None  # the stop token id that ended it; None for EOS
     num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     error: str | None = None  # what was wrong, with finish_reason "error"
+    logprobs: list[TokenLogprobs] | None = None  # one for each of `new_token_ids`, with `params.logprobs`
+    # Of the next positions of the prompt, from the second on, with `params.prompt_logprobs`. They may come in several
+    # parts, and before the first token.
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass

@@ -30,6 +30,7 @@ class Request:
     num_published: int = 0  # of `block_ids`
     num_blocks_sent: int = 0  # of `block_ids`, that the executor knows
     num_cached_tokens: int | None = None  # found in the prefix cache when first admitted; None before
+    num_prompt_logprobs: int = 0  # positions of the prompt, from the second on, whose logprobs were given out
     waiting: bool = True
 
     @property
@@ -44,6 +45,17 @@ class Request:
     def num_missing_tokens(self) -> int:
         """Tokens to compute before the next one can be sampled: 1 for a request that decodes."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """Tokens from the first on whose hidden states nobody needs, so that their blocks may come from a cache.
+
+        The last token's gives the next one, and that of the token before gives a prompt token's logprobs.
+        """
+        wants_logprobs = self.params.prompt_logprobs is not None
+        if wants_logprobs and self.num_prompt_logprobs < self.num_prompt_tokens - 1:
+            return self.num_prompt_logprobs
+        return len(self.token_ids) - 1
 
     def hash_full_blocks(self, block_size: int) -> None:
         """Bring `block_hashes` up to date with `token_ids`."""

@@ -108,8 +108,7 @@ class Scheduler:
         config, pool = self.config, self.pool
         while self.waiting and left > 0 and len(self.running) < config.max_running:
             request = self.waiting.peek()
-            # The last token is always computed: its hidden state gives the next one.
-            reusable = (request.num_tokens - 1) // config.block_size
+            reusable = request.num_reusable_tokens // config.block_size
             cached = pool.match(request.block_hashes[:reusable])
             count = request.num_tokens - len(cached) * config.block_size
             if count > left and not config.enable_chunked_prefill:
@@ -123,7 +122,7 @@ class Scheduler:
             pool.acquire(cached)
             request.block_ids = cached + pool.allocate(needed)
             self._start_running(request, len(cached))
-            step.new.append(NewSequence(request.request_id, request.num_prompt_tokens, request.params, request.seed))
+            step.new.append(_new_sequence(request))
             self._put(step, request, count)
             left -= count
 
@@ -185,3 +184,14 @@ class Scheduler:
         for request in self.waiting:
             assert request.waiting, f"{request.request_id} waits and does not know"
             assert not request.block_ids, f"{request.request_id} waits and holds blocks"
+
+
+def _new_sequence(request: Request) -> NewSequence:
+    return NewSequence(
+        request.request_id,
+        request.num_prompt_tokens,
+        request.params,
+        request.seed,
+        token_ids=list(request.token_ids) if request.params.looks_back else [],
+        prompt_logprobs_from=request.num_prompt_logprobs + 1,
+    )

@@ -16,6 +16,8 @@ class NewSequence:
     num_prompt_tokens: int
     params: SamplingParams
     seed: int
+    token_ids: list[int] = field(default_factory=list)  # all that are known, where `params.looks_back`
+    prompt_logprobs_from: int = 1  # the first position whose prompt logprobs, if asked for, are still wanted
 
 
 @dataclass(slots=True)
@@ -50,9 +52,33 @@ class Step:
         return sum(len(s.token_ids) for s in self.scheduled)
 
 
+@dataclass(slots=True)
+class TokenLogprobs:
+    """How likely a token was where it stands, and the most likely ones there.
+
+    Logarithms of the model's own distribution, before temperature, penalties, biases and masks.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int  # 1 + the number of tokens that were more likely
+    top_ids: list[int] = field(default_factory=list)  # as many as were asked for, the likeliest first
+    top_logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step made, as plain values: it crosses processes."""
+
+    token_ids: list[list[int]]  # sampled by each of `step.scheduled`, in its order: none where `samples` is false
+    # By request, one entry a sampled token; for requests with `params.logprobs` alone.
+    logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+    # By request, of the prompt's positions that follow the step's tokens, in order and without a gap from
+    # `prompt_logprobs_from` on; for requests with `params.prompt_logprobs` alone.
+    prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+
+
 class Executor(Protocol):
     """Runs steps on a model."""
 
-    def execute(self, step: Step) -> list[list[int]]:
-        """The sampled tokens of each of `step.scheduled`, in its order: none where `samples` is false."""
-        ...
+    def execute(self, step: Step) -> StepResult: ...

@@ -9,6 +9,7 @@ import torch
 
 from quire_engine.attention.context import AttentionContext, PrefillSpan
 from quire_engine.core.step import ScheduledSequence, Step
+from quire_engine.execution.prompt_logprobs import PromptLogprobs, PromptRows
 from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.sampling.sampler import SamplingBatch
 
@@ -23,6 +24,7 @@ class ModelInputs:
     sampled: list[str]  # the requests that sample
     sampled_tokens: torch.Tensor  # [len(sampled)] int64: the batch's rows whose hidden state gives the next token
     sampling: SamplingBatch
+    prompt_logprobs: list[PromptRows]
 
 
 class InputBatch:
@@ -41,6 +43,7 @@ class InputBatch:
         self._block_size = block_size
         self._device = device
         self._sampling = sampling
+        self._prompt_logprobs = PromptLogprobs()
         self._rows: dict[str, int] = {}
         self._free_rows = list(range(max_num_seqs))
         self._tables = np.zeros((max_num_seqs, max_blocks_per_seq), dtype=np.int64)
@@ -55,10 +58,12 @@ class InputBatch:
         """Bring the rows up to date with what the step removes, adds and grows."""
         for request_id in step.removed:
             self._free_rows.append(self._rows.pop(request_id))
+            self._prompt_logprobs.remove(request_id)
         for sequence in step.new:
             row = self._rows[sequence.request_id] = self._free_rows.pop()
             self._num_blocks[row] = 0
             self._sampling.set(row, sequence)
+            self._prompt_logprobs.add(sequence)
         for scheduled in step.scheduled:
             if scheduled.new_block_ids:
                 row = self._rows[scheduled.request_id]
@@ -83,9 +88,10 @@ class InputBatch:
             inputs.copy_(self._staging[:, :end])
         context = AttentionContext(inputs[2], num_decodes, lengths, torch.from_numpy(tables).to(self._device), spans)
 
-        lasts = [(s, i) for i, s in enumerate(decodes)]
-        lasts += [(s, span.first + span.count - 1) for s, span in zip(prompts, spans, strict=True)]
-        lasts = [(s, last) for s, last in lasts if s.samples]
+        firsts = [(s, i) for i, s in enumerate(decodes)]
+        firsts += [(s, span.first) for s, span in zip(prompts, spans, strict=True)]
+        lasts = [(s, first + len(s.token_ids) - 1) for s, first in firsts if s.samples]
+        of_prompts = [self._prompt_logprobs.rows(s, first) for s, first in firsts]
         sampling = self._sampling.batch(
             [self._rows[s.request_id] for s, _ in lasts], [s.end for s, _ in lasts], self._device
         )
@@ -96,6 +102,7 @@ class InputBatch:
             [s.request_id for s, _ in lasts],
             torch.tensor([last for _, last in lasts], dtype=torch.int64).to(self._device),
             sampling,
+            [rows for rows in of_prompts if rows is not None],
         )
 
     def _lay_out_decodes(self, decodes: list[ScheduledSequence]) -> tuple[np.ndarray, list[int]]:

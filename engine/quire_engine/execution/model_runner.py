@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from quire_engine.attention.context import attention_context
-from quire_engine.core.step import NewSequence, ScheduledSequence, Step
-from quire_engine.execution.input_batch import InputBatch
+from quire_engine.core.step import NewSequence, ScheduledSequence, Step, StepResult, TokenLogprobs
+from quire_engine.execution.input_batch import InputBatch, ModelInputs
 from quire_engine.models.decoder import CausalLM
-from quire_engine.sampling.sampler import sample
+from quire_engine.sampling.logprobs import rank_hidden
+from quire_engine.sampling.sampler import choose
 from quire_engine.sampling_params import SamplingParams
 
 _WARM_UP = "warm-up"
@@ -22,17 +23,33 @@ class ModelRunner:
         self._batch = batch
 
     @torch.inference_mode()
-    def execute(self, step: Step) -> list[list[int]]:
-        """The sampled token of each of `step.scheduled`, in its order; an empty list where it samples none."""
+    def execute(self, step: Step) -> StepResult:
         self._batch.apply(step)
         inputs = self._batch.lay_out(step)
         with attention_context(inputs.context):
             hidden = self._model(inputs.token_ids, inputs.positions)
-        if not inputs.sampled:
-            return [[] for _ in step.scheduled]
-        logits = self._model.logits(hidden[inputs.sampled_tokens])
-        tokens = dict(zip(inputs.sampled, sample(logits, inputs.sampling).tolist(), strict=True))
-        return [[tokens[s.request_id]] if s.samples else [] for s in step.scheduled]
+        result = StepResult([[] for _ in step.scheduled])
+        if inputs.sampled:
+            chosen = choose(self._model.logits(hidden[inputs.sampled_tokens]), inputs.sampling)
+            tokens = dict(zip(inputs.sampled, chosen.token_ids, strict=True))
+            result.token_ids = [[tokens[s.request_id]] if s.samples else [] for s in step.scheduled]
+            result.logprobs = {inputs.sampled[row]: [entry] for row, entry in chosen.logprobs.items()}
+        if inputs.prompt_logprobs:
+            result.prompt_logprobs = self._rank_prompts(inputs, hidden)
+        return result
+
+    def _rank_prompts(self, inputs: ModelInputs, hidden: torch.Tensor) -> dict[str, list[TokenLogprobs]]:
+        """How likely the prompts' tokens are, by request."""
+        return {
+            rows.request_id: rank_hidden(
+                hidden[rows.first : rows.first + len(rows.token_ids)],
+                torch.tensor(rows.token_ids, dtype=torch.int64).to(hidden.device),
+                rows.count,
+                self._model.logits,
+                self._model.spec.shape.vocab_size,
+            )
+            for rows in inputs.prompt_logprobs
+        }
 
     def warm_up(self, num_tokens: int, block_size: int) -> None:
         """Run a prompt of `num_tokens` and one decode, so that the first request finds everything initialised.

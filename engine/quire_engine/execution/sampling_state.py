@@ -22,6 +22,7 @@ class SamplingState:
         self._top_p = np.ones(num_rows, dtype=np.float32)
         self._min_p = np.zeros(num_rows, dtype=np.float32)
         self._seeds = [0] * num_rows
+        self._logprobs: dict[int, int] = {}
         # (tokens that may not come yet, the length from which on they may), where min_tokens asks for it
         self._held_back: dict[int, tuple[list[int], int]] = {}
 
@@ -34,6 +35,9 @@ class SamplingState:
         self._top_p[row] = params.top_p if limited else 1.0
         self._min_p[row] = params.min_p if limited else 0.0
         self._seeds[row] = sequence.seed
+        self._logprobs.pop(row, None)
+        if params.logprobs is not None:
+            self._logprobs[row] = params.logprobs
         self._held_back.pop(row, None)
         tokens = [*params.stop_token_ids, *(() if params.ignore_eos else self._eos_token_ids)]
         if params.min_tokens > 0 and tokens:
@@ -51,6 +55,9 @@ class SamplingState:
                 tokens, until = self._held_back.get(row, ([], 0))
                 if length < until:
                     forbidden.append((i, tokens))
+        logprobs = []
+        if self._logprobs:
+            logprobs = [(i, self._logprobs[row]) for i, row in enumerate(rows) if row in self._logprobs]
 
         def on_device(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(device)
@@ -65,4 +72,5 @@ class SamplingState:
             min_p=on_device(min_p) if (min_p > 0.0).any() else None,
             uniform=torch.tensor(numbers, dtype=torch.float64, device=device),
             forbidden=forbidden,
+            logprobs=logprobs,
         )

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from quire_engine.core.step import TokenLogprobs
+from quire_engine.sampling.logprobs import rank
+
 # Top-k and top-p look at the best tokens only; where these do not decide, the whole row is sorted.
 _HEAD = 1024
 
@@ -23,6 +26,28 @@ class SamplingBatch:
     min_p: torch.Tensor | None  # float32; None where no row limits it
     uniform: torch.Tensor  # float64 in [0, 1): the row's random number for this position
     forbidden: list[tuple[int, list[int]]] = field(default_factory=list)  # (row, tokens that may not come yet)
+    # (row, how many of the likeliest tokens) where logprobs are asked for
+    logprobs: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Chosen:
+    """A token for each row and, by row, its logprobs where they were asked for."""
+
+    token_ids: list[int]
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+
+
+def choose(logits: torch.Tensor, batch: SamplingBatch) -> Chosen:
+    """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to."""
+    if not batch.logprobs:
+        return Chosen(sample(logits, batch).tolist())
+    rows, counts = (list(column) for column in zip(*batch.logprobs, strict=True))
+    on_device = torch.tensor(rows, dtype=torch.int64).to(logits.device)
+    raw = logits[on_device]  # a copy, before anything is forbidden or scaled
+    token_ids = sample(logits, batch)
+    ranked = rank(raw, token_ids[on_device], max(counts))
+    return Chosen(token_ids.tolist(), dict(zip(rows, ranked.as_lists(counts), strict=True)))
 
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:

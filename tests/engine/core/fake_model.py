@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from quire_engine.core.loop import CoreConfig
-from quire_engine.core.step import Step
+from quire_engine.core.step import Step, StepResult
 
 VOCAB_SIZE = 97
 
@@ -40,7 +40,7 @@ class PagedExecutor:
     slots: dict[int, int] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
-    def execute(self, step: Step) -> list[list[int]]:
+    def execute(self, step: Step) -> StepResult:
         config = self.config
         self.steps.append(step)
         assert step.num_tokens <= config.max_num_batched_tokens
@@ -56,7 +56,8 @@ class PagedExecutor:
             self.tables[s.request_id] += s.new_block_ids
             for position, token in enumerate(s.token_ids, s.start):
                 self.slots[self._slot(s.request_id, position)] = token
-        return [[next_token(self._read(s.request_id, s.end))] if s.samples else [] for s in step.scheduled]
+        tokens = [[next_token(self._read(s.request_id, s.end))] if s.samples else [] for s in step.scheduled]
+        return StepResult(tokens)
 
     def _slot(self, request_id: str, position: int) -> int:
         block_size = self.config.block_size
