@@ -189,7 +189,7 @@ def _runner(
     core_config: CoreConfig, model: CausalLM, plan: MemoryPlan, dtype: torch.dtype, device: torch.device
 ) -> ModelRunner:
     allocate_kv_cache(model, num_blocks=plan.num_blocks, block_size=plan.block_size, dtype=dtype, device=device)
-    sampling = SamplingState(core_config.max_running, core_config.vocab_size, core_config.eos_token_ids)
+    sampling = SamplingState(core_config.max_running, core_config.vocab_size, core_config.eos_token_ids, device)
     batch = InputBatch(
         max_num_seqs=core_config.max_running,
         max_num_batched_tokens=core_config.max_num_batched_tokens,

@@ -177,7 +177,13 @@ class EngineCore:
                 f"the prompt has {length} tokens and a step computes {config.max_num_batched_tokens}: raise "
                 "--max-num-batched-tokens, or set --enable-chunked-prefill"
             )
-        for name, ids in (("the prompt", request.prompt_token_ids), ("stop_token_ids", request.params.stop_token_ids)):
+        params = request.params
+        for name, ids in (
+            ("the prompt", request.prompt_token_ids),
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias or ()),
+            ("allowed_token_ids", params.allowed_token_ids or ()),
+        ):
             wrong = next((i for i in ids if not 0 <= i < config.vocab_size), None)
             if wrong is not None:
                 raise ValueError(f"{name} holds the token {wrong}: it must be between 0 and {config.vocab_size - 1}")

@@ -57,12 +57,14 @@ class InputBatch:
     def apply(self, step: Step) -> None:
         """Bring the rows up to date with what the step removes, adds and grows."""
         for request_id in step.removed:
-            self._free_rows.append(self._rows.pop(request_id))
+            row = self._rows.pop(request_id)
+            self._free_rows.append(row)
+            self._sampling.remove(row)
             self._prompt_logprobs.remove(request_id)
         for sequence in step.new:
             row = self._rows[sequence.request_id] = self._free_rows.pop()
             self._num_blocks[row] = 0
-            self._sampling.set(row, sequence)
+            self._sampling.add(row, sequence)
             self._prompt_logprobs.add(sequence)
         for scheduled in step.scheduled:
             if scheduled.new_block_ids:
@@ -70,6 +72,7 @@ class InputBatch:
                 first, last = self._num_blocks[row], self._num_blocks[row] + len(scheduled.new_block_ids)
                 self._tables[row, first:last] = scheduled.new_block_ids
                 self._num_blocks[row] = last
+        self._sampling.follow((self._rows[s.request_id], s) for s in step.scheduled)
 
     def lay_out(self, step: Step) -> ModelInputs:
         """The step's tokens as tensors. They are valid until the next call."""
@@ -92,9 +95,7 @@ class InputBatch:
         firsts += [(s, span.first) for s, span in zip(prompts, spans, strict=True)]
         lasts = [(s, first + len(s.token_ids) - 1) for s, first in firsts if s.samples]
         of_prompts = [self._prompt_logprobs.rows(s, first) for s, first in firsts]
-        sampling = self._sampling.batch(
-            [self._rows[s.request_id] for s, _ in lasts], [s.end for s, _ in lasts], self._device
-        )
+        sampling = self._sampling.batch([self._rows[s.request_id] for s, _ in lasts], [s.end for s, _ in lasts])
         return ModelInputs(
             inputs[0],
             inputs[1],

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
 
 from quire_engine.core.randomness import uniform
-from quire_engine.core.step import NewSequence
+from quire_engine.core.step import NewSequence, ScheduledSequence
+from quire_engine.execution.forbidden_tokens import ForbiddenTokens
+from quire_engine.execution.token_table import TokenTable
+from quire_engine.sampling.adjustments import Forbidden
+from quire_engine.sampling.masks import TokenMask, mask_words
 from quire_engine.sampling.sampler import SamplingBatch
 
 
 class SamplingState:
-    """Host arrays of one entry a row, written when a request arrives and read at each step."""
+    """Written when a request arrives, moved on by its new tokens, and read at each step.
 
-    def __init__(self, num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+    The token ids of a step bring what was sampled before: so it does not matter who sampled it.
+    """
+
+    def __init__(
+        self, num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device | None = None
+    ) -> None:
         self._vocab_size = vocab_size
-        self._eos_token_ids = eos_token_ids
+        self._device = device or torch.device("cpu")
         self._greedy = np.zeros(num_rows, dtype=np.bool_)
         self._temperature = np.ones(num_rows, dtype=np.float32)
         self._top_k = np.full(num_rows, vocab_size, dtype=np.int64)
@@ -23,10 +34,13 @@ class SamplingState:
         self._min_p = np.zeros(num_rows, dtype=np.float32)
         self._seeds = [0] * num_rows
         self._logprobs: dict[int, int] = {}
-        # (tokens that may not come yet, the length from which on they may), where min_tokens asks for it
-        self._held_back: dict[int, tuple[list[int], int]] = {}
+        self._num_known: dict[int, int] = {}  # tokens that were looked at, of the rows that look back
+        self._table = TokenTable(self._device)
+        self._forbidden = ForbiddenTokens(vocab_size, eos_token_ids)
+        self._allowed: dict[int, np.ndarray] = {}  # mask words
 
-    def set(self, row: int, sequence: NewSequence) -> None:
+    def add(self, row: int, sequence: NewSequence) -> None:
+        """Meet a request, whose known tokens are those of `sequence`."""
         params = sequence.params
         self._greedy[row] = params.greedy
         self._temperature[row] = 1.0 if params.greedy else params.temperature
@@ -35,42 +49,69 @@ class SamplingState:
         self._top_p[row] = params.top_p if limited else 1.0
         self._min_p[row] = params.min_p if limited else 0.0
         self._seeds[row] = sequence.seed
-        self._logprobs.pop(row, None)
         if params.logprobs is not None:
             self._logprobs[row] = params.logprobs
-        self._held_back.pop(row, None)
-        tokens = [*params.stop_token_ids, *(() if params.ignore_eos else self._eos_token_ids)]
-        if params.min_tokens > 0 and tokens:
-            self._held_back[row] = (tokens, sequence.num_prompt_tokens + params.min_tokens)
+        if params.looks_back:
+            self._num_known[row] = len(sequence.token_ids)
+        if params.allowed_token_ids is not None:
+            self._allowed[row] = mask_words(params.allowed_token_ids, self._vocab_size)
+        self._table.add(row, sequence)
+        self._forbidden.add(row, sequence)
 
-    def batch(self, rows: list[int], lengths: list[int], device: torch.device) -> SamplingBatch:
+    def remove(self, row: int) -> None:
+        for by_row in (self._logprobs, self._num_known, self._allowed):
+            by_row.pop(row, None)
+        self._table.remove(row)
+        self._forbidden.remove(row)
+
+    def follow(self, scheduled: Iterable[tuple[int, ScheduledSequence]]) -> None:
+        """Look at the tokens that are new in a step, given by row."""
+        if not self._num_known:
+            return
+        new_tokens = []
+        for row, sequence in scheduled:
+            known = self._num_known.get(row)
+            if known is not None and sequence.end > known:
+                new_tokens.append((row, sequence.token_ids[known - sequence.start :]))
+                self._num_known[row] = sequence.end
+        self._table.count(new_tokens)
+        for row, tokens in new_tokens:
+            self._forbidden.follow(row, tokens)
+
+    def batch(self, rows: list[int], lengths: list[int]) -> SamplingBatch:
         """The choices for `rows`, whose sequences have `lengths` tokens: the next one's position."""
         greedy = self._greedy[rows]
-        all_greedy = bool(greedy.all())
         top_k, top_p, min_p = self._top_k[rows], self._top_p[rows], self._min_p[rows]
         numbers = [0.0 if g else uniform(self._seeds[r], n) for r, n, g in zip(rows, lengths, greedy, strict=True)]
-        forbidden = []
-        if self._held_back:
-            for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                tokens, until = self._held_back.get(row, ([], 0))
-                if length < until:
-                    forbidden.append((i, tokens))
-        logprobs = []
-        if self._logprobs:
-            logprobs = [(i, self._logprobs[row]) for i, row in enumerate(rows) if row in self._logprobs]
-
-        def on_device(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
-
+        logprobs = [(i, self._logprobs[row]) for i, row in enumerate(rows) if row in self._logprobs]
         return SamplingBatch(
-            greedy=on_device(greedy),
-            all_greedy=all_greedy,
+            greedy=self._to_device(greedy),
+            all_greedy=bool(greedy.all()),
             any_greedy=bool(greedy.any()),
-            temperature=on_device(self._temperature[rows]),
-            top_k=on_device(top_k) if (top_k < self._vocab_size).any() else None,
-            top_p=on_device(top_p) if (top_p < 1.0).any() else None,
-            min_p=on_device(min_p) if (min_p > 0.0).any() else None,
-            uniform=torch.tensor(numbers, dtype=torch.float64, device=device),
-            forbidden=forbidden,
+            temperature=self._to_device(self._temperature[rows]),
+            top_k=self._to_device(top_k) if (top_k < self._vocab_size).any() else None,
+            top_p=self._to_device(top_p) if (top_p < 1.0).any() else None,
+            min_p=self._to_device(min_p) if (min_p > 0.0).any() else None,
+            uniform=self._to_device(np.array(numbers, dtype=np.float64)),
+            adjustments=self._table.adjustments(rows),
+            forbidden=self._forbidden_in(rows, lengths),
+            mask=self._mask(rows),
             logprobs=logprobs,
         )
+
+    def _forbidden_in(self, rows: Sequence[int], lengths: Sequence[int]) -> Forbidden | None:
+        pairs = self._forbidden.pairs(rows, lengths)
+        if not pairs:
+            return None
+        columns = self._to_device(np.array(pairs, dtype=np.int64).T)
+        return Forbidden(columns[0], columns[1])
+
+    def _mask(self, rows: Sequence[int]) -> TokenMask | None:
+        masked = [(i, self._allowed[row]) for i, row in enumerate(rows) if row in self._allowed]
+        if not masked:
+            return None
+        indices = np.array([i for i, _ in masked], dtype=np.int64)
+        return TokenMask(self._to_device(indices), self._to_device(np.stack([words for _, words in masked])))
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from quire_engine.core.step import TokenLogprobs
+from quire_engine.sampling.adjustments import Adjustments, Forbidden, adjust, forbid
 from quire_engine.sampling.logprobs import rank
+from quire_engine.sampling.masks import TokenMask, apply_mask
 
 # Top-k and top-p look at the best tokens only; where these do not decide, the whole row is sorted.
 _HEAD = 1024
@@ -25,7 +27,9 @@ class SamplingBatch:
     top_p: torch.Tensor | None  # float32; None where no row limits it
     min_p: torch.Tensor | None  # float32; None where no row limits it
     uniform: torch.Tensor  # float64 in [0, 1): the row's random number for this position
-    forbidden: list[tuple[int, list[int]]] = field(default_factory=list)  # (row, tokens that may not come yet)
+    adjustments: Adjustments | None = None
+    forbidden: Forbidden | None = None  # gives way where a row's mask leaves nothing else
+    mask: TokenMask | None = None  # what alone may come
     # (row, how many of the likeliest tokens) where logprobs are asked for
     logprobs: list[tuple[int, int]] = field(default_factory=list)
 
@@ -52,8 +56,7 @@ def choose(logits: torch.Tensor, batch: SamplingBatch) -> Chosen:
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to: [rows] int64."""
-    for row, tokens in batch.forbidden:
-        logits[row, tokens] = float("-inf")
+    shape(logits, batch)
     if batch.all_greedy:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits / batch.temperature[:, None], dim=-1)
@@ -62,16 +65,27 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     return torch.where(batch.greedy, logits.argmax(-1), drawn) if batch.any_greedy else drawn
 
 
+def shape(logits: torch.Tensor, batch: SamplingBatch) -> None:
+    """Apply to `logits`, in place, what a request asks for beside temperature and limits: it holds for greedy too."""
+    if batch.adjustments is not None:
+        adjust(logits, batch.adjustments)
+    if batch.forbidden is not None:
+        forbid(logits, batch.forbidden)
+    if batch.mask is not None:
+        apply_mask(logits, batch.mask)
+
+
 def draw(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Invert the cumulative sum of `weights` [rows, vocab_size] at `uniform` [rows] float64: [rows] int64.
 
-    Weights need not sum to 1. A token of weight 0 never comes.
+    Weights need not sum to 1. A token of weight 0 never comes, but in a row without any weight, whose token is
+    arbitrary.
     """
     sums = weights.cumsum(-1, dtype=torch.float64)
     total = sums[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))
     target = torch.minimum(uniform[:, None] * total, below_total)
-    return torch.searchsorted(sums, target, right=True).squeeze(-1)
+    return torch.searchsorted(sums, target, right=True).squeeze(-1).clamp_max_(weights.shape[-1] - 1)
 
 
 def restrict(

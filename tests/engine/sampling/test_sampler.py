@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -17,15 +18,37 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 DRAWS = 4000
 VOCAB_SIZE = 40
+EOS = 33
 
 
 def logits_of(vocab_size: int = VOCAB_SIZE, seed: int = 0) -> torch.Tensor:
     return torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)) * 2
 
 
+PROMPT = [1, 1, 2, 3, 9, 30]
+OUTPUT = [2, 4, 4, 4, 5, 8, 30, 5]
+
+
+def rewritten(logits: list[float], params: SamplingParams) -> list[float]:
+    """Biases, penalties, and what may not come, one token at a time, after `PROMPT` and `OUTPUT`."""
+    made = []
+    for token, value in enumerate(logits):
+        value += (params.logit_bias or {}).get(token, 0.0)
+        if token in PROMPT + OUTPUT:
+            value = value / params.repetition_penalty if value > 0 else value * params.repetition_penalty
+        value -= params.frequency_penalty * OUTPUT.count(token)
+        value -= params.presence_penalty * (token in OUTPUT)
+        words = [w for w in params.bad_words_token_ids if w[-1] == token]
+        bad = any(OUTPUT[len(OUTPUT) - len(w) + 1 :] == w[:-1] for w in words)
+        early = len(OUTPUT) < params.min_tokens and token in (*params.stop_token_ids, EOS)
+        allowed = params.allowed_token_ids is None or token in params.allowed_token_ids
+        made.append(-math.inf if bad or early or not allowed else value)
+    return made
+
+
 def exact(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """The distribution, token by token in plain Python: temperature, then min-p, then top-k, then top-p."""
-    weights = [math.exp(x / params.temperature) for x in logits.double().tolist()]
+    """The distribution, in plain Python: rewritten logits, temperature, then min-p, then top-k, then top-p."""
+    weights = [math.exp(x / params.temperature) for x in rewritten(logits.double().tolist(), params)]
     order = sorted(range(len(weights)), key=lambda i: -weights[i])
     kept = [i for i in order if weights[i] >= params.min_p * weights[order[0]]]
     kept = kept[: params.top_k] if params.top_k > 0 else kept
@@ -40,9 +63,12 @@ def exact(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
 
 def draw_many(logits: torch.Tensor, params: SamplingParams, draws: int = DRAWS) -> torch.Tensor:
     """`draws` tokens of one request, one at each position."""
-    state = SamplingState(1, len(logits), ())
-    state.set(0, NewSequence("r", 0, params, seed=11))
-    batch = state.batch([0] * draws, list(range(draws)), torch.device("cpu"))
+    state = SamplingState(1, len(logits), (EOS,))
+    state.add(0, NewSequence("r", len(PROMPT), params, seed=11, token_ids=PROMPT + OUTPUT))
+    first = len(PROMPT + OUTPUT)
+    batch = state.batch([0] * draws, [first] * draws)
+    numbers = [uniform(11, position) for position in range(first, first + draws)]
+    batch.uniform = torch.tensor(numbers, dtype=torch.float64)
     return sample(logits.repeat(draws, 1), batch)
 
 
@@ -59,8 +85,36 @@ def draw_many(logits: torch.Tensor, params: SamplingParams, draws: int = DRAWS) 
         SamplingParams(min_p=0.1),
         SamplingParams(temperature=1.7, top_k=20, top_p=0.9, min_p=0.02),
         SamplingParams(temperature=0.8, top_k=3, top_p=0.6),
+        SamplingParams(repetition_penalty=1.4),
+        SamplingParams(repetition_penalty=0.6, temperature=1.5),
+        SamplingParams(presence_penalty=1.2),
+        SamplingParams(frequency_penalty=-0.7),
+        SamplingParams(presence_penalty=-0.5, frequency_penalty=0.8, repetition_penalty=1.2),
+        SamplingParams(logit_bias={2: 2.5, 7: -3.0, 12: 1.0}),
+        SamplingParams(logit_bias={2: 2.5, 31: -100.0}, repetition_penalty=1.7, frequency_penalty=0.3),
+        SamplingParams(allowed_token_ids=[0, 2, 4, 31, 32, 39]),
+        SamplingParams(bad_words_token_ids=[[6], [5, 7], [30, 5, 9], [4, 5, 10], [1, 11]]),
+        SamplingParams(min_tokens=9, max_tokens=20, stop_token_ids=[3, 6]),
+        SamplingParams(min_tokens=8, max_tokens=20, stop_token_ids=[3, 6]),
+        SamplingParams(
+            temperature=1.6,
+            top_k=12,
+            top_p=0.95,
+            min_p=0.01,
+            presence_penalty=0.4,
+            frequency_penalty=0.1,
+            repetition_penalty=1.3,
+            logit_bias={4: 1.5, 17: 2.0},
+            bad_words_token_ids=[[5, 17], [18]],
+            allowed_token_ids=list(range(2, 34)),
+            min_tokens=10,
+            max_tokens=20,
+            stop_token_ids=[21],
+        ),
     ],
-    ids=lambda p: f"t={p.temperature} k={p.top_k} p={p.top_p} m={p.min_p}",
+    ids=lambda p: ", ".join(f"{f.name}={getattr(p, f.name)}" for f in fields(p) if getattr(p, f.name) != f.default)[
+        :90
+    ],
 )
 def test_tokens_come_as_often_as_they_should(params: SamplingParams) -> None:
     logits = logits_of()
@@ -112,10 +166,10 @@ def test_a_row_draws_the_same_whatever_its_neighbours_ask_for() -> None:
     ]
     state = SamplingState(len(rows), 3000, ())
     for i, params in enumerate(rows):
-        state.set(i, NewSequence(str(i), 0, params, seed=i))
+        state.add(i, NewSequence(str(i), 0, params, seed=i))
     logits = torch.stack([logits_of(3000, seed=i) for i in range(len(rows))])
-    together = sample(logits.clone(), state.batch(list(range(len(rows))), [7] * len(rows), torch.device("cpu")))
-    alone = [sample(logits[i : i + 1].clone(), state.batch([i], [7], torch.device("cpu"))) for i in range(len(rows))]
+    together = sample(logits.clone(), state.batch(list(range(len(rows))), [7] * len(rows)))
+    alone = [sample(logits[i : i + 1].clone(), state.batch([i], [7])) for i in range(len(rows))]
     assert together.tolist() == torch.cat(alone).tolist()
     assert together[0] == logits[0].argmax()
 
@@ -138,8 +192,8 @@ def test_tokens_that_end_an_answer_wait_for_min_tokens() -> None:
     logits = torch.zeros(1, 8)
     logits[0, 3], logits[0, 5] = 9.0, 8.0
     state = SamplingState(1, 8, eos_token_ids=(3,))
-    state.set(0, NewSequence("r", 4, SamplingParams(temperature=0.0, min_tokens=2, stop_token_ids=[5]), seed=0))
-    at = [sample(logits.clone(), state.batch([0], [n], torch.device("cpu"))).item() for n in (4, 5, 6)]
+    state.add(0, NewSequence("r", 4, SamplingParams(temperature=0.0, min_tokens=2, stop_token_ids=[5]), seed=0))
+    at = [sample(logits.clone(), state.batch([0], [n])).item() for n in (4, 5, 6)]
     assert at[0] not in (3, 5)
     assert at[1] not in (3, 5)
     assert at[2] == 3
