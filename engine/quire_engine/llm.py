@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineOutput, EngineRequest
+from quire_engine.core.step import TokenLogprobs
 from quire_engine.engine import build_engine
-from quire_engine.request_output import CompletionOutput, RequestMetrics, RequestOutput
+from quire_engine.request_output import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.startup_error import StartupError
+from quire_engine.text.bad_words import with_bad_words
 from quire_engine.text.detokenizer import IncrementalDetokenizer
+from quire_engine.text.token_bytes import TokenBytes
 from quire_engine.text.tokenizer import load_tokenizer
 
 
 class PromptDict(TypedDict, total=False):
-    """A prompt as text or as token ids; token ids win."""
+    """A prompt as text or as token ids; token ids win. Prompts of different `cache_salt` share no cached pages."""
 
     prompt: str
     prompt_token_ids: list[int]
+    cache_salt: str
 
 
 Prompt = str | PromptDict
@@ -59,6 +63,7 @@ class LLM:
             )
         except ValueError as error:
             raise StartupError("InvalidTokenizer", str(error)) from error
+        self._token_bytes = TokenBytes(self._tokenizer)
         self._num_requests = 0
 
     def get_tokenizer(self) -> Any:
@@ -70,17 +75,25 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        *,
+        priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Answer `prompts`, all at once, and return the answers in their order.
 
-        `sampling_params` holds for all prompts, or is a list of one each. Raises `ValueError` for a prompt that can
-        never run; nothing is answered then.
+        `sampling_params` holds for all prompts, or is a list of one each. `priority` has one number a prompt: lower
+        ones run first, with `scheduling_policy="priority"`. Raises `ValueError` for a prompt that can never run;
+        nothing is answered then.
         """
         every = [prompts] if isinstance(prompts, str | dict) else list(prompts)
         params = self._params_for(every, sampling_params)
         texts = [p if isinstance(p, str) else p.get("prompt") for p in every]
         token_ids = [self._token_ids(p) for p in every]
-        return self._run(texts, token_ids, params, use_tqdm)
+        salts = [None if isinstance(p, str) else p.get("cache_salt") for p in every]
+        if priority is not None and self.config.scheduling_policy != "priority":
+            raise ValueError('priority is given and scheduling_policy is not "priority": set it, or leave priority out')
+        if priority is not None and len(priority) != len(every):
+            raise ValueError(f"there are {len(every)} prompts and {len(priority)} priorities: give as many")
+        return self._run(texts, token_ids, params, use_tqdm, salts, priority)
 
     def chat(
         self,
@@ -116,10 +129,10 @@ class LLM:
         self, prompts: Sequence[object], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
-            return [params or SamplingParams()] * len(prompts)
+            return [with_bad_words(params or SamplingParams(), self._tokenizer)] * len(prompts)
         if len(params) != len(prompts):
             raise ValueError(f"there are {len(prompts)} prompts and {len(params)} sampling_params: give one or as many")
-        return list(params)
+        return [with_bad_words(own, self._tokenizer) for own in params]
 
     def _token_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -139,17 +152,27 @@ class LLM:
         token_ids: Sequence[list[int]],
         params: Sequence[SamplingParams],
         use_tqdm: bool,
+        salts: Sequence[str | None] | None = None,
+        priorities: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         results: list[RequestOutput] = []
         sequences: dict[str, _Sequence] = {}
-        for text, ids, own in zip(texts, token_ids, params, strict=True):
+        for i, (text, ids, own) in enumerate(zip(texts, token_ids, params, strict=True)):
             self._num_requests += 1
             name = str(self._num_requests - 1)
-            answers = [CompletionOutput(i) for i in range(own.n)]
+            answers = [CompletionOutput(index) for index in range(own.num_sequences)]
             results.append(RequestOutput(name, text, ids, answers, False, RequestMetrics(time.time())))
+            if own.prompt_logprobs is not None:
+                results[-1].prompt_logprobs = [None]
             for answer in answers:
-                alone = replace(own, n=1, seed=own.seed_of(answer.index))
-                request = EngineRequest(f"{name}-{answer.index}", ids, alone, time.monotonic())
+                request = EngineRequest(
+                    f"{name}-{answer.index}",
+                    ids,
+                    own.child(answer.index),
+                    time.monotonic(),
+                    priority=priorities[i] if priorities else 0,
+                    cache_salt=salts[i] if salts else None,
+                )
                 detokenizer = IncrementalDetokenizer(self._tokenizer, ids, request.params)
                 sequences[request.request_id] = _Sequence(request, results[-1], answer, detokenizer)
         with tqdm(total=len(results), desc="prompts", disable=not use_tqdm) as bar:
@@ -163,6 +186,8 @@ class LLM:
             finally:
                 # After an error or Ctrl-C, the next call must not meet what is left of this one.
                 self.core.abort([*sequences])
+        for result, own in zip(results, params, strict=True):
+            _keep_the_best(result, own)
         return results
 
     def _advance(self, sequence: _Sequence, output: EngineOutput) -> None:
@@ -176,6 +201,14 @@ class LLM:
         )
         answer.text += text
         answer.token_ids += output.new_token_ids
+        if output.prompt_logprobs is not None and parent.prompt_logprobs is not None:
+            parent.prompt_logprobs += [self._by_token(entry) for entry in output.prompt_logprobs]
+        if output.logprobs is not None:
+            answer.logprobs = answer.logprobs or []
+            answer.logprobs += [self._by_token(entry) for entry in output.logprobs]
+            answer.cumulative_logprob = sum((e.logprob for e in output.logprobs), answer.cumulative_logprob or 0.0)
+        if not output.new_token_ids:
+            return
         answer.finish_reason, answer.stop_reason = output.finish_reason, output.stop_reason
         if stop is not None:
             answer.finish_reason, answer.stop_reason = "stop", stop
@@ -188,3 +221,21 @@ class LLM:
         metrics.last_token_time = elapsed
         if all(a.finish_reason is not None for a in parent.outputs):
             parent.finished, metrics.finished_time = True, elapsed
+
+    def _by_token(self, entry: TokenLogprobs) -> dict[int, Logprob]:
+        """The token first, then the likeliest ones that are not it."""
+        made = {entry.token_id: Logprob(entry.logprob, entry.rank, self._token_bytes.text(entry.token_id))}
+        for i, (token, logprob) in enumerate(zip(entry.top_ids, entry.top_logprobs, strict=True)):
+            made.setdefault(token, Logprob(logprob, i + 1, self._token_bytes.text(token)))
+        return made
+
+
+def _keep_the_best(result: RequestOutput, params: SamplingParams) -> None:
+    """Of more answers than `n` keep those with the highest sum of logprobs, the best one first."""
+    if params.num_sequences == params.n:
+        return
+    result.outputs = sorted(result.outputs, key=lambda a: -(a.cumulative_logprob or 0.0))[: params.n]
+    for index, answer in enumerate(result.outputs):
+        answer.index = index
+        if params.logprobs is None:
+            answer.logprobs = None

@@ -8,6 +8,15 @@ from quire_engine.core.messages import FinishReason
 
 
 @dataclass
+class Logprob:
+    """How likely a token was where it stands, in the model's own distribution."""
+
+    logprob: float
+    rank: int  # 1 for the most likely
+    decoded_token: str
+
+
+@dataclass
 class CompletionOutput:
     """One of a prompt's `n` answers."""
 
@@ -16,6 +25,10 @@ class CompletionOutput:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop token or the stop string; None for EOS and for length
+    # With `logprobs`, or where the best were chosen: the sum over the tokens.
+    cumulative_logprob: float | None = None
+    # With `logprobs`: for each token, itself and the likeliest ones, by token id.
+    logprobs: list[dict[int, Logprob]] | None = None
 
 
 @dataclass
@@ -39,3 +52,5 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics
     num_cached_tokens: int = 0
+    # With `prompt_logprobs`: as `logprobs`, for each token of the prompt; None for the first, which follows nothing.
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,86 @@ def test_the_trained_tiny_model_answers_what_it_was_taught(tiny_model_dir: Path)
     answer = llm.chat([{"role": "user", "content": "Hello!"}], params, use_tqdm=False)[0].outputs[0]
     assert answer.finish_reason == "stop"
     assert len(answer.text.split()) > 3
+
+
+def test_logprobs_have_vllms_shapes(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.0, seed=3, max_tokens=6, ignore_eos=True, logprobs=2, prompt_logprobs=1, n=2)
+    output = llm.generate("hello", params, use_tqdm=False)[0]
+    assert output.prompt_logprobs is not None
+    assert output.prompt_logprobs[0] is None
+    assert [next(iter(entry)) for entry in output.prompt_logprobs[1:] if entry] == [ord(c) for c in "ello"]
+    for answer in output.outputs:
+        assert answer.logprobs is not None
+        assert [next(iter(entry)) for entry in answer.logprobs] == answer.token_ids
+        chosen = [entry[token] for entry, token in zip(answer.logprobs, answer.token_ids, strict=True)]
+        assert answer.cumulative_logprob == pytest.approx(sum(c.logprob for c in chosen))
+        assert [c.decoded_token for c in chosen] == [llm.get_tokenizer().decode([t]) for t in answer.token_ids]
+        for entry in answer.logprobs:
+            assert sorted(p.rank for p in entry.values())[:2] == [1, 2]
+            assert len(entry) in (2, 3)
+    plain = llm.generate("hello", SamplingParams(max_tokens=2), use_tqdm=False)[0]
+    assert plain.prompt_logprobs is plain.outputs[0].logprobs is plain.outputs[0].cumulative_logprob is None
+
+
+def test_best_of_keeps_the_likeliest_answers_and_only_asked_for_logprobs(llm: LLM) -> None:
+    params = SamplingParams(n=6, seed=3, max_tokens=8, ignore_eos=True, logprobs=0)
+    every = llm.generate("hello", params, use_tqdm=False)[0].outputs
+    best = sorted(every, key=lambda a: -(a.cumulative_logprob or 0.0))[:2]
+    params = SamplingParams(n=2, best_of=6, seed=3, max_tokens=8, ignore_eos=True)
+    kept = llm.generate("hello", params, use_tqdm=False)[0].outputs
+    assert [a.token_ids for a in kept] == [a.token_ids for a in best]
+    assert [a.index for a in kept] == [0, 1]
+    assert all(a.logprobs is None for a in kept)
+    assert kept[0].cumulative_logprob == pytest.approx(best[0].cumulative_logprob)
+
+
+def test_bad_words_do_not_come_and_a_bias_brings_a_token(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    free = llm.generate("hello", params, use_tqdm=False)[0].outputs[0]
+    pairs = zip(free.token_ids, free.token_ids[1:], strict=False)
+    at, word = next((i, chr(a) + chr(b)) for i, (a, b) in enumerate(pairs) if min(a, b) >= 33)
+    held = llm.generate("hello", replace(params, bad_words=[word]), use_tqdm=False)[0].outputs[0]
+    assert word not in held.text
+    assert held.token_ids[: at + 1] == free.token_ids[: at + 1]
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, logit_bias={ord("x"): 100.0})
+    assert llm.generate("hello", params, use_tqdm=False)[0].outputs[0].text == "xxxx"
+
+
+def test_prompts_of_different_salts_share_no_pages_and_a_priority_needs_the_policy(llm: LLM) -> None:
+    prompt = "a-prompt-that-fills-three-pages"
+    asked = [{"prompt": prompt, "cache_salt": salt} for salt in ("one", "one", "two")]
+    cached = [llm.generate([p], GREEDY, use_tqdm=False)[0].num_cached_tokens for p in asked]  # type: ignore[list-item]
+    assert cached == [0, 24, 0]
+    with pytest.raises(ValueError, match="scheduling_policy"):
+        llm.generate(["a"], GREEDY, priority=[1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"presence_penalty": 2.5}, "presence_penalty is 2.5.*between -2 and 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty is nan.*between -2 and 2"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0.*between 0.01 and 100"),
+        ({"logit_bias": {3: 101.0}}, "logit_bias of token 3 is 101.0.*between -100 and 100"),
+        ({"logit_bias": {"a": 1.0}}, "logit_bias has the key 'a'.*token id"),
+        ({"logit_bias": dict.fromkeys(range(2000), 1.0)}, "logit_bias holds 2000.*at most 1024"),
+        ({"allowed_token_ids": []}, "allowed_token_ids is empty"),
+        ({"bad_words": [" "]}, "bad_words holds ' '.*1 to 256 characters"),
+        ({"bad_words": ["x"] * 2000}, "bad_words holds 2000.*at most 1024"),
+        ({"logprobs": 300}, "logprobs is 300.*between 0 and 256"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs is -1.*between 0 and 256"),
+        ({"n": 3, "best_of": 2}, "best_of is 2.*between n, 3, and 128"),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused_with_its_name_value_and_limit(
+    wrong: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_token_that_the_model_lacks_is_refused(llm: LLM) -> None:
+    for name, value in (("logit_bias", {VOCAB_SIZE: 1.0}), ("allowed_token_ids", [1, -1]), ("stop_token_ids", [999])):
+        with pytest.raises(ValueError, match=f"{name} holds the token.*between 0 and {VOCAB_SIZE - 1}"):
+            llm.generate("a", SamplingParams(**{name: value}), use_tqdm=False)  # type: ignore[arg-type]
+    llm.core.check_integrity()
