@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+MAX_SWAP_GIB = 4096
+
 
 def setting(default: Any, help: str, *, choices: tuple[str, ...] | None = None, only: Any = ...) -> Any:
     """A field with its help text. `only` is the one value that works until the feature behind it is built."""
@@ -37,7 +39,11 @@ class EngineConfig:
     gpu_memory_utilization: float = setting(0.9, "share of the device's memory that the engine may use, in (0, 1]")
     kv_cache_memory_bytes: int | None = setting(None, "bytes of the KV cache; replaces the computed size")
     num_gpu_blocks_override: int | None = setting(None, "pages of the KV cache; replaces the computed number")
-    swap_space: float = setting(4.0, "GiB of host memory for preempted requests; no effect yet: they are computed anew")
+    swap_space: float | None = setting(
+        None,
+        "GiB of host memory, for each GPU, that keeps the pages of preempted requests; with 0 they are computed anew; "
+        "when unset 4 on a GPU, or what the host has left, and 0 on CPU",
+    )
     kv_cache_dtype: str = setting("auto", "type of the KV cache", choices=("auto", "fp8"), only="auto")
     enable_prefix_caching: bool = setting(True, "reuse the pages of prompts that begin alike")
 
@@ -71,6 +77,8 @@ class EngineConfig:
             raise ValueError(
                 f"--gpu-memory-utilization is {self.gpu_memory_utilization}: it must be above 0 and at most 1"
             )
+        if self.swap_space is not None and not 0.0 <= self.swap_space <= MAX_SWAP_GIB:
+            raise ValueError(f"--swap-space is {self.swap_space}: it must be between 0 and {MAX_SWAP_GIB} GiB")
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override"):
             value = getattr(self, name)
             if value is not None and value < 1:

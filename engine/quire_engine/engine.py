@@ -22,7 +22,15 @@ from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.weights import draw_weights, load_weights
-from quire_engine.memory_plan.plan import TOKENS_PER_STEP, MemoryPlan, MemoryRequest, plan_memory
+from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
+from quire_engine.memory_plan.plan import (
+    GIB,
+    HTTP_SERVER_BYTES,
+    TOKENS_PER_STEP,
+    MemoryPlan,
+    MemoryRequest,
+    plan_memory,
+)
 from quire_engine.models.decoder import CausalLM, DecoderSpec
 from quire_engine.models.registry import decoder_spec
 from quire_engine.startup_error import StartupError
@@ -84,14 +92,14 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
         model = _load(config, spec, checkpoint, DTYPES[dtype], device)
     with phase("memory", "InsufficientMemory"):
         plan = plan_memory(_memory_request(config, core_config, spec, model, dtype, device, resident))
-        core_config = replace(core_config, num_blocks=plan.num_blocks)
+        core_config = replace(core_config, num_blocks=plan.num_blocks, num_swap_blocks=plan.num_swap_blocks)
         runner = _runner(core_config, model, plan, DTYPES[dtype], device)
     with phase("warm-up", "EngineFailed"):
         longest = min(core_config.max_num_batched_tokens, core_config.max_model_len - 1)
         runner.warm_up(max(1, min(_WARM_UP_TOKENS[device.type], longest)), core_config.block_size)
     log.info("%s", plan.table())
     on_gpu = device.type == "cuda"
-    gpu_blocks, cpu_blocks = (plan.num_blocks, 0) if on_gpu else (0, plan.num_blocks)
+    gpu_blocks, cpu_blocks = (plan.num_blocks, plan.num_swap_blocks) if on_gpu else (0, plan.num_blocks)
     log.info("%s in %s on %s, %d threads", spec.shape.architecture, dtype, device.type, threads)
     log.info("# GPU blocks: %d, # CPU blocks: %d", gpu_blocks, cpu_blocks)
     info = EngineInfo(
@@ -100,6 +108,7 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
         vocab_size=spec.shape.vocab_size,
         eos_token_ids=list(core_config.eos_token_ids),
         num_blocks=plan.num_blocks,
+        num_swap_blocks=plan.num_swap_blocks,
         block_size=core_config.block_size,
         dtype=dtype,
         device=device.type,
@@ -182,13 +191,22 @@ def _memory_request(
         max_num_batched_tokens=core_config.max_num_batched_tokens,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
         num_blocks=config.num_gpu_blocks_override,
+        swap_space=None if config.swap_space is None else int(config.swap_space * GIB),
+        host_room=memory_limit() - resident_bytes() - HTTP_SERVER_BYTES,
     )
 
 
 def _runner(
     core_config: CoreConfig, model: CausalLM, plan: MemoryPlan, dtype: torch.dtype, device: torch.device
 ) -> ModelRunner:
-    allocate_kv_cache(model, num_blocks=plan.num_blocks, block_size=plan.block_size, dtype=dtype, device=device)
+    cache = allocate_kv_cache(
+        model,
+        num_blocks=plan.num_blocks,
+        block_size=plan.block_size,
+        dtype=dtype,
+        device=device,
+        num_swap_blocks=plan.num_swap_blocks,
+    )
     sampling = SamplingState(core_config.max_running, core_config.vocab_size, core_config.eos_token_ids, device)
     batch = InputBatch(
         max_num_seqs=core_config.max_running,
@@ -198,4 +216,4 @@ def _runner(
         sampling=sampling,
         device=device,
     )
-    return ModelRunner(model, batch)
+    return ModelRunner(model, batch, cache)

@@ -264,7 +264,6 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "spec.model.kvCacheDtype": {"model": {"kvCacheDtype": "fp8"}},
     "spec.model.adapters": {"model": {"adapters": [{"name": "a", "source": "hf://a/b"}]}},
     "spec.engine.speculative": {"engine": {"speculative": {"method": "ngram"}}},
-    "spec.engine.swapSpaceGiB": {"engine": {"swapSpaceGiB": 8}},
     "spec.parallelism.tensor": {"parallelism": {"tensor": 2}},
     "spec.parallelism.pipeline": {"parallelism": {"pipeline": 2}},
     "spec.parallelism.nodes": {"parallelism": {"nodes": 2, "tensor": 2}},

@@ -45,6 +45,10 @@ class BlockPool:
         """How many of `blocks` stop being free when they are acquired."""
         return sum(self._references[block] == 0 for block in blocks)
 
+    def references(self, block: int) -> int:
+        """How many hold `block`."""
+        return self._references[block]
+
     def acquire(self, blocks: Iterable[int]) -> None:
         """Add a reference to each of `blocks`, as found by `match`."""
         for block in blocks:

@@ -83,8 +83,11 @@ class EngineCore:
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
+            num_swapped=scheduler.swap.num_requests,
             kv_cache_usage=scheduler.pool.num_held / scheduler.pool.num_blocks,
+            swap_usage=scheduler.swap.usage,
             num_preemptions=scheduler.num_preemptions,
+            num_swaps=scheduler.swap.num_swaps,
             prefix_cache_queries=scheduler.prefix_cache_queries,
             prefix_cache_hits=scheduler.prefix_cache_hits,
             num_steps=self._num_steps,

@@ -45,8 +45,11 @@ class EngineStats:
 
     num_running: int = 0
     num_waiting: int = 0
+    num_swapped: int = 0  # of those that wait: their pages are in host memory
     kv_cache_usage: float = 0.0  # 0 to 1, of the pages that requests hold
+    swap_usage: float = 0.0  # 0 to 1, of the pages of --swap-space
     num_preemptions: int = 0
+    num_swaps: int = 0  # of these, those whose pages went to host memory
     prefix_cache_queries: int = 0  # tokens looked up
     prefix_cache_hits: int = 0  # tokens found
     num_steps: int = 0
@@ -63,6 +66,7 @@ class EngineInfo:
     vocab_size: int
     eos_token_ids: list[int]
     num_blocks: int
+    num_swap_blocks: int  # in host memory
     block_size: int
     dtype: str
     device: str

@@ -8,6 +8,15 @@ from quire_engine.core.block_hash import BlockHash, block_hash, root_hash
 from quire_engine.sampling_params import SamplingParams
 
 
+@dataclass(frozen=True, slots=True)
+class SwappedPages:
+    """What a preempted request keeps in host memory: the pages that follow its first `first` blocks."""
+
+    first: int
+    pages: list[int]
+    num_tokens: int  # computed tokens, up to the end of the last page
+
+
 @dataclass(eq=False, slots=True)
 class Request:
     """What the scheduler knows of a request. There is no prefill or decode mode: `num_computed_tokens` runs
@@ -31,6 +40,7 @@ class Request:
     num_blocks_sent: int = 0  # of `block_ids`, that the executor knows
     num_cached_tokens: int | None = None  # found in the prefix cache when first admitted; None before
     num_prompt_logprobs: int = 0  # positions of the prompt, from the second on, whose logprobs were given out
+    swapped: SwappedPages | None = None  # only while it waits
     waiting: bool = True
 
     @property

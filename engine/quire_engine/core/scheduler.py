@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from quire_engine.core.block_pool import BlockPool
 from quire_engine.core.request import Request
 from quire_engine.core.step import NewSequence, ScheduledSequence, Step
+from quire_engine.core.swap_space import SwapSpace
 from quire_engine.core.waiting_queue import WaitingQueue
 
 
@@ -18,6 +19,7 @@ class SchedulerConfig:
     block_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    num_swap_blocks: int = 0  # pages of host memory; 0: whoever is preempted is computed anew
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
 
@@ -38,12 +40,14 @@ class Scheduler:
 
     A prompt gets all its blocks when it is admitted, so that prompts never starve each other halfway. When a
     decode finds no block, the request of the lowest priority, then the newest, gives all of its blocks back and
-    waits in its old place. The first request in order therefore always moves, and every request ends.
+    waits in its old place; what only it held goes to host memory where there is room. The first request in order
+    therefore always moves, and every request ends.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.pool = BlockPool(config.num_blocks)
+        self.swap = SwapSpace(config.num_swap_blocks, config.block_size)
         self.waiting = WaitingQueue()
         self.running: dict[str, Request] = {}
         self.preempted: list[str] = []  # in the latest step
@@ -63,6 +67,7 @@ class Scheduler:
         """Forget a request that ended, whether it waits or runs, and free its blocks."""
         if request.waiting:
             self.waiting.remove(request)
+            self.swap.drop(request)
         else:
             self._stop_running(request)
 
@@ -74,34 +79,36 @@ class Scheduler:
         # Blocks were just taken from a request: handing them to another one would only move the shortage.
         if not self.preempted:
             self._admit(step, left)
+        self.swap.end_step()
         step.removed, self._removed = self._removed, []
         return step
 
     def _schedule_running(self, step: Step) -> int:
         """Schedule the requests that run, preempting where blocks run out. Returns what is left of the budget."""
+        self._make_room(step)
         left = self.config.max_num_batched_tokens
-        counts: dict[str, int] = {}
         decodes = [r for r in self.running.values() if r.num_missing_tokens == 1]
         prompts = [r for r in self.running.values() if r.num_missing_tokens > 1]
         for request in decodes + prompts:
             count = min(request.num_missing_tokens, left)
-            if request.waiting or count == 0:
-                continue
-            needed = self._num_blocks(request.num_computed_tokens + count) - len(request.block_ids)
-            while needed > self.pool.num_free and not request.waiting:
-                victim = max(self.running.values(), key=lambda r: r.order)
-                self._preempt(victim)
-                left += counts.pop(victim.request_id, 0)
-            if request.waiting:
-                continue
-            if needed > 0:
-                request.block_ids += self.pool.allocate(needed)
-            counts[request.request_id] = count
+            if count == 0:
+                break
+            request.block_ids += self.pool.allocate(self._num_blocks_to_grow(request))
+            self._put(step, request, count)
             left -= count
-        # Published only now: a request that was preempted above must not leave blocks that nobody will fill.
-        for request_id, count in counts.items():
-            self._put(step, self.running[request_id], count)
         return left
+
+    def _make_room(self, step: Step) -> None:
+        """Preempt until each request that runs can get the blocks of its next step. Only decodes need any."""
+        needed = sum(map(self._num_blocks_to_grow, self.running.values()))
+        while needed > self.pool.num_free:
+            victim = max(self.running.values(), key=lambda r: r.order)
+            needed -= self._num_blocks_to_grow(victim)
+            self._preempt(victim, step)
+
+    def _num_blocks_to_grow(self, request: Request) -> int:
+        """Blocks that a running request lacks for the tokens that it has: prompts were given all at once."""
+        return max(0, self._num_blocks(request.num_tokens) - len(request.block_ids))
 
     def _admit(self, step: Step, left: int) -> None:
         """Start requests in order, until one does not fit."""
@@ -110,7 +117,11 @@ class Scheduler:
             request = self.waiting.peek()
             reusable = request.num_reusable_tokens // config.block_size
             cached = pool.match(request.block_hashes[:reusable])
-            count = request.num_tokens - len(cached) * config.block_size
+            swapped = self.swap.pages_after(request, len(cached))
+            computed = len(cached) * config.block_size
+            if swapped and request.swapped is not None:
+                computed = request.swapped.num_tokens
+            count = request.num_tokens - computed
             if count > left and not config.enable_chunked_prefill:
                 return
             count = min(count, left)
@@ -120,16 +131,19 @@ class Scheduler:
                 return
             self.waiting.pop()
             pool.acquire(cached)
-            request.block_ids = cached + pool.allocate(needed)
-            self._start_running(request, len(cached))
+            blocks = pool.allocate(needed)
+            step.swap_in += zip(swapped, blocks, strict=False)
+            request.block_ids = cached + blocks
+            self._start_running(request, len(cached), computed)
             step.new.append(_new_sequence(request))
             self._put(step, request, count)
             left -= count
 
-    def _start_running(self, request: Request, num_cached_blocks: int) -> None:
+    def _start_running(self, request: Request, num_cached_blocks: int, num_computed_tokens: int) -> None:
         request.waiting = False
+        self.swap.read_back(request)
         request.num_published = num_cached_blocks
-        request.num_computed_tokens = num_cached_blocks * self.config.block_size
+        request.num_computed_tokens = num_computed_tokens
         if request.num_cached_tokens is None:
             request.num_cached_tokens = request.num_computed_tokens
             if self.config.enable_prefix_caching:
@@ -156,7 +170,8 @@ class Scheduler:
                 self.pool.publish(request.block_ids[i], request.block_hashes[i])
                 request.num_published = i + 1
 
-    def _preempt(self, request: Request) -> None:
+    def _preempt(self, request: Request, step: Step) -> None:
+        step.swap_out += self.swap.keep([request], self.pool)
         self._stop_running(request)
         request.waiting = True
         self.waiting.push(request)
@@ -177,6 +192,7 @@ class Scheduler:
         """Raise `AssertionError` when the books do not agree with each other."""
         self.pool.check_integrity(r.block_ids for r in self.running.values())
         for request in self.running.values():
+            assert request.swapped is None, f"{request.request_id} runs and keeps pages in host memory"
             assert not request.waiting, f"{request.request_id} runs and waits"
             assert request.num_computed_tokens < request.num_tokens, f"{request.request_id} has nothing to compute"
             held = len(request.block_ids) * self.config.block_size
@@ -184,6 +200,7 @@ class Scheduler:
         for request in self.waiting:
             assert request.waiting, f"{request.request_id} waits and does not know"
             assert not request.block_ids, f"{request.request_id} waits and holds blocks"
+        self.swap.check_integrity(self.waiting)
 
 
 def _new_sequence(request: Request) -> NewSequence:

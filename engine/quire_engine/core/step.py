@@ -37,14 +37,17 @@ class ScheduledSequence:
 
 @dataclass(slots=True)
 class Step:
-    """`removed` is to be forgotten first, then `new` is met, then `scheduled` runs as one batch.
+    """`removed` is to be forgotten first, then `new` is met, then pages are copied, then `scheduled` runs as one batch.
 
+    All of `swap_out` comes before `swap_in`: a block may be in both, left by one sequence and given to another.
     A block that one sequence fills may be read by another sequence of the same step: every layer has to write
     the keys and values of the whole batch before it attends.
     """
 
     removed: list[str] = field(default_factory=list)
     new: list[NewSequence] = field(default_factory=list)
+    swap_out: list[tuple[int, int]] = field(default_factory=list)  # (block, host page)
+    swap_in: list[tuple[int, int]] = field(default_factory=list)  # (host page, block)
     scheduled: list[ScheduledSequence] = field(default_factory=list)
 
     @property

@@ -7,6 +7,7 @@ import torch
 from quire_engine.attention.context import attention_context
 from quire_engine.core.step import NewSequence, ScheduledSequence, Step, StepResult, TokenLogprobs
 from quire_engine.execution.input_batch import InputBatch, ModelInputs
+from quire_engine.execution.kv_cache import KVCache
 from quire_engine.models.decoder import CausalLM
 from quire_engine.sampling.logprobs import rank_hidden
 from quire_engine.sampling.sampler import choose
@@ -18,13 +19,15 @@ _WARM_UP = "warm-up"
 class ModelRunner:
     """The executor of one process: lays a step out, runs the model, samples."""
 
-    def __init__(self, model: CausalLM, batch: InputBatch) -> None:
+    def __init__(self, model: CausalLM, batch: InputBatch, cache: KVCache) -> None:
         self._model = model
         self._batch = batch
+        self._cache = cache
 
     @torch.inference_mode()
     def execute(self, step: Step) -> StepResult:
         self._batch.apply(step)
+        self._cache.move(step)
         inputs = self._batch.lay_out(step)
         with attention_context(inputs.context):
             hidden = self._model(inputs.token_ids, inputs.positions)

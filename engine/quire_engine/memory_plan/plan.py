@@ -12,6 +12,8 @@ CPU_POOL_AT_MOST = 4 * GIB
 HTTP_SERVER_BYTES = 128 << 20
 # Tokens whose keys and values attention may copy at once into a scratch buffer.
 GATHERED_TOKENS = 32768
+# Of host memory, for each GPU, where --swap-space is unset.
+SWAP_SPACE_ON_GPU = 4 * GIB
 # Tokens that one step may compute where --max-num-batched-tokens is unset.
 TOKENS_PER_STEP = {"cpu": 2048, "cuda": 8192}
 
@@ -33,26 +35,39 @@ class MemoryRequest:
     max_num_batched_tokens: int
     kv_cache_memory_bytes: int | None = None
     num_blocks: int | None = None
+    swap_space: int | None = None  # bytes of host memory for this device; None: what is usual
+    host_room: int = 0  # bytes that the host has left for each of its GPUs
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes by purpose, and the size of the KV cache in blocks."""
+    """Bytes by purpose, and the size of the KV cache in blocks.
+
+    `swap_space` is host memory: on CPU a part of `limit`, on a GPU beside it.
+    """
 
     limit: int
+    on_gpu: bool
     utilization: float
     resident: int
     http_server: int
     weights: int
     activations: int
     kv_cache: int
+    swap_space: int
     num_blocks: int
+    num_swap_blocks: int
     block_size: int
 
     @property
     def num_tokens(self) -> int:
         """Tokens that the KV cache holds."""
         return self.num_blocks * self.block_size
+
+    @property
+    def others(self) -> int:
+        """Bytes of the limit beside weights, activations and KV cache."""
+        return self.resident + self.http_server + (0 if self.on_gpu else self.swap_space)
 
     def table(self) -> str:
         """The plan for people, one purpose a line."""
@@ -63,17 +78,26 @@ class MemoryPlan:
             ("weights", self.weights),
             ("activations, at most", self.activations),
             ("KV cache", self.kv_cache),
+            ("swap space on the host", self.swap_space),
         ]
         lines = [f"  {name:<22}{size / GIB:>9.3f} GiB" for name, size in rows]
-        return "\n".join(["memory:", *lines, f"  {self.num_blocks} pages of {self.block_size} tokens"])
+        pages = f"  {self.num_blocks} pages of {self.block_size} tokens"
+        if self.num_swap_blocks:
+            pages += f", and {self.num_swap_blocks} in host memory"
+        return "\n".join(["memory:", *lines, pages])
 
 
 def plan_memory(request: MemoryRequest) -> MemoryPlan:
     """Size the KV cache. `num_blocks` wins over `kv_cache_memory_bytes`, which wins over the computed size.
 
     Raises `ValueError`, with the numbers and the flags to change, when one request of `max_model_len` tokens
-    does not fit.
+    does not fit, or the host cannot hold the swap space.
     """
+    if request.on_gpu and request.swap_space is not None and request.swap_space > max(0, request.host_room):
+        raise ValueError(
+            f"--swap-space asks for {_gib(request.swap_space)} of host memory for each GPU and the host has "
+            f"{_gib(max(0, request.host_room))} left for each: lower it, or raise the container's memory limit"
+        )
     plan = size_memory(request)
     if plan.num_tokens < request.max_model_len:
         raise ValueError(_shortage(plan, request))
@@ -85,7 +109,11 @@ def size_memory(request: MemoryRequest) -> MemoryPlan:
     activations = activation_bytes(request)
     block_bytes = request.shape.kv_bytes_per_token(request.dtype) * request.block_size
     http_server = 0 if request.on_gpu else HTTP_SERVER_BYTES
+    num_swap_blocks = swap_bytes(request) // block_bytes
+    swap_space = num_swap_blocks * block_bytes
     used = request.resident + http_server + request.weights + activations
+    if not request.on_gpu:
+        used += swap_space
     allowed = int(request.limit * request.utilization) - used
     pool = allowed if request.on_gpu else min(allowed, CPU_POOL_AT_MOST)
     if request.kv_cache_memory_bytes is not None:
@@ -95,15 +123,25 @@ def size_memory(request: MemoryRequest) -> MemoryPlan:
         num_blocks = request.num_blocks
     return MemoryPlan(
         limit=request.limit,
+        on_gpu=request.on_gpu,
         utilization=request.utilization,
         resident=request.resident,
         http_server=http_server,
         weights=request.weights,
         activations=activations,
         kv_cache=num_blocks * block_bytes,
+        swap_space=swap_space,
         num_blocks=num_blocks,
+        num_swap_blocks=num_swap_blocks,
         block_size=request.block_size,
     )
+
+
+def swap_bytes(request: MemoryRequest) -> int:
+    """Host memory for preempted requests of one device. On CPU none, unless asked for: the pool is host memory too."""
+    if request.swap_space is not None:
+        return request.swap_space
+    return max(0, min(SWAP_SPACE_ON_GPU, request.host_room)) if request.on_gpu else 0
 
 
 def activation_bytes(request: MemoryRequest) -> int:
@@ -123,6 +161,8 @@ def _shortage(plan: MemoryPlan, request: MemoryRequest) -> str:
     allowed = int(plan.limit * plan.utilization)
     others = plan.resident + plan.http_server
     used = f"weights {_gib(plan.weights)}, activations {_gib(plan.activations)}, others {_gib(others)}"
+    if plan.others > others:
+        used += f", swap space {_gib(plan.swap_space)}"
     sizes = f"of {_gib(plan.limit)} x {plan.utilization:.2f} = {_gib(allowed)}: {used}"
     longest = plan.num_tokens
     wanted = -(-request.max_model_len // request.block_size)
@@ -133,6 +173,8 @@ def _shortage(plan: MemoryPlan, request: MemoryRequest) -> str:
         ways = [f"raise --kv-cache-memory-bytes to {wanted * block_bytes}"]
     else:
         ways = ["raise --gpu-memory-utilization" if request.on_gpu else "raise the container's memory limit"]
+        if plan.others > others:
+            ways.append("lower --swap-space")
     if longest > 0:
         ways.append(f"set --max-model-len to at most {longest}")
     return (

@@ -49,6 +49,12 @@ class Metrics:
         self.running = self._gauge("num_requests_running", "Requests that the engine is working on.")
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for a place in the engine.")
         self.kv_usage = self._gauge("kv_cache_usage_perc", "Share of the KV cache's pages in use, 0 to 1.")
+        self.swapped = self._gauge(
+            "num_requests_swapped", "Deprecated: waiting requests that keep their pages in host memory."
+        )
+        self.swap_usage = self._gauge(
+            "cpu_cache_usage_perc", "Deprecated: share of the pages of --swap-space in use, 0 to 1."
+        )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of the requests that began to answer.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.preemptions = self._counter("num_preemptions", "Times that a request gave up its pages to another.")
@@ -102,7 +108,7 @@ class Metrics:
             "model_name": self._model_name,
             "block_size": str(info.block_size),
             "num_gpu_blocks": str(info.num_blocks if info.device != "cpu" else 0),
-            "num_cpu_blocks": str(info.num_blocks if info.device == "cpu" else 0),
+            "num_cpu_blocks": str(info.num_blocks if info.device == "cpu" else info.num_swap_blocks),
             "cache_dtype": info.dtype,
         }
         gauge = Gauge("vllm:cache_config_info", "How the KV cache is laid out.", tuple(labels), registry=self.registry)
@@ -113,6 +119,8 @@ class Metrics:
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)
         self.kv_usage.set(stats.kv_cache_usage)
+        self.swapped.set(stats.num_swapped)
+        self.swap_usage.set(stats.swap_usage)
         self.preemptions.inc(stats.num_preemptions - self._last.num_preemptions)
         self.prefix_queries.inc(stats.prefix_cache_queries - self._last.prefix_cache_queries)
         self.prefix_hits.inc(stats.prefix_cache_hits - self._last.prefix_cache_hits)

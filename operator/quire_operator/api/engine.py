@@ -145,7 +145,8 @@ class Engine(Fields):
     """Tokens in a page of the KV cache."""
 
     swap_space_gib: Annotated[float, Field(ge=0, le=4096)] = Field(default=4, alias="swapSpaceGiB")
-    """GiB of host memory per GPU for the pages of preempted requests. Not supported yet, nor by other engines."""
+    """GiB of host memory per GPU for the pages of preempted requests; 4 is what fits of it, and none without a GPU.
+    Type quire only."""
 
     prefix_caching: bool = True
     """Reuse the pages of prompts that begin alike."""

@@ -106,7 +106,7 @@ def plan_of(spec: Spec, facts: ModelFacts, device: Device) -> PlanStatus:
         usable_bytes=int(device.memory * trial.utilization),
         weights_bytes=memory.weights,
         activations_bytes=memory.activations,
-        other_bytes=memory.resident + memory.http_server,
+        other_bytes=memory.others,
         kv_cache_bytes=memory.kv_cache,
         kv_bytes_per_token=trial.kv_bytes_per_token,
         tokens=memory.num_tokens,
@@ -125,7 +125,7 @@ def skipped_plan(why: Skipped) -> PlanStatus:
 
 def _sum(trial: Trial, ways: list[str]) -> str:
     memory, limit = trial.memory(), trial.device.memory
-    others = memory.resident + memory.http_server
+    others = memory.others
     usable, used = int(limit * trial.utilization), others + memory.weights + memory.activations
     where = f"each of {trial.tensor} GPUs" if trial.tensor > 1 else "one GPU" if trial.device.on_gpu else "the pod"
     name = f" ({trial.device.name})" if trial.device.on_gpu else ""

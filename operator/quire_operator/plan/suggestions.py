@@ -85,7 +85,7 @@ def _served(trial: Trial) -> list[str]:
 def _memory_that_fits(trial: Trial) -> int | None:
     """GiB of the pod, rounded up; None when more memory does not help, since the cache on CPU is bounded."""
     memory = trial.memory()
-    used = memory.resident + memory.http_server + memory.weights + memory.activations
+    used = memory.others + memory.weights + memory.activations
     page = trial.spec.engine.block_size
     needed = used + -(-trial.max_model_len // page) * page * trial.kv_bytes_per_token
     gibibytes = -(-int(needed / Decimal(str(trial.utilization))) // _GIB)

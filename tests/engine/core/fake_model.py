@@ -37,8 +37,14 @@ class PagedExecutor:
 
     config: CoreConfig
     tables: dict[str, list[int]] = field(default_factory=dict)
-    slots: dict[int, int] = field(default_factory=dict)
+    pages: list[list[int | None]] = field(default_factory=list)
+    host_pages: list[list[int | None]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.pages = [[None] * config.block_size for _ in range(config.num_blocks)]
+        self.host_pages = [[None] * config.block_size for _ in range(config.num_swap_blocks)]
 
     def execute(self, step: Step) -> StepResult:
         config = self.config
@@ -51,17 +57,28 @@ class PagedExecutor:
             assert new.request_id not in self.tables
             self.tables[new.request_id] = []
         assert len(self.tables) <= config.max_num_seqs
+        for block, page in step.swap_out:
+            self.host_pages[page] = list(self.pages[block])
+        for page, block in step.swap_in:
+            self.pages[block] = list(self.host_pages[page])
         for s in step.scheduled:
             assert s.token_ids
             self.tables[s.request_id] += s.new_block_ids
             for position, token in enumerate(s.token_ids, s.start):
-                self.slots[self._slot(s.request_id, position)] = token
+                page, offset = self._slot(s.request_id, position)
+                page[offset] = token
         tokens = [[next_token(self._read(s.request_id, s.end))] if s.samples else [] for s in step.scheduled]
         return StepResult(tokens)
 
-    def _slot(self, request_id: str, position: int) -> int:
+    def _slot(self, request_id: str, position: int) -> tuple[list[int | None], int]:
         block_size = self.config.block_size
-        return self.tables[request_id][position // block_size] * block_size + position % block_size
+        return self.pages[self.tables[request_id][position // block_size]], position % block_size
 
     def _read(self, request_id: str, length: int) -> list[int]:
-        return [self.slots[self._slot(request_id, position)] for position in range(length)]
+        tokens = []
+        for position in range(length):
+            page, offset = self._slot(request_id, position)
+            token = page[offset]
+            assert token is not None, f"{request_id} reads position {position}, which nobody wrote"
+            tokens.append(token)
+        return tokens

@@ -17,6 +17,7 @@ EOS = (11, 12)
 def configs(draw: st.DrawFn) -> CoreConfig:
     return CoreConfig(
         num_blocks=draw(st.integers(2, 24)),
+        num_swap_blocks=draw(st.sampled_from([0, 0, 3, 40])),
         block_size=draw(st.sampled_from([1, 2, 4, 8])),
         max_num_seqs=draw(st.integers(1, 8)),
         max_num_batched_tokens=draw(st.integers(2, 40)),
@@ -72,7 +73,7 @@ def test_every_request_ends_with_its_own_tokens_and_every_block_comes_back(
         elif turn > 12:
             break
     assert not core.has_work(), "the requests do not end"
-    assert core.stats().kv_cache_usage == 0.0
+    assert (core.stats().kv_cache_usage, core.stats().swap_usage) == (0.0, 0.0)
 
     for request in arriving:
         mine = [o for o in outputs if o.request_id == request.request_id]

@@ -74,10 +74,37 @@ def test_bytes_win_over_the_computed_size_and_blocks_win_over_bytes() -> None:
     assert plan_memory(replace(by_bytes, num_blocks=600)).num_blocks == 600
 
 
+def test_swap_space_is_what_was_asked_for_or_4_gib_or_what_the_host_has_left() -> None:
+    page = LLAMA_8B.kv_bytes_per_token() * 16
+    roomy = replace(ON_GPU, host_room=50 * GIB)
+    assert plan_memory(roomy).num_swap_blocks == 4 * GIB // page
+    assert plan_memory(replace(ON_GPU, host_room=GIB)).num_swap_blocks == GIB // page
+    assert plan_memory(replace(ON_GPU, host_room=-GIB)).num_swap_blocks == 0
+    assert plan_memory(replace(roomy, swap_space=0)).num_swap_blocks == 0
+    assert plan_memory(replace(roomy, swap_space=20 * GIB)).swap_space == 20 * GIB
+    assert plan_memory(roomy).num_blocks == plan_memory(replace(roomy, swap_space=0)).num_blocks
+
+
+def test_swap_space_on_cpu_is_off_unless_asked_for_and_leaves_less_to_the_pool() -> None:
+    on_cpu = replace(ON_GPU, on_gpu=False, limit=22 * GIB, host_room=50 * GIB)
+    asked = plan_memory(replace(on_cpu, swap_space=GIB))
+    assert plan_memory(on_cpu).num_swap_blocks == 0
+    assert asked.swap_space == GIB
+    assert asked.kv_cache <= plan_memory(on_cpu).kv_cache - GIB
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
         (replace(ON_GPU, limit=16 * GIB), "holds 0 tokens.*: raise --gpu-memory-utilization$"),
+        (
+            replace(ON_GPU, swap_space=9 * GIB, host_room=8 * GIB),
+            "--swap-space asks for 9.00 GiB .* 8.00 GiB left for each: lower it, or raise the container's memory",
+        ),
+        (
+            replace(ON_GPU, on_gpu=False, limit=22 * GIB, swap_space=8 * GIB),
+            "swap space 8.00 GiB.*: raise the container's memory limit, or lower --swap-space$",
+        ),
         (
             replace(ON_GPU, num_blocks=100),
             "holds 1600 tokens.*need 8192.*raise --num-gpu-blocks-override to 512, or set --max-model-len to.* 1600",

@@ -89,6 +89,17 @@ def test_64_prompts_at_once_are_answered_as_transformers_answers_each_alone(
     assert (core.stats().prefix_cache_hits > 0) == prefix_caching
 
 
+@pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no cache"])
+def test_pages_that_were_swapped_out_come_back_as_they_were(
+    references: dict[str, Reference], prefix_caching: bool
+) -> None:
+    reference = references["qwen3"]
+    core = build(reference.directory, enable_prefix_caching=prefix_caching, swap_space=0.01)
+    assert answer(core, reference.prompts) == reference.answers
+    assert core.stats().num_preemptions > 0
+    assert core.stats().num_swaps > 0
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_familys_variants_are_answered_alike(variant: str, tmp_path: Path) -> None:
     cls, config = VARIANTS[variant]

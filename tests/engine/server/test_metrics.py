@@ -37,7 +37,7 @@ def test_counters_equal_the_usages_and_gauges_return_to_zero(start_server: Start
     assert server.metric("vllm:inter_token_latency_seconds_count") == gaps
     assert server.metric("vllm:prefix_cache_hits_total") > 0
     until(lambda: server.metric("vllm:num_requests_running") == 0)
-    for gauge in ("num_requests_waiting", "kv_cache_usage_perc"):
+    for gauge in ("num_requests_waiting", "kv_cache_usage_perc", "num_requests_swapped", "cpu_cache_usage_perc"):
         assert server.metric(f"vllm:{gauge}") == 0
     assert server.metric("http_requests_total", handler="/v1/completions", status="2xx") == 24
 
