@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from quire_engine.memory_plan.quantization import SCHEME_OF_FLAG
+
 MAX_SWAP_GIB = 4096
 
 
@@ -58,7 +60,11 @@ class EngineConfig:
     tensor_parallel_size: int = setting(1, "GPUs that share each layer", only=1)
     pipeline_parallel_size: int = setting(1, "groups of GPUs that share the layers", only=1)
     distributed_executor_backend: str | None = setting(None, "how ranks are started", choices=("mp",))
-    quantization: str | None = setting(None, "scheme of quantized weights", only=None)
+    quantization: str | None = setting(
+        None,
+        "scheme of quantized weights; what the checkpoint says when unset. fp8 also rounds float weights while loading",
+        choices=tuple(SCHEME_OF_FLAG),
+    )
     speculative_config: str | None = setting(None, "JSON of the speculative decoding method", only=None)
     enable_lora: bool = setting(False, "serve LoRA adapters", only=False)
 

@@ -21,7 +21,7 @@ from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.errors import CheckpointError
-from quire_engine.loading.weights import draw_weights, load_weights
+from quire_engine.loading.weights import draw_weights, load_weights, stored_tensors
 from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
 from quire_engine.memory_plan.plan import (
     GIB,
@@ -31,8 +31,10 @@ from quire_engine.memory_plan.plan import (
     MemoryRequest,
     plan_memory,
 )
+from quire_engine.memory_plan.quantization import Quantization, quantization_of, served_quantization
 from quire_engine.models.decoder import CausalLM, DecoderSpec
 from quire_engine.models.registry import decoder_spec
+from quire_engine.quantization.choice import methods_for, naming_with
 from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
@@ -85,11 +87,12 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
             weights=config.load_format != "dummy",
         )
         spec = decoder_spec(checkpoint.config)
+        quantization = _quantization(config, checkpoint)
         dtype = pick_dtype(config.dtype, spec.shape.dtype, device)
         core_config = _core_config(config, spec, checkpoint, device)
     resident = device_memory(device).used
     with phase("weights", "InvalidCheckpoint"):
-        model = _load(config, spec, checkpoint, DTYPES[dtype], device)
+        model = _load(config, spec, checkpoint, quantization, DTYPES[dtype], device)
     with phase("memory", "InsufficientMemory"):
         plan = plan_memory(_memory_request(config, core_config, spec, model, dtype, device, resident))
         core_config = replace(core_config, num_blocks=plan.num_blocks, num_swap_blocks=plan.num_swap_blocks)
@@ -149,21 +152,39 @@ def _core_config(config: EngineConfig, spec: DecoderSpec, checkpoint: Checkpoint
     )
 
 
+def _quantization(config: EngineConfig, checkpoint: Checkpoint) -> Quantization | None:
+    found = quantization_of(checkpoint.config)
+    try:
+        return served_quantization(config.quantization, found)
+    except ValueError as error:
+        raise StartupError("InvalidFlag", str(error)) from error
+
+
 def _load(
-    config: EngineConfig, spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+    config: EngineConfig,
+    spec: DecoderSpec,
+    checkpoint: Checkpoint,
+    quantization: Quantization | None,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> CausalLM:
+    naming, dummy = spec.naming, config.load_format == "dummy"
+    method_for = None
+    if quantization is not None:
+        method_for = methods_for(quantization, None if dummy else stored_tensors(checkpoint.directory, naming))
+        naming = naming_with(quantization, naming)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
             model = CausalLM(spec).eval()
-            create_weights(model)
+            create_weights(model, method_for)
     finally:
         torch.set_default_dtype(before)
-    if config.load_format == "dummy":
+    if dummy:
         draw_weights(model, config.seed)
     else:
-        load_weights(model, checkpoint.directory, spec.naming)
+        load_weights(model, checkpoint.directory, naming)
     finish_weights(model)
     return model
 

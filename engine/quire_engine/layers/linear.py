@@ -13,6 +13,8 @@ from torch.nn import functional
 from quire_engine.distributed.ranks import TensorRanks, tensor_ranks
 from quire_engine.layers.shard import Shard
 
+DRAWN_STD = 0.02
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -49,6 +51,10 @@ class LinearMethod(Protocol):
         """Where the checkpoint's tensors go, by (name of the piece, name of the tensor, such as "weight")."""
         ...
 
+    def draw(self, layer: Linear, generator: torch.Generator) -> None:
+        """Fill the parameters with random weights of mean 0 and standard deviation `DRAWN_STD`, as if loaded."""
+        ...
+
     def finish(self, layer: Linear) -> None:
         """Bring the parameters into the form that `multiply` wants, once they are loaded."""
         ...
@@ -69,6 +75,9 @@ class Unquantized:
             (piece.name, "weight"): Shard(layer.weight[piece.place], piece.whole, piece.rows, piece.columns)
             for piece in layer.pieces
         }
+
+    def draw(self, layer: Linear, generator: torch.Generator) -> None:
+        layer.weight.normal_(0.0, DRAWN_STD, generator=generator)
 
     def finish(self, layer: Linear) -> None:
         pass
@@ -105,16 +114,18 @@ class Linear(nn.Module):
         """[..., in_features] -> [..., out_features]."""
         return self.method.multiply(self, x, self.bias)
 
-    def shards(self, path: str) -> dict[str, Shard]:
+    def names(self, path: str) -> list[str]:
+        """What the checkpoint calls the pieces of the layer at `path`."""
         parent, _, own = path.rpartition(".")
         prefix = f"{parent}." if parent else ""
+        return [prefix + (piece.name or own) for piece in self.pieces]
 
-        def name(piece: str, tensor: str) -> str:
-            return f"{prefix}{piece or own}.{tensor}"
-
-        result = {name(piece, tensor): shard for (piece, tensor), shard in self.method.shards(self).items()}
+    def shards(self, path: str) -> dict[str, Shard]:
+        names = {piece.name: name for piece, name in zip(self.pieces, self.names(path), strict=True)}
+        result = {f"{names[piece]}.{tensor}": shard for (piece, tensor), shard in self.method.shards(self).items()}
         if self.bias is not None:
-            result |= {name(p.name, "bias"): Shard(self.bias[p.place], p.whole[:1], p.rows) for p in self.pieces}
+            biases = {p.name: Shard(self.bias[p.place], p.whole[:1], p.rows) for p in self.pieces}
+            result |= {f"{names[piece]}.bias": shard for piece, shard in biases.items()}
         return result
 
 
@@ -161,12 +172,12 @@ class RowLinear(Linear):
         return y if self.bias is None else y + self.bias
 
 
-def create_weights(model: nn.Module, method_for: Callable[[str], LinearMethod] | None = None) -> None:
+def create_weights(model: nn.Module, method_for: Callable[[str, Linear], LinearMethod] | None = None) -> None:
     """Give every linear in `model` its parameters, by the method for its path: plain ones, unless told otherwise."""
     plain = Unquantized()
     for path, module in model.named_modules():
         if isinstance(module, Linear):
-            module.create(method_for(path) if method_for is not None else plain)
+            module.create(method_for(path, module) if method_for is not None else plain)
 
 
 def finish_weights(model: nn.Module) -> None:

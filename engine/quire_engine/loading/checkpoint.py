@@ -9,6 +9,9 @@ from pathlib import Path
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.hub import download
 
+# Where older versions of AutoGPTQ and AutoAWQ wrote what is in config.json now.
+_QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -26,12 +29,9 @@ class Checkpoint:
         if not (directory / "config.json").is_file():
             raise CheckpointError("InvalidCheckpoint", f"{directory} has no config.json: name a model's directory")
         config = _read_json(directory / "config.json")
-        if config.get("quantization_config"):
-            raise CheckpointError(
-                "UnsupportedModel",
-                f"{directory}/config.json has a quantization_config, which is not supported yet: "
-                "use the checkpoint with bfloat16 weights",
-            )
+        for file, method in _QUANTIZATION_FILES.items():
+            if not config.get("quantization_config") and (directory / file).is_file():
+                config["quantization_config"] = {"quant_method": method} | _read_json(directory / file)
         return Checkpoint(directory, config)
 
     def eos_token_ids(self) -> tuple[int, ...]:

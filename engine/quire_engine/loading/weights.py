@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from quire_engine.layers.linear import DRAWN_STD, Linear
 from quire_engine.layers.norm import RMSNorm
-from quire_engine.layers.shard import Shard, Sharded
+from quire_engine.layers.shard import Packed, Shard, Sharded
 from quire_engine.loading.errors import CheckpointError
+from quire_engine.loading.reading import checked_shape, read, source_of
 from quire_engine.memory_plan.safetensors_header import TensorHeader, tensor_headers
-from quire_engine.memory_plan.weight_files import weight_files
-from quire_engine.models.naming import Naming, Source
+from quire_engine.memory_plan.weight_files import checkpoint_headers, weight_files
+from quire_engine.models.naming import Naming
 
 
 def weight_shards(model: nn.Module) -> dict[str, Shard]:
@@ -32,12 +33,24 @@ def weight_shards(model: nn.Module) -> dict[str, Shard]:
     return shards
 
 
+def stored_tensors(directory: Path, naming: Naming) -> Callable[[str], TensorHeader | None]:
+    """The tensors in the safetensors files of `directory`, each by the name that it has here, or None.
+
+    Raises `CheckpointError` for files that are not sound.
+    """
+    try:
+        headers = checkpoint_headers(directory)
+    except ValueError as error:
+        raise CheckpointError("InvalidCheckpoint", str(error)) from error
+    return lambda name: headers.get(source_of(naming, name, Packed(rows_each=None, turned=True)).name)
+
+
 @torch.no_grad()
 def load_weights(model: nn.Module, directory: Path, naming: Naming) -> None:
     """Fill `model` from the safetensors files in `directory`, reading of each tensor what this rank holds.
 
     Raises `CheckpointError` for files that are missing or broken, and for tensors that are missing, unexpected or
-    of another shape.
+    of another shape or type.
     """
     try:
         # A file that was cut off is found here, before a part of it is read.
@@ -51,8 +64,10 @@ def _fill_all(
     shards: Mapping[str, Shard], headers: Mapping[Path, Mapping[str, TensorHeader]], naming: Naming, directory: Path
 ) -> None:
     file_of = {name: file for file, tensors in headers.items() for name in tensors}
-    sources = {name: naming.source(name) for name in shards}
-    missing = sorted(source.name for source in sources.values() if source.name not in file_of)
+    sources = {name: source_of(naming, name, shard.packed) for name, shard in shards.items()}
+    absent = {name: source for name, source in sources.items() if source.name not in file_of}
+    optional = {name for name in absent if (packed := shards[name].packed) is not None and packed.optional}
+    missing = sorted(source.name for name, source in absent.items() if name not in optional)
     if missing:
         raise ValueError(
             f"{directory} lacks {len(missing)} of {len(shards)} tensors, {missing[0]} for one: "
@@ -61,12 +76,15 @@ def _fill_all(
     wanted = {source.name for source in sources.values()}
     # Where the head is the embedding, a copy of it may be stored beside.
     ignored = (*naming.unused, *(() if "lm_head.weight" in shards else (naming.source("lm_head.weight").name,)))
-    extra = next((name for name in file_of if name not in wanted and not name.endswith(ignored)), None)
+    others = [name for name in file_of if name not in wanted and not name.endswith(ignored)]
+    extra = next((name for name in others if not _is_unused_zeros(file_of[name], name, naming)), None)
     if extra is not None:
         raise ValueError(f"{file_of[extra]} holds {extra}, which the model that config.json describes does not have")
     by_file: dict[Path, list[str]] = defaultdict(list)
     num_rows: dict[str, int] = defaultdict(int)  # of tensors that are several of the model's
     for name, source in sources.items():
+        if name in optional:
+            continue
         by_file[file_of[source.name]].append(name)
         if source.rows is not None:
             num_rows[source.name] = max(num_rows[source.name], int(source.rows.max()) + 1)
@@ -74,30 +92,18 @@ def _fill_all(
         with safe_open(file, framework="pt") as tensors:
             for name in names:
                 source, shard = sources[name], shards[name]
-                _check_shape(source, shard, headers[file][source.name].shape, num_rows[source.name], file)
-                shard.target.copy_(_read(source, shard, tensors.get_slice(source.name)))
+                try:
+                    shape = checked_shape(source, shard, headers[file][source.name], num_rows[source.name])
+                except ValueError as error:
+                    raise ValueError(f"{file}: {error}") from None
+                shard.fill(read(source, shard, tensors.get_slice(source.name), shape))
 
 
-def _check_shape(source: Source, shard: Shard, stored: tuple[int, ...], num_rows: int, file: Path) -> None:
-    wanted = shard.whole if source.rows is None else (num_rows, *shard.whole[1:])
-    if source.transposed:
-        wanted = (wanted[1], wanted[0])
-    if wanted != stored:
-        raise ValueError(f"{file}: {source.name} has the shape {list(stored)} and config.json asks for {list(wanted)}")
-
-
-def _read(source: Source, shard: Shard, stored: Any) -> torch.Tensor:
-    """The part of a tensor that `shard` holds, from `stored`, safetensors' slice of it."""
-    rows, picked = shard.rows, None
-    if source.rows is not None:
-        picked = source.rows[shard.rows]
-        first, last = int(picked.min()), int(picked.max())
-        rows, picked = slice(first, last + 1), picked - first  # what is read, and which of it is kept
-    if source.transposed:
-        tensor: torch.Tensor = stored[shard.columns, rows].t()
-    else:
-        tensor = stored[rows, shard.columns] if len(shard.whole) > 1 else stored[rows]
-    return tensor if picked is None else tensor[picked]
+def _is_unused_zeros(file: Path, name: str, naming: Naming) -> bool:
+    if not name.endswith(naming.unused_zeros):
+        return False
+    with safe_open(file, framework="pt") as tensors:
+        return not bool(tensors.get_tensor(name).any())
 
 
 @torch.no_grad()
@@ -106,10 +112,15 @@ def draw_weights(model: nn.Module, seed: int) -> None:
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed & (2**63 - 1))
     for module in model.modules():
+        if isinstance(module, Linear):
+            module.method.draw(module, generator)
+            if module.bias is not None:
+                module.bias.zero_()
+            continue
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, RMSNorm):
                 parameter.fill_(1.0)
             elif name == "bias":
                 parameter.zero_()
             else:
-                parameter.normal_(0.0, 0.02, generator=generator)
+                parameter.normal_(0.0, DRAWN_STD, generator=generator)

@@ -23,6 +23,7 @@ class Naming:
 
     source: Callable[[str], Source] = Source
     unused: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    unused_zeros: tuple[str, ...] = ()  # endings of those that nobody needs as long as all their elements are 0
 
 
 LLAMA_NAMES = Naming()

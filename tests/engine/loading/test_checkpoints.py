@@ -70,7 +70,11 @@ def edit_weights(model_dir: Path, edit: Callable[[dict[str, torch.Tensor]], obje
             "UnsupportedModel",
             "the rope type 'dynamic' is not supported: use one of default, linear, llama3, yarn",
         ),
-        (lambda d: edit_config(d, quantization_config={"quant_method": "fp8"}), "UnsupportedModel", "bfloat16 weights"),
+        (
+            lambda d: edit_config(d, quantization_config={"quant_method": "bitsandbytes"}),
+            "UnsupportedModel",
+            "quant_method .bitsandbytes. is not supported: there are awq",
+        ),
         (lambda d: (d / "model.safetensors").unlink(), "InvalidCheckpoint", "has no safetensors files"),
         (
             lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),

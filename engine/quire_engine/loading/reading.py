@@ -1,0 +1,87 @@
+"""One tensor of a checkpoint, or the part of it that belongs somewhere: its name, its shape and its values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from quire_engine.layers.shard import Packed, Shard
+from quire_engine.memory_plan.safetensors_header import TensorHeader
+from quire_engine.models.naming import Naming, Source
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_INTEGERS = ("I32", "U32")
+
+
+def source_of(naming: Naming, name: str, packed: Packed | None = None) -> Source:
+    """Where the tensor that is `name` here is stored. The parts of a quantized weight are named after the weight."""
+    if packed is None:
+        return naming.source(name)
+    path, _, ending = name.rpartition(".")
+    weight = naming.source(f"{path}.weight")
+    own = replace(weight, name=weight.name.removesuffix("weight") + ending, transposed=packed.turned)
+    if weight.transposed and not packed.turned:
+        raise ValueError(f"{own.name} is of a quantized weight that is stored turned: this is not supported")
+    if weight.rows is None:
+        return own
+    if packed.rows_each is None:
+        return replace(own, rows=None)
+    return replace(own, rows=_packed_rows(weight.rows, packed.rows_each, own.name))
+
+
+def _packed_rows(rows: torch.Tensor, each: int, name: str) -> torch.Tensor:
+    """Which rows of a tensor stand for `rows` [n] of its weight, where one stands for `each` of them: [n / each]."""
+    if len(rows) % each == 0:
+        groups = rows.view(-1, each)
+        first = groups[:, :1]
+        if not bool((first % each).any()) and torch.equal(groups, first + torch.arange(each)):
+            return first[:, 0] // each
+    raise ValueError(f"{name} packs {each} rows as one and cannot be taken apart: several of the model's are in it")
+
+
+def checked_shape(source: Source, shard: Shard, stored: TensorHeader, num_rows: int) -> tuple[int, ...]:
+    """The shape to read a stored tensor as, of whose rows the model has `num_rows`.
+
+    Raises `ValueError` where it is not what `shard` takes.
+    """
+    wanted = shard.whole if source.rows is None else (num_rows, *shard.whole[1:])
+    if source.transposed:
+        wanted = (wanted[1], wanted[0])
+    same = stored.shape == wanted
+    if shard.packed is not None:
+        same = _without_ones(stored.shape) == _without_ones(wanted)
+    if not same:
+        raise ValueError(f"{source.name} has the shape {list(stored.shape)} and config.json asks for {list(wanted)}")
+    dtypes = _dtypes(shard.dtype)
+    if stored.dtype not in dtypes:
+        raise ValueError(f"{source.name} has the type {stored.dtype} and config.json asks for {' or '.join(dtypes)}")
+    return wanted
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _dtypes(wanted: torch.dtype) -> tuple[str, ...]:
+    """What a tensor's type may be in the file."""
+    if wanted == torch.float8_e4m3fn:
+        return ("F8_E4M3",)
+    return _FLOATS if wanted.is_floating_point else _INTEGERS
+
+
+def read(source: Source, shard: Shard, stored: Any, shape: tuple[int, ...]) -> torch.Tensor:
+    """The part of a tensor that `shard` holds, from `stored`, safetensors' slice of it, which is to have `shape`."""
+    if tuple(stored.get_shape()) != shape:  # dimensions of size 1: a scale
+        stored = stored[...].reshape(shape)
+    rows, picked = shard.rows, None
+    if source.rows is not None:
+        picked = source.rows[shard.rows]
+        first, last = int(picked.min()), int(picked.max())
+        rows, picked = slice(first, last + 1), picked - first  # what is read, and which of it is kept
+    if source.transposed:
+        tensor: torch.Tensor = stored[shard.columns, rows].t()
+    else:
+        tensor = stored[rows, shard.columns] if len(shape) > 1 else stored[rows]
+    return tensor if picked is None else tensor[picked]

@@ -1,0 +1,57 @@
+"""Which of a model's linears are quantized, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from quire_engine.layers.linear import Linear, LinearMethod, Unquantized
+from quire_engine.memory_plan.quantization import UNUSED, Fp8, Fp8OfFloats, Gptq, Quantization, skips
+from quire_engine.memory_plan.safetensors_header import TensorHeader
+from quire_engine.models.naming import Naming
+from quire_engine.quantization.fp8 import Fp8Linear, Fp8WhileLoading
+
+Stored = Callable[[str], TensorHeader | None]
+
+
+def methods_for(quantization: Quantization, stored: Stored | None) -> Callable[[str, Linear], LinearMethod]:
+    """The method of each linear, by its path. Raises `ValueError` for one that is quantized in part.
+
+    `stored` gives a tensor of the checkpoint by the name that it has here, or None. What is stored decides, since
+    not all tools write down which layers they left alone; without it, or where it has neither, config.json does.
+    """
+
+    def method_for(path: str, layer: Linear) -> LinearMethod:
+        quantized = {name: _is_quantized(quantization, name, stored) for name in layer.names(path)}
+        if len(set(quantized.values())) > 1:
+            parts = {value: name for name, value in quantized.items()}
+            raise ValueError(f"{parts[True]} is quantized and {parts[False]} is not: this is not supported")
+        return _method(quantization, path) if all(quantized.values()) else Unquantized()
+
+    return method_for
+
+
+def _is_quantized(quantization: Quantization, path: str, stored: Stored | None) -> bool:
+    if stored is not None and not isinstance(quantization, Fp8OfFloats):
+        weight = stored(f"{path}.weight")
+        if weight is not None:
+            return weight.dtype == "F8_E4M3"
+        if stored(f"{path}.qweight") is not None:
+            return True
+    return not skips(quantization, path)
+
+
+def _method(quantization: Quantization, path: str) -> LinearMethod:
+    match quantization:
+        case Fp8():
+            return Fp8Linear(quantization)
+        case Fp8OfFloats():
+            return Fp8WhileLoading()
+    raise ValueError(f"{path}: {quantization.scheme} is not supported")
+
+
+def naming_with(quantization: Quantization, naming: Naming) -> Naming:
+    """The names of a checkpoint that is quantized: with the tensors that are not needed then."""
+    # AutoGPTQ writes a bias for every layer, of zeros where the model has none.
+    zeros = (".bias",) if isinstance(quantization, Gptq) else ()
+    return replace(naming, unused=naming.unused + UNUSED, unused_zeros=naming.unused_zeros + zeros)

@@ -1,0 +1,127 @@
+"""Weights of 8 bits, e4m3 (Micikevicius et al., "FP8 Formats for Deep Learning"), with float32 scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import nn
+
+from quire_engine.layers.linear import DRAWN_STD, Linear, Piece
+from quire_engine.layers.shard import Packed, Shard
+from quire_engine.memory_plan.quantization import Fp8
+from quire_engine.quantization.blocks import multiply_in_blocks
+
+FP8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(FP8).max
+
+
+class Fp8Linear:
+    """As the checkpoint has it: `weight` [out, in], and `weight_scale` [scales, blocks of columns] under it.
+
+    A scale may be for the whole weight of a piece, for a row, or for a block. Ranks may cut blocks: each has the
+    scales of all blocks that it holds a part of. Activations keep their type, so that scales for them, which were
+    measured while quantizing, are of no use.
+    """
+
+    def __init__(self, settings: Fp8) -> None:
+        self.settings = settings
+        self._places: list[slice] = []  # in weight_scale, of each of the layer's pieces
+
+    def create(self, layer: Linear) -> None:
+        rows, columns = self.settings.block
+        start = 0
+        self._places = []
+        for piece in layer.pieces:
+            held = _blocks(piece.rows, rows)
+            self._places.append(slice(start, start + held.stop - held.start))
+            start = self._places[-1].stop
+        held = _blocks(layer.pieces[0].columns, columns)
+        weight = torch.empty(layer.out_features, layer.in_features, dtype=FP8)
+        scale = torch.empty(start, held.stop - held.start, dtype=torch.float32)
+        layer.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+        layer.register_parameter("weight_scale", nn.Parameter(scale, requires_grad=False))
+
+    def shards(self, layer: Linear) -> dict[tuple[str, str], Shard]:
+        scale, (rows, columns) = layer.get_parameter("weight_scale"), self.settings.block
+        packed = Packed(rows_each=rows)
+        result = {}
+        for piece, place in zip(layer.pieces, self._places, strict=True):
+            weight = layer.weight[piece.place]
+            result[piece.name, "weight"] = Shard(weight, piece.whole, piece.rows, piece.columns, Packed(rows_each=1))
+            whole = (_count(piece.whole[0], rows), _count(piece.whole[1], columns))
+            held = _blocks(piece.rows, rows), _blocks(piece.columns, columns)
+            result[piece.name, self.settings.scale] = Shard(scale[place], whole, *held, packed)
+        return result
+
+    def draw(self, layer: Linear, generator: torch.Generator) -> None:
+        for piece in layer.pieces:
+            weight = layer.weight[piece.place]
+            weight.copy_(torch.empty_like(weight, dtype=torch.float32).normal_(generator=generator))
+        layer.get_parameter("weight_scale").fill_(DRAWN_STD)
+
+    def finish(self, layer: Linear) -> None:
+        pass
+
+    def multiply(self, layer: Linear, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return multiply_in_blocks(x, self._parts(layer, x.dtype), layer.out_features, bias)
+
+    def _parts(self, layer: Linear, dtype: torch.dtype) -> Iterator[tuple[slice, partial[torch.Tensor]]]:
+        for piece, place in zip(layer.pieces, self._places, strict=True):
+            yield piece.place, partial(self._rows, layer, piece, place, dtype)
+
+    def _rows(self, layer: Linear, piece: Piece, place: slice, dtype: torch.dtype, rows: slice) -> torch.Tensor:
+        """Some rows of a piece's weight: [rows, in_features]."""
+        scale, (high, wide) = layer.get_parameter("weight_scale")[place], self.settings.block
+        if high is not None:
+            scale = scale[_block_of(rows, piece.rows.start, high, scale.device)]
+        if wide is not None:
+            scale = scale[:, _block_of(slice(0, layer.in_features), piece.columns.start, wide, scale.device)]
+        weight = layer.weight[piece.place][rows]
+        return (weight.to(torch.float32) * scale).to(dtype)
+
+
+def _blocks(part: slice, block: int | None) -> slice:
+    """The blocks that a part of a dimension touches, of `block` elements each; None stands for all of them."""
+    return slice(0, 1) if block is None else slice(part.start // block, -(-part.stop // block))
+
+
+def _count(size: int, block: int | None) -> int:
+    return 1 if block is None else -(-size // block)
+
+
+def _block_of(part: slice, start: int, block: int, device: torch.device) -> torch.Tensor:
+    """For each element of a part, its block, counted from the one that `start`, the part's origin, lies in."""
+    return torch.arange(part.start + start, part.stop + start, device=device) // block - start // block
+
+
+class Fp8WhileLoading(Fp8Linear):
+    """Weights that the checkpoint has as floats, and that are rounded to FP8 as they come: a scale for each row."""
+
+    def __init__(self) -> None:
+        super().__init__(Fp8(block=(1, None), scale="weight_scale"))
+
+    def shards(self, layer: Linear) -> dict[tuple[str, str], Shard]:
+        scale = layer.get_parameter("weight_scale")
+        return {
+            (piece.name, "weight"): _Rounding(
+                layer.weight[piece.place], piece.whole, piece.rows, piece.columns, scale=scale[piece.place]
+            )
+            for piece in layer.pieces
+        }
+
+
+@dataclass(frozen=True)
+class _Rounding(Shard):
+    scale: torch.Tensor = field(kw_only=True)  # [rows, 1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.scale.dtype
+
+    def fill(self, part: torch.Tensor) -> None:
+        weight = part.to(self.scale)
+        self.scale.copy_(weight.abs().amax(dim=1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny) / _LARGEST)
+        self.target.copy_((weight / self.scale).clamp_(-_LARGEST, _LARGEST))
