@@ -27,7 +27,14 @@ class EngineConfig:
     revision: str | None = setting(None, "branch, tag or commit of the model on the hub")
     download_dir: str | None = setting(None, "where downloads are kept; HF_HOME's hub folder when unset")
     load_format: str = setting("auto", "dummy: random weights, for measuring", choices=("auto", "safetensors", "dummy"))
-    trust_remote_code: bool = setting(False, "run the tokenizer's own code from the checkpoint")
+    model_impl: str = setting(
+        "auto",
+        "whose code runs the model: Quire's, or transformers' where Quire has no such family",
+        choices=("auto", "quire", "transformers"),
+    )
+    trust_remote_code: bool = setting(
+        False, "run the tokenizer's and transformers models' own code from the checkpoint"
+    )
     dtype: str = setting(
         "auto",
         "type of weights and activations; auto takes the checkpoint's, and bfloat16 for float32 on a GPU",

@@ -21,6 +21,7 @@ from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.errors import CheckpointError
+from quire_engine.loading.transformers_weights import draw_transformers, load_transformers
 from quire_engine.loading.weights import draw_weights, load_weights, stored_tensors
 from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
 from quire_engine.memory_plan.plan import (
@@ -33,7 +34,11 @@ from quire_engine.memory_plan.plan import (
 )
 from quire_engine.memory_plan.quantization import Quantization, quantization_of, served_quantization
 from quire_engine.models.decoder import CausalLM, DecoderSpec
-from quire_engine.models.registry import decoder_spec
+from quire_engine.models.language_model import LanguageModel
+from quire_engine.models.registry import decoder_spec, has_family
+from quire_engine.models.transformers_backend.one_at_a_time import OneAtATime
+from quire_engine.models.transformers_backend.rehearsal import rehearse
+from quire_engine.models.transformers_backend.spec import TransformersSpec
 from quire_engine.quantization.choice import methods_for, naming_with
 from quire_engine.startup_error import StartupError
 
@@ -86,15 +91,25 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
             download_dir=config.download_dir,
             weights=config.load_format != "dummy",
         )
-        spec = decoder_spec(checkpoint.config)
+        spec = _spec(config, checkpoint)
         quantization = _quantization(config, checkpoint)
+        if quantization is not None and isinstance(spec, TransformersSpec):
+            raise ValueError(
+                f"{spec.shape.architecture} is run by transformers, and quantized weights are not: "
+                "use a checkpoint with bfloat16 weights, without --quantization"
+            )
         dtype = pick_dtype(config.dtype, spec.shape.dtype, device)
         core_config = _core_config(config, spec, checkpoint, device)
     resident = device_memory(device).used
     with phase("weights", "InvalidCheckpoint"):
-        model = _load(config, spec, checkpoint, quantization, DTYPES[dtype], device)
+        if isinstance(spec, TransformersSpec):
+            model = _load_transformers(config, spec, checkpoint, core_config.max_model_len, DTYPES[dtype], device)
+        else:
+            model = _load(config, spec, checkpoint, quantization, DTYPES[dtype], device)
+    if not model.batches:
+        core_config = _one_at_a_time(core_config)
     with phase("memory", "InsufficientMemory"):
-        plan = plan_memory(_memory_request(config, core_config, spec, model, dtype, device, resident))
+        plan = plan_memory(_memory_request(config, core_config, model, dtype, device, resident))
         core_config = replace(core_config, num_blocks=plan.num_blocks, num_swap_blocks=plan.num_swap_blocks)
         runner = _runner(core_config, model, plan, DTYPES[dtype], device)
     with phase("warm-up", "EngineFailed"):
@@ -120,9 +135,19 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
     return EngineCore(runner, core_config), info
 
 
-def _core_config(config: EngineConfig, spec: DecoderSpec, checkpoint: Checkpoint, device: torch.device) -> CoreConfig:
+def _spec(config: EngineConfig, checkpoint: Checkpoint) -> DecoderSpec | TransformersSpec:
+    """The model as Quire or as transformers has it, for --model-impl. Raises `ValueError`."""
+    read = checkpoint.config
+    if config.model_impl == "quire" or (config.model_impl == "auto" and has_family(read)):
+        return decoder_spec(read)
+    return TransformersSpec.from_directory(checkpoint.directory, read, trust_remote_code=config.trust_remote_code)
+
+
+def _core_config(
+    config: EngineConfig, spec: DecoderSpec | TransformersSpec, checkpoint: Checkpoint, device: torch.device
+) -> CoreConfig:
     """The core's settings, still without pages. Raises `StartupError` that names a flag."""
-    longest = spec.rope.longest()
+    longest = spec.longest
     max_model_len = config.max_model_len or longest
     if max_model_len > longest:
         raise StartupError("InvalidFlag", f"--max-model-len is {max_model_len}: the model's positions end at {longest}")
@@ -167,7 +192,7 @@ def _load(
     quantization: Quantization | None,
     dtype: torch.dtype,
     device: torch.device,
-) -> CausalLM:
+) -> LanguageModel:
     naming, dummy = spec.naming, config.load_format == "dummy"
     method_for = None
     if quantization is not None:
@@ -189,17 +214,50 @@ def _load(
     return model
 
 
+def _load_transformers(
+    config: EngineConfig,
+    spec: TransformersSpec,
+    checkpoint: Checkpoint,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> LanguageModel:
+    trust = config.trust_remote_code
+    if config.load_format == "dummy":
+        loaded = draw_transformers(spec, dtype, device, config.seed, trust_remote_code=trust)
+    else:
+        loaded = load_transformers(spec, checkpoint.directory, dtype, device, trust_remote_code=trust)
+    model = rehearse(loaded, spec.shape)
+    if isinstance(model, OneAtATime):
+        model.measure(max_model_len)
+    return model
+
+
+def _one_at_a_time(core_config: CoreConfig) -> CoreConfig:
+    """Room for one request, whose prompt is computed in one step."""
+    return replace(
+        core_config,
+        max_num_seqs=1,
+        max_num_batched_tokens=core_config.max_model_len,
+        enable_chunked_prefill=False,
+        enable_prefix_caching=False,
+    )
+
+
 def _memory_request(
     config: EngineConfig,
     core_config: CoreConfig,
-    spec: DecoderSpec,
-    model: CausalLM,
+    model: LanguageModel,
     dtype: str,
     device: torch.device,
     resident: int,
 ) -> MemoryRequest:
+    num_blocks = config.num_gpu_blocks_override
+    swap_space = None if config.swap_space is None else int(config.swap_space * GIB)
+    if not model.batches:  # one request, which has its room and is never preempted
+        num_blocks, swap_space = -(-core_config.max_model_len // config.block_size), 0
     return MemoryRequest(
-        shape=spec.shape,
+        shape=model.shape,
         dtype=dtype,
         on_gpu=device.type == "cuda",
         limit=device_memory(device).limit,
@@ -208,17 +266,17 @@ def _memory_request(
         utilization=config.gpu_memory_utilization,
         block_size=config.block_size,
         max_model_len=core_config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=core_config.max_num_seqs,
         max_num_batched_tokens=core_config.max_num_batched_tokens,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
-        num_blocks=config.num_gpu_blocks_override,
-        swap_space=None if config.swap_space is None else int(config.swap_space * GIB),
+        num_blocks=num_blocks,
+        swap_space=swap_space,
         host_room=memory_limit() - resident_bytes() - HTTP_SERVER_BYTES,
     )
 
 
 def _runner(
-    core_config: CoreConfig, model: CausalLM, plan: MemoryPlan, dtype: torch.dtype, device: torch.device
+    core_config: CoreConfig, model: LanguageModel, plan: MemoryPlan, dtype: torch.dtype, device: torch.device
 ) -> ModelRunner:
     cache = allocate_kv_cache(
         model,

@@ -33,9 +33,10 @@ SMALL: dict[str, Any] = {
 }
 FACTS = (
     '{"shape": {"architecture": "LlamaForCausalLM", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, '
-    '"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "max_position_embeddings": 512, '
-    '"dtype": "bfloat16", "tied_embeddings": false}, "weights": {"split": 106496, "kv": 8192, "whole": 320, '
-    '"stored": 0, "linear": 81920}, "longest": 512, "quantization": null}'
+    '"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "kv_width": 32, '
+    '"max_position_embeddings": 512, "dtype": "bfloat16", "tied_embeddings": false}, '
+    '"weights": {"split": 106496, "kv": 8192, "whole": 320, "stored": 0, "linear": 81920}, '
+    '"longest": 512, "quantization": null}'
 )
 """What `quire-engine inspect` says of a checkpoint of SMALL."""
 

@@ -10,7 +10,7 @@ import torch
 
 from quire_engine.core.step import Step
 from quire_engine.memory_plan.plan import GATHERED_TOKENS
-from quire_engine.models.decoder import CausalLM
+from quire_engine.models.language_model import LanguageModel
 
 
 class KVCache:
@@ -36,7 +36,7 @@ class KVCache:
 
 
 def allocate_kv_cache(
-    model: CausalLM,
+    model: LanguageModel,
     *,
     num_blocks: int,
     block_size: int,
@@ -48,10 +48,9 @@ def allocate_kv_cache(
 
     Host pages are pinned where the device is a GPU.
     """
-    shape = model.spec.shape
-    size = (2, num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
     tensors: list[torch.Tensor] = []
     for layer in model.attention_layers():
+        size = (2, num_blocks, block_size, layer.num_kv_heads, layer.head_dim)
         cache = _zeros(size, dtype, device)
         layer.bind(cache[0], cache[1], GATHERED_TOKENS)
         tensors += [cache[0], cache[1]]

@@ -8,7 +8,7 @@ from quire_engine.attention.context import attention_context
 from quire_engine.core.step import NewSequence, ScheduledSequence, Step, StepResult, TokenLogprobs
 from quire_engine.execution.input_batch import InputBatch, ModelInputs
 from quire_engine.execution.kv_cache import KVCache
-from quire_engine.models.decoder import CausalLM
+from quire_engine.models.language_model import LanguageModel
 from quire_engine.sampling.logprobs import rank_hidden
 from quire_engine.sampling.sampler import choose
 from quire_engine.sampling_params import SamplingParams
@@ -19,7 +19,7 @@ _WARM_UP = "warm-up"
 class ModelRunner:
     """The executor of one process: lays a step out, runs the model, samples."""
 
-    def __init__(self, model: CausalLM, batch: InputBatch, cache: KVCache) -> None:
+    def __init__(self, model: LanguageModel, batch: InputBatch, cache: KVCache) -> None:
         self._model = model
         self._batch = batch
         self._cache = cache
@@ -49,7 +49,7 @@ class ModelRunner:
                 torch.tensor(rows.token_ids, dtype=torch.int64).to(hidden.device),
                 rows.count,
                 self._model.logits,
-                self._model.spec.shape.vocab_size,
+                self._model.shape.vocab_size,
             )
             for rows in inputs.prompt_logprobs
         }

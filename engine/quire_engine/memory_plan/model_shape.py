@@ -29,6 +29,7 @@ class ModelShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    kv_width: int  # what the cache holds of a token for each KV head: a key and a value
     max_position_embeddings: int
     dtype: str  # of the checkpoint: float32, float16 or bfloat16
     tied_embeddings: bool
@@ -47,6 +48,7 @@ class ModelShape:
         dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
         if dtype not in BYTES_OF_DTYPE:
             raise ValueError(f"config.json: dtype is {dtype!r}: it must be one of {', '.join(BYTES_OF_DTYPE)}")
+        head_dim = positive_int(config, "head_dim", default=hidden_size // num_heads)
         return ModelShape(
             architecture=architectures[0],
             vocab_size=positive_int(config, "vocab_size"),
@@ -55,7 +57,8 @@ class ModelShape:
             num_layers=positive_int(config, "num_hidden_layers"),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
-            head_dim=positive_int(config, "head_dim", default=hidden_size // num_heads),
+            head_dim=head_dim,
+            kv_width=2 * head_dim,
             max_position_embeddings=positive_int(config, "max_position_embeddings", default=2048),
             dtype=dtype,
             tied_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -91,7 +94,7 @@ class ModelShape:
         return self.num_layers * self.kv_bytes_per_token_and_layer(dtype)
 
     def kv_bytes_per_token_and_layer(self, dtype: str | None = None) -> int:
-        return 2 * self.num_kv_heads * self.head_dim * BYTES_OF_DTYPE[dtype or self.dtype]
+        return self.num_kv_heads * self.kv_width * BYTES_OF_DTYPE[dtype or self.dtype]
 
     def weight_bytes(self, dtype: str | None = None) -> int:
         """Bytes of the weight matrices, computed from the sizes. Leaves out norms and biases."""

@@ -16,6 +16,7 @@ from quire_engine.layers.linear import ColumnLinear, RowLinear, Rows
 from quire_engine.layers.norm import RMSNorm
 from quire_engine.layers.rotary import RopeSettings, RotaryEmbedding, rotate
 from quire_engine.memory_plan.model_shape import ModelShape
+from quire_engine.models.language_model import LanguageModel
 from quire_engine.models.naming import LLAMA_NAMES, Naming
 
 
@@ -32,6 +33,11 @@ class DecoderSpec:
     mlp_bias: bool = False
     qk_norm: bool = False
     naming: Naming = LLAMA_NAMES
+
+    @property
+    def longest(self) -> int:
+        """Positions that the model covers."""
+        return self.rope.longest()
 
     @staticmethod
     def from_config(config: Mapping[str, object], *, windows: tuple[int | None, ...] | None = None) -> DecoderSpec:
@@ -121,12 +127,12 @@ class Decoder(nn.Module):
         return out
 
 
-class CausalLM(nn.Module):
+class CausalLM(LanguageModel):
     """A decoder with its output head. Submodules carry the checkpoint's names."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.shape = spec, spec.shape
         self.model = Decoder(spec)
         tied = spec.shape.tied_embeddings
         self.lm_head = None if tied else Embedding(spec.shape.vocab_size, spec.shape.hidden_size)
@@ -140,6 +146,3 @@ class CausalLM(nn.Module):
         """[rows, hidden_size] -> [rows, vocab_size] float32."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         return head.logits(hidden).float()
-
-    def attention_layers(self) -> list[PagedAttention]:
-        return [module for module in self.modules() if isinstance(module, PagedAttention)]

@@ -18,6 +18,12 @@ FAMILIES: dict[str, Callable[[Mapping[str, object]], DecoderSpec]] = {
 }
 
 
+def has_family(config: Mapping[str, object]) -> bool:
+    """Whether one of a config.json's architectures is a family of ours."""
+    architectures = config.get("architectures")
+    return any(name in FAMILIES for name in architectures) if isinstance(architectures, list) else False
+
+
 def decoder_spec(config: Mapping[str, object]) -> DecoderSpec:
     """The spec of a config.json. Raises `ValueError` for an unknown architecture or an unsupported setting."""
     architectures = config.get("architectures")

@@ -60,7 +60,7 @@ def edit_weights(model_dir: Path, edit: Callable[[dict[str, torch.Tensor]], obje
         (
             lambda d: edit_config(d, architectures=["GPT2LMHeadModel"]),
             "UnsupportedModel",
-            "GPT2LMHeadModel is not supported: use one of Llama",
+            "GPT2LMHeadModel is not one that transformers .* runs: it knows model_type .llama. as LlamaForCausalLM",
         ),
         (lambda d: edit_config(d, architectures=...), "UnsupportedModel", 'no "architectures"'),
         (lambda d: edit_config(d, hidden_size=...), "UnsupportedModel", "no 'hidden_size'"),

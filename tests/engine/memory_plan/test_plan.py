@@ -23,6 +23,7 @@ LLAMA_8B = ModelShape(
     num_heads=32,
     num_kv_heads=8,
     head_dim=128,
+    kv_width=256,
     max_position_embeddings=131072,
     dtype="bfloat16",
     tied_embeddings=False,
