@@ -8,6 +8,8 @@ import uuid
 from collections.abc import AsyncGenerator
 
 from quire_engine.server.generation import Generation, Piece
+from quire_engine.server.logprobs import chat_logprobs, prompt_logprobs
+from quire_engine.server.parameters import Parameters
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol import (
     ChatAnswer,
@@ -18,28 +20,42 @@ from quire_engine.server.protocol import (
     ChatCompletionResponse,
     ChatDelta,
 )
-from quire_engine.server.sequences import TokenCount, checked_params, collect
+from quire_engine.server.sequences import TokenCount, collect
 from quire_engine.server.streaming import DONE, event
+from quire_engine.text.token_bytes import TokenBytes
 
 
 class Chat:
     """Answers chat requests with `n` choices each."""
 
-    def __init__(self, generation: Generation, prompts: Prompts, response_role: str = "assistant") -> None:
-        self._generation, self._prompts, self._role = generation, prompts, response_role
+    def __init__(
+        self,
+        generation: Generation,
+        prompts: Prompts,
+        parameters: Parameters,
+        tokens: TokenBytes,
+        response_role: str = "assistant",
+    ) -> None:
+        self._generation, self._prompts, self._parameters = generation, prompts, parameters
+        self._tokens, self._role = tokens, response_role
 
     async def complete(self, request: ChatCompletionRequest, model: str) -> ChatCompletionResponse:
         pieces, count = await self._start(request)
+        (answers,) = await collect(pieces, count, num_sequences=request.num_sequences, n=request.n or 1)
         choices = [
             ChatChoice(
                 index=i,
                 message=ChatAnswer(role=self._role, content=t.text),
+                logprobs=chat_logprobs(t.logprobs, self._tokens) if request.logprobs else None,
                 finish_reason=t.finish_reason,
                 stop_reason=t.stop_reason,
             )
-            for i, t in enumerate(await collect(pieces, count))
+            for i, t in enumerate(answers.texts)
         ]
-        return ChatCompletionResponse(model=model, choices=choices, usage=count.as_usage())
+        answer = ChatCompletionResponse(model=model, choices=choices, usage=count.as_usage())
+        if request.prompt_logprobs is not None:
+            answer.prompt_logprobs = prompt_logprobs(answers.prompt_logprobs, self._tokens)
+        return answer
 
     async def stream(self, request: ChatCompletionRequest, model: str) -> AsyncGenerator[bytes]:
         """Check the request, then return its events: what can be refused is refused before the answer begins."""
@@ -47,13 +63,15 @@ class Chat:
         return self._events(request, model, pieces, count)
 
     async def _start(self, request: ChatCompletionRequest) -> tuple[AsyncGenerator[Piece], TokenCount]:
-        self._prompts.check_ids(request.stop_token_ids or [], "stop_token_ids")
         messages = [m.as_template_input() for m in request.messages]
         ids = await self._prompts.from_chat(messages, request.add_generation_prompt, request.chat_template_kwargs)
+        ids = self._prompts.truncated(ids, request.truncate_prompt_tokens)
         newer = request.max_completion_tokens is not None
         asked = request.max_completion_tokens if newer else request.max_tokens
         room = self._prompts.max_tokens(ids, asked, "max_completion_tokens" if newer else "max_tokens")
-        return self._generation.run([ids], [checked_params(request, room)]), TokenCount(len(ids))
+        params = await self._parameters.of(request, [room])
+        pieces = self._generation.run([ids], params, priority=request.priority or 0, cache_salt=request.cache_salt)
+        return pieces, TokenCount(len(ids))
 
     async def _events(
         self, request: ChatCompletionRequest, model: str, pieces: AsyncGenerator[Piece], count: TokenCount
@@ -68,6 +86,8 @@ class Chat:
                 logprobs=None,
                 finish_reason=end.finish_reason if end else None,
             )
+            if request.logprobs and end is not None:
+                choice.logprobs = chat_logprobs(end.logprobs or [], self._tokens)
             if end is not None and end.finish_reason is not None:
                 choice.stop_reason = end.stop_reason
             return _chunk(identity, created, model, [choice], with_usage)

@@ -6,66 +6,158 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
+from quire_engine.core.messages import FinishReason
+from quire_engine.core.step import TokenLogprobs
 from quire_engine.server.generation import Generation, Piece
+from quire_engine.server.logprobs import CompletionLogprobsWriter, prompt_logprobs
+from quire_engine.server.parameters import Parameters
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol import CompletionChoice, CompletionRequest, CompletionResponse
-from quire_engine.server.sequences import TokenCount, checked_params, collect
+from quire_engine.server.sequences import Answers, TokenCount, WholeText, collect
 from quire_engine.server.streaming import DONE, event
+from quire_engine.text.token_bytes import TokenBytes
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's for completions
+
+
+@dataclass
+class _Started:
+    """A request on its way. `texts` are its prompts', where they are echoed."""
+
+    request: CompletionRequest
+    prompts: list[list[int]]
+    texts: list[str]
+    pieces: AsyncGenerator[Piece]
+    count: TokenCount
+
+    def echo(self, prompt: int) -> str:
+        return self.texts[prompt] if self.request.echo else ""
 
 
 class Completions:
     """Answers completion requests. Each of several prompts gives `n` choices, in their order."""
 
-    def __init__(self, generation: Generation, prompts: Prompts) -> None:
-        self._generation, self._prompts = generation, prompts
+    def __init__(self, generation: Generation, prompts: Prompts, parameters: Parameters, tokens: TokenBytes) -> None:
+        self._generation, self._prompts, self._parameters, self._tokens = generation, prompts, parameters, tokens
 
     async def complete(self, request: CompletionRequest, model: str) -> CompletionResponse:
-        pieces, count = await self._start(request)
+        started = await self._start(request)
+        n = request.n or 1
+        answers = await collect(started.pieces, started.count, num_sequences=request.num_sequences, n=n)
         choices = [
-            CompletionChoice(index=i, text=t.text, finish_reason=t.finish_reason, stop_reason=t.stop_reason)
-            for i, t in enumerate(await collect(pieces, count))
+            self._choice(started, prompt, prompt * n + i, own, text)
+            for prompt, own in enumerate(answers)
+            for i, text in enumerate(own.texts)
         ]
-        return CompletionResponse(model=model, choices=choices, usage=count.as_usage())
+        return CompletionResponse(model=model, choices=choices, usage=started.count.as_usage())
 
     async def stream(self, request: CompletionRequest, model: str) -> AsyncGenerator[bytes]:
         """Check the request, then return its events: what can be refused is refused before the answer begins."""
-        pieces, count = await self._start(request)
-        return _events(request, model, pieces, count)
+        return self._events(await self._start(request), model)
 
-    async def _start(self, request: CompletionRequest) -> tuple[AsyncGenerator[Piece], TokenCount]:
-        self._prompts.check_ids(request.stop_token_ids or [], "stop_token_ids")
-        prompts = await self._prompts.from_completion(request.prompt)
+    async def _start(self, request: CompletionRequest) -> _Started:
+        keep = request.truncate_prompt_tokens
+        prompts = [self._prompts.truncated(ids, keep) for ids in await self._prompts.from_completion(request.prompt)]
         asked = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-        params = [checked_params(request, self._prompts.max_tokens(ids, asked, "max_tokens")) for ids in prompts]
-        return self._generation.run(prompts, params), TokenCount(sum(map(len, prompts)))
+        # The engine always makes a token, and of no tokens none is shown.
+        rooms = [self._prompts.max_tokens(ids, max(1, asked), "max_tokens") for ids in prompts]
+        params = await self._parameters.of(request, rooms)
+        pieces = self._generation.run(prompts, params, priority=request.priority or 0, cache_salt=request.cache_salt)
+        if request.max_tokens == 0:
+            pieces = _without_answers(pieces)
+        texts = self._prompts.texts(request.prompt, prompts) if request.echo else []
+        return _Started(request, prompts, texts, pieces, TokenCount(sum(map(len, prompts))))
 
+    def _choice(
+        self, started: _Started, prompt: int, index: int, answers: Answers, text: WholeText
+    ) -> CompletionChoice:
+        request = started.request
+        choice = CompletionChoice(
+            index=index,
+            text=started.echo(prompt) + text.text,
+            finish_reason=text.finish_reason,
+            stop_reason=text.stop_reason,
+        )
+        if request.logprobs is not None:
+            writer = self._writer(started, prompt)
+            if request.echo:
+                of_prompt = _cut(answers.prompt_logprobs, request.logprobs)
+                choice.logprobs = writer.write([*of_prompt, *text.logprobs], started.prompts[prompt][0])
+            else:
+                choice.logprobs = writer.write(text.logprobs)
+        if request.prompt_logprobs is not None:
+            of_prompt = _cut(answers.prompt_logprobs, request.prompt_logprobs)
+            choice.prompt_logprobs = prompt_logprobs(of_prompt, self._tokens)
+        return choice
 
-async def _events(
-    request: CompletionRequest, model: str, pieces: AsyncGenerator[Piece], count: TokenCount
-) -> AsyncGenerator[bytes]:
-    identity, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
-    with_usage = request.stream_options is not None and request.stream_options.include_usage
+    def _writer(self, started: _Started, prompt: int) -> CompletionLogprobsWriter:
+        return CompletionLogprobsWriter(
+            self._tokens,
+            with_special=not started.request.skip_special_tokens,
+            echoed=started.texts[prompt] if started.request.echo else None,
+        )
 
-    def chunk(choices: list[CompletionChoice]) -> CompletionResponse:
-        made = CompletionResponse(id=identity, object="text_completion", created=created, model=model, choices=choices)
+    async def _events(self, started: _Started, model: str) -> AsyncGenerator[bytes]:
+        request, count = started.request, started.count
+        identity, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        with_usage = request.stream_options is not None and request.stream_options.include_usage
+        writers: dict[int, CompletionLogprobsWriter] = {}
+        of_prompts: dict[int, list[TokenLogprobs]] = {}
+        begun: set[int] = set()
+
+        def chunk(choices: list[CompletionChoice]) -> CompletionResponse:
+            made = CompletionResponse(
+                id=identity, object="text_completion", created=created, model=model, choices=choices
+            )
+            if with_usage:
+                made.usage = None if choices else count.as_usage()
+            return made
+
+        async with contextlib.aclosing(started.pieces):
+            async for piece in started.pieces:
+                count.add(piece)
+                of_prompts.setdefault(piece.index, []).extend(piece.prompt_logprobs or [])
+                if not piece.token_ids and piece.finish_reason is None:
+                    continue  # the prompt goes on
+                prompt = piece.index // request.num_sequences
+                echoes = request.echo and piece.index not in begun
+                begun.add(piece.index)
+                choice = CompletionChoice(
+                    index=piece.index,
+                    text=(started.echo(prompt) if echoes else "") + piece.text,
+                    logprobs=None,
+                    finish_reason=piece.finish_reason,
+                    stop_reason=piece.stop_reason,
+                )
+                if request.logprobs is not None:
+                    if piece.index not in writers:
+                        writers[piece.index] = self._writer(started, prompt)
+                    of_prompt = of_prompts.pop(piece.index, []) if echoes else []
+                    first = started.prompts[prompt][0] if echoes else None
+                    choice.logprobs = writers[piece.index].write([*of_prompt, *(piece.logprobs or [])], first)
+                yield event(chunk([choice]))
         if with_usage:
-            made.usage = None if choices else count.as_usage()
-        return made
+            yield event(chunk([]))
+        yield DONE
 
+
+async def _without_answers(pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
+    """Only what the pieces tell of their prompts."""
     async with contextlib.aclosing(pieces):
         async for piece in pieces:
-            count.add(piece)
-            choice = CompletionChoice(
-                index=piece.index,
-                text=piece.text,
-                logprobs=None,
-                finish_reason=piece.finish_reason,
-                stop_reason=piece.stop_reason,
+            reason: FinishReason | None = "length" if piece.finish_reason else None
+            yield Piece(
+                piece.index,
+                "",
+                [],
+                reason,
+                num_cached_tokens=piece.num_cached_tokens,
+                prompt_logprobs=piece.prompt_logprobs,
             )
-            yield event(chunk([choice]))
-    if with_usage:
-        yield event(chunk([]))
-    yield DONE
+
+
+def _cut(entries: list[TokenLogprobs], count: int) -> list[TokenLogprobs]:
+    """`entries` with `count` of the likeliest tokens, where more were computed for another field."""
+    return [TokenLogprobs(e.token_id, e.logprob, e.rank, e.top_ids[:count], e.top_logprobs[:count]) for e in entries]

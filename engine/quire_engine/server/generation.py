@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quire_engine.core.messages import EngineOutput, EngineRequest, FinishReason
+from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.engine_client import EngineClient, Mailbox
 from quire_engine.server.errors import ApiError
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 class Piece:
     """What has become of one of a request's sequences since its last piece."""
 
-    index: int  # of the sequence: n for the first prompt, then n for the next
+    index: int  # of the sequence: `num_sequences` for the first prompt, then those of the next
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
+    logprobs: list[TokenLogprobs] | None = None  # of `token_ids`
+    prompt_logprobs: list[TokenLogprobs] | None = None  # of the next ones of the prompt, from its second token on
 
 
 @dataclass
@@ -47,15 +49,22 @@ class Generation:
     def __init__(self, client: EngineClient, tokenizer: PreTrainedTokenizerBase, metrics: Metrics) -> None:
         self._client, self._tokenizer, self._metrics = client, tokenizer, metrics
 
-    async def run(self, prompts: list[list[int]], params: list[SamplingParams]) -> AsyncGenerator[Piece]:
-        """Yield pieces as they come, of `n` sequences for each prompt, until each has a finish reason.
+    async def run(
+        self,
+        prompts: list[list[int]],
+        params: list[SamplingParams],
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> AsyncGenerator[Piece]:
+        """Yield pieces as they come, of `num_sequences` for each prompt, until each has a finish reason.
 
         `params` has one entry a prompt. Closing the iterator early frees the pages. Raises `ApiError` for what the
         engine refuses and when the engine is gone.
         """
         sequences: dict[str, _Sequence] = {}
         for prompt, own in zip(prompts, params, strict=True):
-            self._add_sequences(sequences, prompt, own)
+            self._add_sequences(sequences, prompt, own, priority, cache_salt)
         mailbox = Mailbox()
         self._client.submit([s.request for s in sequences.values()], mailbox)
         for own in params:
@@ -69,7 +78,7 @@ class Generation:
                         continue  # a stop string ended it; this was on its way
                     piece = self._advance(sequence, output)
                     unfinished -= sequence.ended
-                    if piece.text or piece.token_ids or piece.finish_reason:
+                    if piece.text or piece.token_ids or piece.finish_reason or piece.prompt_logprobs:
                         yield piece
         finally:
             left = [s for s in sequences.values() if not s.ended]
@@ -78,11 +87,18 @@ class Generation:
                 reason = "error" if mailbox.failure else "abort"
                 self._metrics.observe_finished(sequence.times, reason, time.monotonic())
 
-    def _add_sequences(self, into: dict[str, _Sequence], prompt: list[int], params: SamplingParams) -> None:
+    def _add_sequences(
+        self,
+        into: dict[str, _Sequence],
+        prompt: list[int],
+        params: SamplingParams,
+        priority: int,
+        cache_salt: str | None,
+    ) -> None:
         parent, arrival = uuid.uuid4().hex, time.monotonic()
-        for child in range(params.n):
-            own = dataclasses.replace(params, seed=params.seed_of(child))
-            request = EngineRequest(f"{parent}-{child}", prompt, own, arrival_time=arrival)
+        for child in range(params.num_sequences):
+            own = params.child(child)
+            request = EngineRequest(f"{parent}-{child}", prompt, own, arrival, priority, cache_salt)
             detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, own)
             times = RequestTimes(arrival, len(prompt), own)
             into[request.request_id] = _Sequence(len(into), request, detokenizer, times)
@@ -103,4 +119,13 @@ class Generation:
         if reason is not None:
             sequence.ended = True
             self._metrics.observe_finished(sequence.times, reason, now)
-        return Piece(sequence.index, text, output.new_token_ids, reason, stop_reason, output.num_cached_tokens)
+        return Piece(
+            sequence.index,
+            text,
+            output.new_token_ids,
+            reason,
+            stop_reason,
+            output.num_cached_tokens,
+            output.logprobs,
+            output.prompt_logprobs,
+        )

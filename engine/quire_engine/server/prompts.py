@@ -23,6 +23,22 @@ class Prompts:
         self._tokenizer, self._max_model_len, self._chat_template = tokenizer, max_model_len, chat_template
         self._vocab_size = vocab_size
 
+    def truncated(self, ids: list[int], keep: int | None) -> list[int]:
+        """The last `keep` tokens; -1 keeps as many as the context holds beside one more."""
+        if keep is None:
+            return ids
+        if keep == 0:
+            raise ApiError(
+                400, "truncate_prompt_tokens is 0: it must be at least 1, or -1", param="truncate_prompt_tokens"
+            )
+        return ids[-(self._max_model_len - 1 if keep == -1 else keep) :]
+
+    def texts(self, prompt: str | list[str] | list[int] | list[list[int]], ids: list[list[int]]) -> list[str]:
+        """The prompts of a completion request as texts, to be echoed. `ids` are their tokens."""
+        given = [prompt] if isinstance(prompt, str) else prompt
+        texts = [one for one in given if isinstance(one, str)]
+        return texts if len(texts) == len(ids) else [str(self._tokenizer.decode(one)) for one in ids]
+
     async def from_completion(self, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
         """The token ids of each prompt of a completion request. Raises `ApiError` on an empty or foreign one."""
         if isinstance(prompt, str):

@@ -6,12 +6,15 @@ import time
 import uuid
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from quire_engine.sampling_params import MAX_N, SamplingParams
+from quire_engine.sampling_params import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_N, SamplingParams
+from quire_engine.server.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprobs
 
 MAX_STOP_TOKEN_IDS = 1024
-MAX_ANSWERS = 1024  # of one request: its prompts, n times each
+MAX_ANSWERS = 1024  # of one request: its prompts, n or best_of times each
+MAX_ALLOWED = 2**22  # entries of allowed_token_ids over all answers, each of which carries its own
+MAX_LOGPROBS = 20  # OpenAI's
 
 
 def _whole_characters(text: str) -> str:
@@ -29,6 +32,17 @@ Text = Annotated[str, AfterValidator(_whole_characters)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 
+def _few_entries(biases: object) -> object:
+    """Looked at first, so that no error is made for each of a million wrong entries."""
+    if isinstance(biases, dict) and len(biases) > MAX_LOGIT_BIAS:
+        raise ValueError(f"logit_bias holds {len(biases)} tokens: it must be at most {MAX_LOGIT_BIAS}")
+    return biases
+
+
+LogitBias = Annotated[dict[int, float], BeforeValidator(_few_entries)]
+Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+
+
 class StreamOptions(BaseModel):
     include_usage: bool = False
 
@@ -39,23 +53,12 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
     # Known fields whose machinery is not built: refused when set, so that nobody believes in their effect.
     not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "presence_penalty": (0, None),
-        "frequency_penalty": (0, None),
-        "repetition_penalty": (1, None),
-        "logit_bias": (None, {}),
-        "best_of": (None, 1),
         "use_beam_search": (False, None),
-        "bad_words": (None, []),
-        "allowed_token_ids": (None,),
-        "prompt_logprobs": (None,),
         "guided_json": (None,),
         "guided_regex": (None,),
         "guided_choice": (None,),
         "guided_grammar": (None,),
         "structured_outputs": (None,),
-        "truncate_prompt_tokens": (None,),
-        "priority": (0, None),
-        "cache_salt": (None,),
     }
 
     model: str | None = None
@@ -64,7 +67,14 @@ class GenerationRequest(BaseModel):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: LogitBias | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: Annotated[list[Text], Field(fail_fast=True, max_length=MAX_BAD_WORDS)] | None = None
     n: int | None = Field(default=1, ge=1, le=MAX_N)
+    best_of: int | None = Field(default=None, ge=1, le=MAX_N)
     seed: int | None = None
     stop: Text | Annotated[list[Text], Field(fail_fast=True)] | None = None
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
@@ -72,6 +82,10 @@ class GenerationRequest(BaseModel):
     ignore_eos: bool = False
     min_tokens: int = 0
     skip_special_tokens: bool = True
+    prompt_logprobs: Logprobs | None = None
+    truncate_prompt_tokens: int | None = Field(default=None, ge=-1)
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1), AfterValidator(_whole_characters)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -86,6 +100,50 @@ class GenerationRequest(BaseModel):
             raise ValueError("stream_options is set without stream: set stream to true, or leave stream_options out")
         return self
 
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be_streamed(self) -> GenerationRequest:
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs cannot be streamed: set stream to false, or leave prompt_logprobs out")
+        if self.stream and self.num_sequences > (self.n or 1):
+            raise ValueError(
+                f"best_of is {self.best_of}: the best cannot be streamed before all are there, leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bound_the_answers(self) -> GenerationRequest:
+        prompts, n, allowed = self.num_prompts, self.num_sequences, len(self.allowed_token_ids or ())
+        if prompts * n > MAX_ANSWERS:
+            raise ValueError(
+                f"prompt holds {prompts} prompts and n is {n}: one request gives at most {MAX_ANSWERS} answers, "
+                "send several"
+            )
+        if prompts * n * allowed > MAX_ALLOWED:
+            raise ValueError(
+                f"allowed_token_ids holds {allowed} tokens, for {prompts * n} answers: the product must be at most "
+                f"{MAX_ALLOWED}, send several requests"
+            )
+        return self
+
+    @property
+    def num_prompts(self) -> int:
+        return 1
+
+    @property
+    def num_sequences(self) -> int:
+        """How many answers are made for a prompt."""
+        return self.best_of or self.n or 1
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are to be told beside each; None for no logprobs at all."""
+        raise NotImplementedError
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """As `num_logprobs`, for the prompt."""
+        return self.prompt_logprobs
+
     def sampling_params(self, max_tokens: int) -> SamplingParams:
         """The request as sampling parameters. Raises `ValueError` that names the field."""
         given = {
@@ -94,10 +152,19 @@ class GenerationRequest(BaseModel):
             "top_k": self.top_k,
             "min_p": self.min_p,
             "n": self.n,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
         }
         return SamplingParams(
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # mixed values
+            best_of=self.best_of,
             seed=self.seed,
+            logit_bias=self.logit_bias,
+            allowed_token_ids=self.allowed_token_ids,
+            bad_words=self.bad_words or [],
+            logprobs=self.num_logprobs,
+            prompt_logprobs=self.num_prompt_logprobs,
             stop=[self.stop] if isinstance(self.stop, str) else list(self.stop or []),
             stop_token_ids=list(self.stop_token_ids or []),
             include_stop_str_in_output=self.include_stop_str_in_output,
@@ -111,8 +178,6 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {
         **GenerationRequest.not_supported,
-        "logprobs": (None,),
-        "echo": (False, None),
         "suffix": (None, ""),
     }
 
@@ -123,14 +188,31 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[TokenIds], Field(fail_fast=True)]
     )
 
-    @model_validator(mode="after")
-    def _bound_the_answers(self) -> CompletionRequest:
+    max_tokens: int | None = Field(default=None, ge=0)
+    logprobs: Logprobs | None = None
+    echo: bool = False
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        asked = [n for n in (self.prompt_logprobs, self.logprobs if self.echo else None) if n is not None]
+        return max(asked, default=None)
+
+    @property
+    def num_prompts(self) -> int:
         one = isinstance(self.prompt, str) or isinstance(next(iter(self.prompt), None), int)
-        prompts, n = 1 if one else len(self.prompt), self.n or 1
-        if prompts * n > MAX_ANSWERS:
+        return 1 if one else len(self.prompt)
+
+    @model_validator(mode="after")
+    def _check_echo(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens is 0: it must be at least 1, or 0 with echo")
+        if self.stream and self.echo and self.logprobs is not None and self.num_sequences > 1:
             raise ValueError(
-                f"prompt holds {prompts} prompts and n is {n}: one request gives at most {MAX_ANSWERS} answers, "
-                "send several"
+                f"echo with logprobs can be streamed for one answer a prompt, and n is {self.n}: set stream to false"
             )
         return self
 
@@ -155,8 +237,6 @@ class ChatMessage(BaseModel):
 class ChatCompletionRequest(GenerationRequest):
     not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {
         **GenerationRequest.not_supported,
-        "logprobs": (False, None),
-        "top_logprobs": (None, 0),
         "tools": (None, []),
         "tool_choice": (None, "none", "auto"),
         "functions": (None, []),
@@ -167,8 +247,20 @@ class ChatCompletionRequest(GenerationRequest):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: Logprobs | None = None
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _check_top_logprobs(self) -> ChatCompletionRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError(f"top_logprobs is {self.top_logprobs} without logprobs: set logprobs to true")
+        return self
 
 
 class PromptTokensDetails(BaseModel):
@@ -185,9 +277,10 @@ class Usage(BaseModel):
 class CompletionChoice(BaseModel):
     index: int
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class CompletionResponse(BaseModel):
@@ -212,7 +305,7 @@ class ChatDelta(BaseModel):
 class ChatChoice(BaseModel):
     index: int
     message: ChatAnswer
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
@@ -220,7 +313,7 @@ class ChatChoice(BaseModel):
 class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatDelta
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
@@ -232,6 +325,7 @@ class ChatCompletionResponse(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class ChatCompletionChunk(BaseModel):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from quire_engine.sampling_params import SamplingParams
-from quire_engine.server.errors import ApiError
+from quire_engine.core.step import TokenLogprobs
 from quire_engine.server.generation import Piece
-from quire_engine.server.protocol import GenerationRequest, PromptTokensDetails, Usage
+from quire_engine.server.protocol import PromptTokensDetails, Usage
 
 
 @dataclass
@@ -40,25 +39,41 @@ class WholeText:
     text: str = ""
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    _parts: list[str] = field(default_factory=list)
+
+    def add(self, piece: Piece) -> None:
+        self._parts.append(piece.text)
+        self.logprobs += piece.logprobs or []
+        if piece.finish_reason is not None:
+            self.text, self.finish_reason, self.stop_reason = (
+                "".join(self._parts),
+                piece.finish_reason,
+                piece.stop_reason,
+            )
 
 
-async def collect(pieces: AsyncIterator[Piece], count: TokenCount) -> list[WholeText]:
-    """Join the pieces of each sequence, in the order of their indices."""
-    parts: dict[int, list[str]] = {}
-    ends: dict[int, Piece] = {}
+@dataclass
+class Answers:
+    """All that was made for one prompt: its own logprobs, where asked for, and `n` texts."""
+
+    texts: list[WholeText] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+
+async def collect(pieces: AsyncIterator[Piece], count: TokenCount, *, num_sequences: int, n: int) -> list[Answers]:
+    """Join the pieces of each sequence, by prompt. Of more than `n` sequences keep those with the highest sum of
+    logprobs, the best one first."""
+    texts: dict[int, WholeText] = {}
+    answers: dict[int, Answers] = {}
     async for piece in pieces:
         count.add(piece)
-        parts.setdefault(piece.index, []).append(piece.text)
-        if piece.finish_reason is not None:
-            ends[piece.index] = piece
-    return [
-        WholeText("".join(parts[index]), ends[index].finish_reason, ends[index].stop_reason) for index in sorted(parts)
-    ]
-
-
-def checked_params(request: GenerationRequest, max_tokens: int) -> SamplingParams:
-    """The request's sampling parameters. Raises `ApiError` that names the field which is out of range."""
-    try:
-        return request.sampling_params(max_tokens)
-    except ValueError as error:
-        raise ApiError(400, str(error), param=str(error).split(" ", 1)[0]) from error
+        texts.setdefault(piece.index, WholeText()).add(piece)
+        of_prompt = answers.setdefault(piece.index // num_sequences, Answers())
+        of_prompt.prompt_logprobs += piece.prompt_logprobs or []
+    for index in sorted(texts):
+        answers[index // num_sequences].texts.append(texts[index])
+    for made in answers.values():
+        if len(made.texts) > n:
+            made.texts = sorted(made.texts, key=lambda text: -sum(e.logprob for e in text.logprobs))[:n]
+    return [answers[prompt] for prompt in sorted(answers)]

@@ -15,9 +15,11 @@ from quire_engine.server.app import Service
 from quire_engine.server.chat import Chat
 from quire_engine.server.completions import Completions
 from quire_engine.server.generation import Generation
+from quire_engine.server.parameters import Parameters
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol import ModelCard
 from quire_engine.startup_error import StartupError
+from quire_engine.text.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,8 +66,11 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
     limit = min(info.max_model_len, info.num_blocks * info.block_size)
     prompts = Prompts(tokenizer, limit, info.vocab_size, template)
     generation = Generation(service.client, tokenizer, service.metrics)
-    service.completions = Completions(generation, prompts)
-    service.chat = Chat(generation, prompts, service.settings.response_role)
+    use_priority = service.client.config.scheduling_policy == "priority"
+    parameters = Parameters(tokenizer, info.vocab_size, use_priority=use_priority)
+    tokens = TokenBytes(tokenizer)
+    service.completions = Completions(generation, prompts, parameters, tokens)
+    service.chat = Chat(generation, prompts, parameters, tokens, service.settings.response_role)
     service.cards = [ModelCard(id=name, root=info.model, max_model_len=limit) for name in service.model_names]
     service.metrics.set_info(info)
     service.client.on_step = service.metrics.observe_step

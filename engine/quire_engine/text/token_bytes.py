@@ -29,6 +29,7 @@ class TokenBytes:
         self._tokenizer = tokenizer
         self._known: dict[int, bytes] = {}
         self._added = {int(i): str(token) for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+        self._special = set(tokenizer.all_special_ids)
         decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
         is_byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
         self._bytes_of = _bytes_of_characters() if is_byte_level else {}
@@ -45,6 +46,10 @@ class TokenBytes:
     def text(self, token_id: int) -> str:
         """The token as text, with U+FFFD for what is no whole character."""
         return self.of(token_id).decode(errors="replace")
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether texts leave the token out, with `skip_special_tokens`."""
+        return token_id in self._special
 
     def _look_up(self, token_id: int) -> bytes:
         if token_id in self._added:

@@ -24,14 +24,36 @@ COMPLETION = {"model": "tiny", "prompt": "Hello"}
         ({**CHAT, "n": 0}, "n", "greater than or equal to 1"),
         ({**CHAT, "n": 1000}, "n", "less than or equal to 128"),
         ({**CHAT, "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({**CHAT, "presence_penalty": 2.5}, "presence_penalty", "between -2 and 2"),
+        ({**CHAT, "frequency_penalty": -3}, "frequency_penalty", "between -2 and 2"),
+        ({**CHAT, "repetition_penalty": 0}, "repetition_penalty", "between 0.01 and 100"),
+        ({**CHAT, "logit_bias": {"5": 101}}, "logit_bias", "between -100 and 100"),
+        ({**CHAT, "logit_bias": {"5000": 1}}, "logit_bias", "ids end at 2047"),
+        ({**CHAT, "logit_bias": {"-1": 1}}, "logit_bias", "ids end at 2047"),
+        ({**CHAT, "logit_bias": {"five": 1}}, None, "logit_bias"),
+        (
+            {**CHAT, "logit_bias": {str(i): 1 for i in range(2000)}},
+            "logit_bias",
+            "2000 tokens: it must be at most 1024",
+        ),
+        ({**CHAT, "allowed_token_ids": []}, "allowed_token_ids", "at least one token"),
+        ({**CHAT, "allowed_token_ids": [2048]}, "allowed_token_ids", "ids end at 2047"),
+        ({**CHAT, "allowed_token_ids": [5] * 40_000, "n": 128}, None, "4194304"),
+        ({**CHAT, "bad_words": ["fine", " "]}, "bad_words", "not all spaces"),
+        ({**CHAT, "bad_words": ["x" * 300]}, "bad_words", "1 to 256 characters"),
+        ({**CHAT, "best_of": 1, "n": 2}, "best_of", "between n, 2, and 128"),
+        ({**CHAT, "best_of": 500}, "best_of", "less than or equal to 128"),
+        ({**CHAT, "top_logprobs": 3}, None, "set logprobs to true"),
+        ({**CHAT, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        ({**CHAT, "cache_salt": ""}, "cache_salt", "at least 1 character"),
+        ({**CHAT, "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least 1, or -1"),
         ({**CHAT, "max_tokens": 10**6}, "max_tokens", "2048"),
         ({**CHAT, "messages": []}, "messages", "at least 1 item"),
         ({"model": "tiny"}, "messages", "missing"),
         ({**CHAT, "messages": [{"role": "user", "content": 5}]}, "messages.0.content", "string"),
         ({**CHAT, "stop": [""]}, "stop", "at least one character"),
         ({**CHAT, "seed": 2**80}, "seed", "64-bit"),
-        ({**CHAT, "logit_bias": {"5": 1}}, None, "logit_bias is not supported yet"),
-        ({**CHAT, "priority": 1}, None, "priority is not supported yet"),
+        ({**CHAT, "priority": 1}, "priority", "--scheduling-policy priority"),
         ({**CHAT, "tools": [{"type": "function"}]}, None, "tools is not supported yet"),
         ({**CHAT, "stream_options": {"include_usage": True}}, None, "stream"),
         ({**CHAT, "messages": [{"role": "user", "content": "word " * 5000}]}, "messages", "2048"),
@@ -40,7 +62,7 @@ COMPLETION = {"model": "tiny", "prompt": "Hello"}
 def test_a_wrong_chat_is_a_400_that_names_field_and_limit(
     server: Server, body: dict[str, Any], param: str | None, says: str
 ) -> None:
-    for stream in (False, True) if "stream_options" not in body else (False,):
+    for stream in (False, True) if "stream_options" not in body and "best_of" not in body else (False,):
         answer = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "stream": stream})
         assert answer.status_code == 400, answer.text
         error = answer.json()["error"]
@@ -57,6 +79,23 @@ def test_a_wrong_chat_is_a_400_that_names_field_and_limit(
 )
 def test_a_wrong_prompt_is_a_400(server: Server, prompt: object, says: str) -> None:
     answer = httpx.post(f"{server.url}/v1/completions", json={**COMPLETION, "prompt": prompt})
+    assert answer.status_code == 400, answer.text
+    assert says in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0: it must be at least 1, or 0 with echo"),
+        ({"logprobs": 21}, "less than or equal to 20"),
+        ({"logprobs": -1}, "greater than or equal to 0"),
+        ({"prompt_logprobs": 2, "stream": True}, "prompt_logprobs cannot be streamed"),
+        ({"best_of": 3, "stream": True}, "best_of is 3"),
+        ({"echo": True, "logprobs": 1, "n": 2, "stream": True}, "echo with logprobs"),
+    ],
+)
+def test_what_completions_cannot_give_is_a_400(server: Server, fields: dict[str, Any], says: str) -> None:
+    answer = httpx.post(f"{server.url}/v1/completions", json={**COMPLETION, **fields})
     assert answer.status_code == 400, answer.text
     assert says in answer.json()["error"]["message"]
 

@@ -126,7 +126,18 @@ options = {
     "model": st.sampled_from(["tiny", "", None]) | anything,
     "chat_template_kwargs": st.dictionaries(st.sampled_from(["tools", "bos_token", "padding"]), anything) | anything,
     "add_generation_prompt": anything,
-    "logprobs": anything,
+    "logprobs": st.integers(0, 3) | st.booleans() | anything,
+    **dict.fromkeys(("top_logprobs", "prompt_logprobs"), st.integers(0, 3) | anything),
+    "echo": st.booleans() | anything,
+    "best_of": st.integers(1, 3) | anything,
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), st.floats(-2, 2) | anything),
+    "repetition_penalty": st.floats(0.01, 100) | anything,
+    "logit_bias": st.dictionaries(st.integers(0, 2050).map(str), st.floats(-100, 100), max_size=3) | anything,
+    "allowed_token_ids": st.lists(st.integers(0, 2050), min_size=1, max_size=3) | anything,
+    "bad_words": st.lists(st.text(min_size=1), max_size=3) | anything,
+    "truncate_prompt_tokens": st.integers(-1, 5) | anything,
+    "priority": anything,
+    "cache_salt": st.text(min_size=1) | anything,
 }
 max_tokens = {"max_tokens": st.integers(1, 4)}
 prompt = st.text() | st.lists(st.text(), max_size=3) | st.lists(st.integers(-1, 2050), max_size=5) | anything

@@ -1,0 +1,53 @@
+"""From a request's fields to sampling parameters, within the limits that model and engine set."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from quire_engine.sampling_params import SamplingParams
+from quire_engine.server.errors import ApiError
+from quire_engine.server.protocol import GenerationRequest
+from quire_engine.text.bad_words import with_bad_words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Parameters:
+    """Makes the sampling parameters of requests to one model."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, use_priority: bool) -> None:
+        self._tokenizer, self._vocab_size, self._use_priority = tokenizer, vocab_size, use_priority
+
+    async def of(self, request: GenerationRequest, rooms: list[int]) -> list[SamplingParams]:
+        """The parameters for each prompt of a request, which may have `rooms[i]` tokens generated.
+
+        Raises `ApiError` that names the field which is out of range.
+        """
+        if request.priority and not self._use_priority:
+            raise ApiError(
+                400,
+                f"priority is {request.priority} and requests run in the order in which they come: leave it out, or "
+                "start the server with --scheduling-policy priority",
+                param="priority",
+            )
+        self._check_ids("stop_token_ids", request.stop_token_ids or ())
+        self._check_ids("logit_bias", request.logit_bias or ())
+        self._check_ids("allowed_token_ids", request.allowed_token_ids or ())
+        try:
+            params = request.sampling_params(max(rooms))
+            if params.bad_words:
+                params = await asyncio.to_thread(with_bad_words, params, self._tokenizer)
+            return [replace(params, max_tokens=room) for room in rooms]
+        except ValueError as error:
+            raise ApiError(400, str(error), param=str(error).split(" ", 1)[0]) from error
+
+    def _check_ids(self, field: str, ids: Collection[int]) -> None:
+        wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
+        if wrong is not None:
+            raise ApiError(
+                400, f"{field} holds token id {wrong}: this model's ids end at {self._vocab_size - 1}", param=field
+            )
