@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -41,6 +43,12 @@ from quire_engine.models.transformers_backend.rehearsal import rehearse
 from quire_engine.models.transformers_backend.spec import TransformersSpec
 from quire_engine.quantization.choice import methods_for, naming_with
 from quire_engine.startup_error import StartupError
+from quire_engine.structured.grammars import CompiledGrammars
+from quire_engine.structured.vocabulary import vocabulary_of
+from quire_engine.text.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +140,20 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
         device=device.type,
         startup_seconds=phase.seconds,
     )
-    return EngineCore(runner, core_config), info
+    grammars = CompiledGrammars(
+        partial(_load_vocabulary, config, spec), core_config.vocab_size, core_config.eos_token_ids
+    )
+    return EngineCore(runner, core_config, grammars), info
+
+
+def _load_vocabulary(config: EngineConfig, spec: DecoderSpec) -> LLTokenizer:
+    tokenizer = load_tokenizer(
+        config.tokenizer or config.model,
+        revision=config.revision if config.tokenizer is None else None,
+        trust_remote_code=config.trust_remote_code,
+        download_dir=config.download_dir,
+    )
+    return vocabulary_of(tokenizer, spec.shape.vocab_size)
 
 
 def _spec(config: EngineConfig, checkpoint: Checkpoint) -> DecoderSpec | TransformersSpec:

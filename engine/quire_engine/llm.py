@@ -197,7 +197,7 @@ class LLM:
             raise ValueError(f"prompt {parent.request_id}: {output.error}")
         elapsed = time.monotonic() - sequence.started
         text, stop = sequence.detokenizer.update(
-            output.new_token_ids, output.finish_reason is not None, ended_by_token=output.finish_reason == "stop"
+            output.new_token_ids, output.finish_reason is not None, ended_by_token=output.ended_by_token
         )
         answer.text += text
         answer.token_ids += output.new_token_ids

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from quire_engine.core.grammar import Grammars, GrammarState
+from quire_engine.core.grammar_queue import GrammarQueue
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, FinishReason
 from quire_engine.core.randomness import nth_seed
 from quire_engine.core.request import Request
@@ -12,6 +14,8 @@ from quire_engine.core.scheduler import Scheduler, SchedulerConfig
 from quire_engine.core.step import Executor, Step, StepResult
 
 log = logging.getLogger(__name__)
+
+_GRAMMAR_SECONDS = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +32,12 @@ class CoreConfig(SchedulerConfig):
 class EngineCore:
     """Turns requests into tokens. One thread calls everything."""
 
-    def __init__(self, executor: Executor, config: CoreConfig) -> None:
+    def __init__(self, executor: Executor, config: CoreConfig, grammars: Grammars | None = None) -> None:
         self.config = config
         self._executor = executor
         self._scheduler = Scheduler(config)
+        self._grammars = grammars
+        self._compiling = GrammarQueue()
         self._requests: dict[str, Request] = {}
         self._refused: list[EngineOutput] = []
         self._num_arrived = 0
@@ -44,7 +50,12 @@ class EngineCore:
         try:
             self._check(request)
             queued = self._to_request(request)
-            self._scheduler.add(queued)
+            if request.params.structured_outputs is None:
+                self._scheduler.add(queued)
+            elif self._grammars is None:
+                raise ValueError("structured_outputs is set and this engine compiles no grammars: leave it out")
+            else:
+                self._compiling.add(queued, self._grammars.compile(request.params))
             self._requests[queued.request_id] = queued
         except ValueError as error:
             self._refuse(request.request_id, str(error))
@@ -57,7 +68,9 @@ class EngineCore:
         """End requests without an output and free their blocks at once. Unknown ids are passed over."""
         for request_id in request_ids:
             request = self._requests.pop(request_id, None)
-            if request is not None:
+            if request_id in self._compiling:
+                self._compiling.remove(request_id)
+            elif request is not None:
                 self._scheduler.remove(request)
         self._refused = [output for output in self._refused if output.request_id not in request_ids]
 
@@ -65,10 +78,16 @@ class EngineCore:
         return bool(self._requests or self._refused)
 
     def step(self) -> list[EngineOutput]:
-        """One turn: schedule, execute, update. Returns what each request gained."""
+        """One turn: schedule, execute, update. Returns what each request gained.
+
+        Where all requests wait for their grammars, it waits a little with them.
+        """
+        self._take_grammars()
         refused, self._refused = self._refused, []
         self._num_scheduled_tokens = 0
-        if not self._requests:
+        if len(self._compiling) == len(self._requests):
+            if not refused:
+                self._compiling.wait(_GRAMMAR_SECONDS)
             return refused
         step = self._scheduler.schedule()
         if not step.scheduled:
@@ -82,7 +101,7 @@ class EngineCore:
         scheduler = self._scheduler
         return EngineStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_waiting=len(scheduler.waiting) + len(self._compiling),
             num_swapped=scheduler.swap.num_requests,
             kv_cache_usage=scheduler.pool.num_held / scheduler.pool.num_blocks,
             swap_usage=scheduler.swap.usage,
@@ -99,7 +118,7 @@ class EngineCore:
         """Raise `AssertionError` when requests and blocks do not agree."""
         scheduler = self._scheduler
         scheduler.check_integrity()
-        known = {*scheduler.running, *(r.request_id for r in scheduler.waiting)}
+        known = {*scheduler.running, *(r.request_id for r in scheduler.waiting), *self._compiling}
         assert known == set(self._requests), f"lost or left over: {known ^ set(self._requests)}"
 
     def _update(self, step: Step, result: StepResult) -> list[EngineOutput]:
@@ -127,6 +146,8 @@ class EngineCore:
             request.token_ids.append(token)
             output.new_token_ids.append(token)
             output.finish_reason, output.stop_reason = self._finish(request, token)
+            if request.grammar is not None:
+                _follow(request.grammar, token, output)
             if output.finish_reason is not None:
                 self._scheduler.remove(request)
                 del self._requests[request.request_id]
@@ -144,6 +165,17 @@ class EngineCore:
             return "length", None
         return None, None
 
+    def _take_grammars(self) -> None:
+        """Schedule the requests whose grammar has come."""
+        if not self._compiling:
+            return
+        ready, wrong = self._compiling.take_ready()
+        for request in ready:
+            self._scheduler.add(request)
+        for request_id, message in wrong.items():
+            del self._requests[request_id]
+            self._refuse(request_id, message)
+
     def _to_request(self, request: EngineRequest) -> Request:
         seed = request.params.seed
         self._num_arrived += 1
@@ -151,7 +183,7 @@ class EngineCore:
             request.request_id,
             list(request.prompt_token_ids),
             len(request.prompt_token_ids),
-            replace(request.params),
+            replace(request.params, structured_outputs=None),  # the executor needs no grammar
             nth_seed(self.config.seed, self._num_arrived) if seed is None else seed,
             order=(request.priority if self.config.use_priority else 0, self._num_arrived),
             cache_salt=request.cache_salt,
@@ -193,3 +225,18 @@ class EngineCore:
 
     def _refuse(self, request_id: str, message: str) -> None:
         self._refused.append(EngineOutput(request_id, [], "error", error=message))
+
+
+def _follow(grammar: GrammarState, token: int, output: EngineOutput) -> None:
+    """Move the grammar past a token, which may be its last one, or say that the answer cannot go on."""
+    try:
+        if not grammar.allowed[token // 8] >> token % 8 & 1:
+            raise ValueError("structured_outputs: none of the tokens that the request allows continues the answer")
+        if output.finish_reason == "stop":
+            return
+        grammar.advance(token)
+    except ValueError as error:
+        output.finish_reason, output.stop_reason, output.error = "error", None, str(error)
+        return
+    if grammar.finished:
+        output.finish_reason, output.ended_by_grammar = "stop", True

@@ -33,10 +33,16 @@ class EngineOutput:
     stop_reason: int | str | None = None  # the stop token id that ended it; None for EOS
     num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     error: str | None = None  # what was wrong, with finish_reason "error"
+    ended_by_grammar: bool = False  # with finish_reason "stop": nothing could follow the last token
     logprobs: list[TokenLogprobs] | None = None  # one for each of `new_token_ids`, with `params.logprobs`
     # Of the next positions of the prompt, from the second on, with `params.prompt_logprobs`. They may come in several
     # parts, and before the first token.
     prompt_logprobs: list[TokenLogprobs] | None = None
+
+    @property
+    def ended_by_token(self) -> bool:
+        """Whether the last token only ends the answer, and is no part of it."""
+        return self.finish_reason == "stop" and not self.ended_by_grammar
 
 
 @dataclass

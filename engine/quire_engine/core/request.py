@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from quire_engine.core.block_hash import BlockHash, block_hash, root_hash
+from quire_engine.core.grammar import GrammarState
 from quire_engine.sampling_params import SamplingParams
 
 
@@ -33,6 +34,7 @@ class Request:
     seed: int
     order: tuple[int, int]  # (priority, number of arrival): the lower one runs first
     cache_salt: str | None = None
+    grammar: GrammarState | None = None  # what its answer has to follow
     num_computed_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)  # of the full blocks, where caching is on

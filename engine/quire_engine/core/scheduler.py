@@ -161,6 +161,7 @@ class Scheduler:
                 start,
                 request.block_ids[request.num_blocks_sent :],
                 samples=end == request.num_tokens,
+                allowed=request.grammar.allowed if request.grammar and end == request.num_tokens else None,
             )
         )
         request.num_blocks_sent = len(request.block_ids)

@@ -29,6 +29,7 @@ class ScheduledSequence:
     start: int  # position of the first of `token_ids`
     new_block_ids: list[int]
     samples: bool  # whether `token_ids` ends the known tokens, so that the next one is to be sampled
+    allowed: bytes | None = None  # the tokens that may be sampled, one bit each as in `GrammarState`; None for all
 
     @property
     def end(self) -> int:

@@ -95,7 +95,9 @@ class InputBatch:
         firsts += [(s, span.first) for s, span in zip(prompts, spans, strict=True)]
         lasts = [(s, first + len(s.token_ids) - 1) for s, first in firsts if s.samples]
         of_prompts = [self._prompt_logprobs.rows(s, first) for s, first in firsts]
-        sampling = self._sampling.batch([self._rows[s.request_id] for s, _ in lasts], [s.end for s, _ in lasts])
+        sampling = self._sampling.batch(
+            [self._rows[s.request_id] for s, _ in lasts], [s.end for s, _ in lasts], [s.allowed for s, _ in lasts]
+        )
         return ModelInputs(
             inputs[0],
             inputs[1],

@@ -78,8 +78,13 @@ class SamplingState:
         for row, tokens in new_tokens:
             self._forbidden.follow(row, tokens)
 
-    def batch(self, rows: list[int], lengths: list[int]) -> SamplingBatch:
-        """The choices for `rows`, whose sequences have `lengths` tokens: the next one's position."""
+    def batch(
+        self, rows: list[int], lengths: list[int], allowed: Sequence[bytes | None] | None = None
+    ) -> SamplingBatch:
+        """The choices for `rows`, whose sequences have `lengths` tokens: the next one's position.
+
+        `allowed` is what each row's grammar allows, as in `ScheduledSequence`.
+        """
         greedy = self._greedy[rows]
         top_k, top_p, min_p = self._top_k[rows], self._top_p[rows], self._min_p[rows]
         numbers = [0.0 if g else uniform(self._seeds[r], n) for r, n, g in zip(rows, lengths, greedy, strict=True)]
@@ -95,7 +100,7 @@ class SamplingState:
             uniform=self._to_device(np.array(numbers, dtype=np.float64)),
             adjustments=self._table.adjustments(rows),
             forbidden=self._forbidden_in(rows, lengths),
-            mask=self._mask(rows),
+            mask=self._mask(rows, allowed or [None] * len(rows)),
             logprobs=logprobs,
         )
 
@@ -106,8 +111,15 @@ class SamplingState:
         columns = self._to_device(np.array(pairs, dtype=np.int64).T)
         return Forbidden(columns[0], columns[1])
 
-    def _mask(self, rows: Sequence[int]) -> TokenMask | None:
-        masked = [(i, self._allowed[row]) for i, row in enumerate(rows) if row in self._allowed]
+    def _mask(self, rows: Sequence[int], allowed: Sequence[bytes | None]) -> TokenMask | None:
+        masked = []
+        for i, (row, of_grammar) in enumerate(zip(rows, allowed, strict=True)):
+            words = self._allowed.get(row)
+            if of_grammar is not None:
+                grammar_words = np.frombuffer(of_grammar, dtype=np.int32)
+                words = grammar_words if words is None else words & grammar_words
+            if words is not None:
+                masked.append((i, words))
         if not masked:
             return None
         indices = np.array([i for i, _ in masked], dtype=np.int64)

@@ -109,7 +109,7 @@ class Generation:
         now = time.monotonic()
         self._metrics.observe_tokens(sequence.times, len(output.new_token_ids), now)
         text, stop = sequence.detokenizer.update(
-            output.new_token_ids, output.finish_reason is not None, ended_by_token=output.finish_reason == "stop"
+            output.new_token_ids, output.finish_reason is not None, ended_by_token=output.ended_by_token
         )
         reason, stop_reason = output.finish_reason, output.stop_reason
         if stop is not None:

@@ -1,0 +1,47 @@
+"""What the core knows of grammars: a request's may not be there yet, says which tokens come next, and may end."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from quire_engine.sampling_params import SamplingParams
+
+
+class GrammarState(Protocol):
+    """How far one answer has come in its grammar. A preempted request keeps it, as it keeps its tokens."""
+
+    @property
+    def allowed(self) -> bytes:
+        """The tokens that may come next: bit i % 8 of byte i // 8 for token i, in words of 32 bits."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is whole and nothing but its end can come."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """Move past a sampled token. Raises `ValueError` where the answer cannot go on."""
+        ...
+
+
+class PendingGrammar(Protocol):
+    """A grammar that is being compiled, somewhere else."""
+
+    def done(self) -> bool: ...
+
+    def wait(self, seconds: float) -> None:
+        """Return once it is done, and after so many seconds anyway."""
+        ...
+
+    def start(self) -> GrammarState:
+        """The state before the first token, once it is done. Raises `ValueError` for a grammar that cannot be used."""
+        ...
+
+
+class Grammars(Protocol):
+    """Compiles what requests ask for, beside the steps."""
+
+    def compile(self, params: SamplingParams) -> PendingGrammar:
+        """Begin to compile `params.structured_outputs`. Raises `ValueError` when too many are waiting for it."""
+        ...

@@ -1,0 +1,48 @@
+"""Requests that wait for their grammar, and take no part in scheduling before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quire_engine.core.grammar import PendingGrammar
+from quire_engine.core.request import Request
+
+
+class GrammarQueue:
+    """What is compiled elsewhere, by request."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, tuple[Request, PendingGrammar]] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def __contains__(self, request_id: object) -> bool:
+        return request_id in self._pending
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pending)
+
+    def add(self, request: Request, pending: PendingGrammar) -> None:
+        self._pending[request.request_id] = (request, pending)
+
+    def remove(self, request_id: str) -> None:
+        """Raises `KeyError` where the request does not wait here."""
+        del self._pending[request_id]
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until the first of them may be ready, at most so long."""
+        if self._pending:
+            next(iter(self._pending.values()))[1].wait(seconds)
+
+    def take_ready(self) -> tuple[list[Request], dict[str, str]]:
+        """The requests whose grammar is there now, with it, and by its id what is wrong with each other's."""
+        ready, wrong = [], {}
+        for request, pending in [entry for entry in self._pending.values() if entry[1].done()]:
+            del self._pending[request.request_id]
+            try:
+                request.grammar = pending.start()
+                ready.append(request)
+            except ValueError as error:
+                wrong[request.request_id] = str(error)
+        return ready, wrong

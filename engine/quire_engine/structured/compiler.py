@@ -1,0 +1,131 @@
+"""Compiles grammars, one after the other on a thread of its own, and keeps the latest."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quire_engine.structured.grammar_text import grammar_text
+from quire_engine.structured_outputs import StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+MAX_KEPT = 64
+MAX_WAITING = 64
+# A schema of `MAX_CHARACTERS` whose references form one chain needs half of it: llguidance follows them by recursion.
+_STACK_BYTES = 64 * 2**20
+_TRIAL_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledGrammar:
+    """A grammar for one vocabulary."""
+
+    matcher: LLMatcher  # at the beginning: to be copied, never to be moved itself
+    end_tokens: tuple[int, ...]  # which the matcher allows where the grammar may end
+
+
+class GrammarCompiler:
+    """Compiled grammars by what was asked for, also those that failed, the least recently used going first.
+
+    `load_vocabulary` is called once, on the thread, before the first grammar.
+    """
+
+    def __init__(self, load_vocabulary: Callable[[], LLTokenizer]) -> None:
+        self._load_vocabulary = load_vocabulary
+        self._vocabulary: LLTokenizer | None = None
+        self._kept: OrderedDict[tuple[object, ...], Future[CompiledGrammar]] = OrderedDict()
+        self._thread: ThreadPoolExecutor | None = None
+
+    def submit(self, wanted: StructuredOutputsParams) -> Future[CompiledGrammar]:
+        """Compile, or find what was compiled before.
+
+        The future raises `ValueError` for a grammar that cannot be used; this call where too many wait already.
+        """
+        key = wanted.key
+        future = self._kept.get(key)
+        if future is None:
+            waiting = sum(not f.done() for f in self._kept.values())
+            if waiting >= MAX_WAITING:
+                raise ValueError(f"structured_outputs: {waiting} grammars are being compiled already: try again")
+            future = self._kept[key] = self._start_thread().submit(self._compile, wanted)
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return future
+
+    def _start_thread(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+            before = threading.stack_size(_STACK_BYTES)
+            try:
+                self._thread.submit(lambda: None).result()
+            finally:
+                threading.stack_size(before)
+        return self._thread
+
+    def _compile(self, wanted: StructuredOutputsParams) -> CompiledGrammar:
+        try:
+            from llguidance import LLMatcher
+        except ImportError as error:
+            raise ValueError("structured outputs need llguidance: pip install llguidance") from error
+        if self._vocabulary is None:
+            self._vocabulary = self._load_vocabulary()
+        end_tokens = tuple(self._vocabulary.eos_tokens)
+        matcher = LLMatcher(self._vocabulary, grammar_text(wanted), log_level=0, limits=_limits())
+        reason = _fault(matcher, end_tokens)
+        if reason is not None:
+            raise ValueError(f"structured_outputs.{wanted.kind} cannot be used: {reason}")
+        return CompiledGrammar(matcher, end_tokens)
+
+
+def _limits() -> LLParserLimits:
+    """Lower than llguidance's own, so that no grammar takes long to compile, nor any of its steps."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=50_000,
+        step_max_items=20_000,
+        max_items_in_row=2_000,
+        max_lexer_states=10_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
+
+
+def allowed_text(matcher: LLMatcher, end_tokens: tuple[int, ...]) -> bytearray:
+    """The tokens with text that may come next, one bit each."""
+    mask = bytearray(matcher.compute_bitmask())
+    for token in end_tokens:
+        mask[token // 8] &= ~(1 << token % 8)
+    return mask
+
+
+def _fault(matcher: LLMatcher, end_tokens: tuple[int, ...]) -> str | None:
+    """Why a grammar cannot be used, if so: some show it only with the first mask, or a few tokens later."""
+    trial = matcher.deep_copy()
+    for step in range(_TRIAL_TOKENS):
+        mask = b"" if trial.is_error() else allowed_text(trial, end_tokens)
+        if trial.is_error() and not (reason := reason_of(trial)).startswith("NoExtension"):
+            return reason
+        byte = next((i for i, bits in enumerate(mask) if bits), None)
+        if byte is None:
+            none = "no answer matches it" if trial.is_error() else "no answer but the empty one matches it"
+            return None if step else none
+        trial.consume_token(byte * 8 + (mask[byte] & -mask[byte]).bit_length() - 1)
+    return None
+
+
+def reason_of(matcher: LLMatcher) -> str:
+    """What is wrong, in one line without the matcher's inner state."""
+    text = matcher.get_error().split("<state>")[0].split("<non-verbose/>")[0]
+    # Of a regex, the library shows the whole, underlined, and then what it says about it.
+    in_regex = re.search(r"\berror: (.*)", text)
+    return re.sub(r"\s+", " ", in_regex[1] if in_regex else text).strip()[:300]

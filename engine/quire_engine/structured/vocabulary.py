@@ -1,0 +1,50 @@
+"""The tokens of a model as llguidance wants them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+    from transformers import PreTrainedTokenizerBase
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> LLTokenizer:
+    """The vocabulary of `tokenizer` for a model of `vocab_size` tokens, some of which may have no text.
+
+    Takes a second where there are 100,000 tokens. Raises `ValueError` for a tokenizer that cannot be used.
+    """
+    from llguidance.hf import from_tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(
+            f"structured outputs need a tokenizer of the tokenizers library: {type(tokenizer).__name__} is none"
+        )
+    size = max(vocab_size, len(tokenizer))
+    eos = tokenizer.eos_token_id
+    if not isinstance(eos, int):
+        eos, size = size, size + 1  # one more, which no model gives
+    try:
+        return from_tokenizer(tokenizer, n_vocab=size, eos_token=eos)
+    except ValueError as error:
+        raise ValueError(f"structured outputs cannot read this model's tokenizer: {error}") from error
+
+
+class _Bytes:
+    """A tokenizer whose tokens are the 256 bytes and an end."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    special_token_ids = (256,)
+    tokens = (*(bytes([i]) for i in range(256)), b"<end>")
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode())
+
+
+def byte_vocabulary() -> LLTokenizer:
+    """Bytes alone, to find out without a model's tokenizer whether a grammar can be used."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])

@@ -1,0 +1,86 @@
+"""What an answer has to look like. Plain data: it crosses the socket between server and engine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any
+
+KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+MAX_CHARACTERS = 128 * 1024
+MAX_CHOICES = 4096
+
+
+@dataclass(kw_only=True)
+class StructuredOutputsParams:
+    """A constraint on an answer's text; exactly one of the first five. Names are vLLM's.
+
+    `json` is a JSON schema as an object or as text, and is kept as text; `regex` has to match the whole answer, its
+    classes being those of ASCII; `choice` lists the answers; `grammar` is EBNF with `root ::= ...` as in GBNF, or
+    Lark with `start: ...`; `json_object` asks for any JSON object. Between JSON's parts there is whitespace as in
+    `whitespace_pattern`, a regex, or none with `disable_any_whitespace`.
+    Raises `ValueError` that names the field, the value and the limit; whether the text means anything is found out
+    when it is compiled.
+    """
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    whitespace_pattern: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in KINDS if getattr(self, name) not in (None, False) or self._is_false_schema(name)]
+        if len(given) != 1:
+            names = ", ".join(KINDS[:-1])
+            found = f"sets {' and '.join(given)}" if given else "sets none of them"
+            raise ValueError(f"structured_outputs {found}: it needs exactly one of {names}")
+        if self.structural_tag is not None:
+            raise ValueError("structured_outputs.structural_tag is not supported yet: use json, regex or grammar")
+        if self.json is not None and not isinstance(self.json, str):
+            self.json = _as_text(self.json)
+        for name in ("json", "regex", "grammar", "whitespace_pattern"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, str):
+                raise ValueError(f"structured_outputs.{name} is of type {type(value).__name__}: it must be a string")
+            _check_length(name, len(value))
+        if self.choice is not None:
+            self._check_choice(self.choice)
+
+    @property
+    def kind(self) -> str:
+        """The name of the field that is set."""
+        return next(name for name in KINDS if getattr(self, name) not in (None, False) or self._is_false_schema(name))
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for constraints that allow the same answers in the same way."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return tuple(tuple(v) if isinstance(v, list) else v for v in values)
+
+    def _is_false_schema(self, name: str) -> bool:
+        return name == "json" and self.json is False
+
+    def _check_choice(self, choice: object) -> None:
+        if not isinstance(choice, list) or any(not isinstance(c, str) or not c for c in choice) or not choice:
+            raise ValueError("structured_outputs.choice must be a list of strings, each with at least one character")
+        if len(choice) > MAX_CHOICES:
+            raise ValueError(f"structured_outputs.choice has {len(choice)} strings: it may have {MAX_CHOICES}")
+        _check_length("choice", sum(map(len, choice)))
+
+
+def _as_text(schema: object) -> str:
+    try:
+        return json.dumps(schema, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"structured_outputs.json is not a JSON schema: {error}") from error
+
+
+def _check_length(name: str, length: int) -> None:
+    if length > MAX_CHARACTERS:
+        raise ValueError(f"structured_outputs.{name} has {length} characters: it may have {MAX_CHARACTERS}")

@@ -1,0 +1,166 @@
+"""Grammars that cannot be used are refused by name, and hostile ones soon."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from quire_engine.structured.compiler import MAX_KEPT, CompiledGrammar, GrammarCompiler
+from quire_engine.structured.grammar_text import MAX_NESTING
+from quire_engine.structured.vocabulary import byte_vocabulary
+from quire_engine.structured_outputs import MAX_CHARACTERS, StructuredOutputsParams
+
+
+@pytest.fixture(scope="module")
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(byte_vocabulary)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth - 1):
+        schema = {"items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({}, "structured_outputs sets none of them: it needs exactly one of json, regex, choice, grammar, json_object"),
+        ({"regex": "a", "choice": ["b"]}, "structured_outputs sets regex and choice: it needs exactly one of"),
+        ({"structural_tag": {}}, "structured_outputs.structural_tag is not supported yet"),
+        ({"choice": []}, "structured_outputs.choice must be a list of strings"),
+        ({"choice": ["a", ""]}, "structured_outputs.choice must be a list of strings, each with at least one"),
+        ({"choice": ["a"] * 5000}, "structured_outputs.choice has 5000 strings: it may have 4096"),
+        ({"regex": "a" * (MAX_CHARACTERS + 1)}, "structured_outputs.regex has 131073 characters: it may have 131072"),
+        ({"grammar": 5}, "structured_outputs.grammar is of type int: it must be a string"),
+        ({"json": {"const": {1}}}, "structured_outputs.json is not a JSON schema: .* set is not JSON serializable"),
+    ],
+)
+def test_what_asks_for_no_form_or_for_two_is_refused_at_once(wanted: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        StructuredOutputsParams(**wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({"json": "{"}, "structured_outputs.json is not JSON: Expecting property name"),
+        ({"json": "[]"}, "structured_outputs.json is \\[\\]: write an object"),
+        ({"json": nested(MAX_NESTING + 1)}, "structured_outputs.json is nested 101 deep: it may be 100"),
+        ({"json": {"type": "strin"}}, "structured_outputs.json cannot be used: Invalid type: strin"),
+        ({"json": {"not": {}}}, 'structured_outputs.json cannot be used: Unimplemented keys: \\["not"\\]'),
+        ({"json": {"type": "array", "uniqueItems": True}}, "structured_outputs.json .* Unimplemented keys"),
+        ({"json": {"x-guidance": {"lenient": True}, "not": {}}}, "structured_outputs.json .* Unimplemented keys"),
+        ({"json": {"type": "integer", "minimum": 2, "maximum": 1}}, "structured_outputs.json .* Unsatisfiable"),
+        ({"json": False}, "structured_outputs.json is false: write an object, as false allows nothing"),
+        ({"json": {"$ref": "#"}}, "structured_outputs.json cannot be used: no answer matches it"),
+        ({"json": {"$ref": "#/$defs/none"}}, "structured_outputs.json cannot be used: "),
+        ({"json": {"$ref": "http://127.0.0.1:1/schema"}}, "structured_outputs.json cannot be used: "),
+        ({"regex": "("}, "structured_outputs.regex cannot be used: unclosed group"),
+        ({"regex": "(?=a)b"}, "structured_outputs.regex cannot be used: look-around"),
+        ({"regex": ""}, "structured_outputs.regex cannot be used: no answer but the empty one matches it"),
+        ({"grammar": "root ::= x"}, "structured_outputs.grammar cannot be used: Rule 'x' not found"),
+        ({"grammar": "root ::= root"}, "structured_outputs.grammar cannot be used: no answer matches it"),
+        ({"grammar": "root ::="}, "structured_outputs.grammar cannot be used: "),
+        ({"grammar": "anything"}, "structured_outputs.grammar cannot be used: "),
+        ({"json_object": True, "whitespace_pattern": "("}, "structured_outputs.json_object cannot be used: "),
+    ],
+)
+def test_a_grammar_that_cannot_be_used_is_refused_by_its_field(
+    compiler: GrammarCompiler, wanted: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        compiler.submit(StructuredOutputsParams(**wanted)).result()
+
+
+def chain(length: int) -> dict[str, Any]:
+    """Definitions that each refer to the next: a reader that follows them by recursion goes as deep."""
+    defs: dict[str, Any] = {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(length)}
+    return {"$defs": {**defs, str(length): {"type": "null"}}, "$ref": "#/$defs/0"}
+
+
+def doubling(count: int) -> str:
+    rules = [f"r{i} ::= r{i + 1} r{i + 1}" for i in range(count)]
+    return "\n".join(["root ::= r0", *rules, f'r{count} ::= "a"'])
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "a long chain of references": {"json": chain(2900)},
+    "references that double": {"json": {"$defs": {"a": {"allOf": [{"$ref": "#"}] * 2}}, "$ref": "#/$defs/a"}},
+    "alternatives that multiply": {
+        "json": {
+            "allOf": [
+                {"anyOf": [{"properties": {f"{c}{i}": {"type": "string"}}, "required": [f"{c}{i}"]} for c in "ab"]}
+                for i in range(20)
+            ]
+        }
+    },
+    "a multiple among many": {"json": {"type": "integer", "minimum": 0, "maximum": 10**15, "multipleOf": 9999}},
+    "a long string": {"json": {"type": "string", "minLength": 10**9}},
+    "many items": {"json": {"type": "array", "minItems": 10**9, "items": {"type": "integer"}}},
+    "many properties": {"json": {"properties": {f"p{i}": {"type": "string"} for i in range(2500)}}},
+    "a long enumeration": {"json": {"enum": [f"{i}-{'x' * 20}" for i in range(4500)]}},
+    "a repeat of repeats": {"regex": "((a{1,1000}){1,1000}){1,1000}"},
+    "a huge repeat": {"regex": "a{1000000000}"},
+    "states that multiply": {"regex": "(a|b)*a(a|b){400}"},
+    "what stalls a backtracking matcher": {"regex": "(a+)+(a+)+(a|aa)+$"},
+    "deep groups": {"regex": "(" * 5000 + "a" + ")" * 5000},
+    "long alternatives": {"regex": "|".join(f"{i}x{i * 7919 % 10007}" for i in range(12000))},
+    "deep groups in a grammar": {"grammar": "root ::= " + "(" * 5000 + '"a"' + ")" * 5000},
+    "deep groups in Lark": {"grammar": "start: " + "(" * 50000 + '"a"' + ")" * 50000},
+    "rules that double": {"grammar": doubling(60)},
+    "too many rules": {"grammar": doubling(600)},
+    "an ambiguous rule": {"grammar": 'start: e\ne: e e | e e e | e e e e | "a"'},
+    "nothing often": {"grammar": "start: a*\na: b*\nb: c*\nc: d*\nd:"},
+    "a counted rule": {"grammar": 'start: ("a" x){1000000}\nx: "b"'},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_grammar_is_compiled_or_refused_within_bounds_and_the_next_one_works(
+    compiler: GrammarCompiler, name: str
+) -> None:
+    hostile = StructuredOutputsParams(**HOSTILE[name])
+    future = compiler.submit(hostile)
+    after = compiler.submit(StructuredOutputsParams(choice=[name]))
+    error = future.exception(60)
+    if error is not None:
+        assert isinstance(error, ValueError)
+        assert str(error).startswith(f"structured_outputs.{hostile.kind} ")
+        assert len(str(error)) < 400
+    assert after.result(60).matcher.is_accepting() is False
+
+
+def test_the_same_constraint_is_compiled_once_and_the_oldest_are_forgotten() -> None:
+    loads = []
+    compiler = GrammarCompiler(lambda: loads.append(1) or byte_vocabulary())  # type: ignore[func-returns-value]
+
+    def submit(i: int, **options: Any) -> Future[CompiledGrammar]:
+        future = compiler.submit(StructuredOutputsParams(json={"const": i}, **options))
+        future.result(60)
+        return future
+
+    first = submit(0)
+    assert submit(0) is first
+    assert submit(0, disable_any_whitespace=True) is not first
+    for i in range(1, MAX_KEPT - 1):
+        submit(i)
+    assert submit(0) is first  # used again, and so no longer the oldest
+    submit(MAX_KEPT)
+    assert submit(0) is first
+    for i in range(MAX_KEPT):
+        submit(-1 - i)
+    assert submit(0) is not first
+    assert loads == [1]
+
+
+def test_a_schema_may_be_given_as_text_or_as_an_object() -> None:
+    schema = {"type": "object", "properties": {"ü": {"const": 1}}}
+    assert (
+        StructuredOutputsParams(json=schema).key
+        == StructuredOutputsParams(json=json.dumps(schema, ensure_ascii=False)).key
+    )
