@@ -141,19 +141,19 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
         startup_seconds=phase.seconds,
     )
     grammars = CompiledGrammars(
-        partial(_load_vocabulary, config, spec), core_config.vocab_size, core_config.eos_token_ids
+        partial(_load_vocabulary, config, core_config.vocab_size), core_config.vocab_size, core_config.eos_token_ids
     )
     return EngineCore(runner, core_config, grammars), info
 
 
-def _load_vocabulary(config: EngineConfig, spec: DecoderSpec) -> LLTokenizer:
+def _load_vocabulary(config: EngineConfig, vocab_size: int) -> LLTokenizer:
     tokenizer = load_tokenizer(
         config.tokenizer or config.model,
         revision=config.revision if config.tokenizer is None else None,
         trust_remote_code=config.trust_remote_code,
         download_dir=config.download_dir,
     )
-    return vocabulary_of(tokenizer, spec.shape.vocab_size)
+    return vocabulary_of(tokenizer, vocab_size)
 
 
 def _spec(config: EngineConfig, checkpoint: Checkpoint) -> DecoderSpec | TransformersSpec:
