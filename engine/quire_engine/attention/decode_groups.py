@@ -14,6 +14,7 @@ class DecodeGroup:
     rows: torch.Tensor  # [group] int64: rows of the batch
     blocks: torch.Tensor  # [group * padded_blocks] int64
     mask: torch.Tensor  # [group, 1, 1, padded_blocks * block_size] bool: true where a key is visible
+    positions: torch.Tensor  # [group, padded_blocks * block_size] int64, on the CPU: of the keys
 
 
 def group_decodes(
@@ -45,6 +46,7 @@ def group_decodes(
         # Columns past a short sequence's table are masked; any block will do there.
         columns = columns.clamp_max(tables.shape[1] - 1).to(tables.device)
         blocks = tables[device_rows[:, None], columns]
-        groups.append(DecodeGroup(device_rows, blocks.flatten(), mask[:, None, None, :].to(tables.device)))
+        visible = mask[:, None, None, :].to(tables.device)
+        groups.append(DecodeGroup(device_rows, blocks.flatten(), visible, positions))
         begin = end
     return groups

@@ -7,27 +7,46 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from quire_engine.attention.context import AttentionContext, PrefillSpan, current_context
-from quire_engine.attention.decode_groups import group_decodes
+from quire_engine.attention.decode_groups import DecodeGroup, group_decodes
+from quire_engine.attention.scores import Alibi, soft_capped_attention
 
 # Rows of queries that attend at once: bounds the mask of a long prompt.
 _QUERY_ROWS = 512
+# Scores that are written out at once, where torch has no fused attention.
+_SCORES = 1 << 24
 
 
 class PagedAttention(nn.Module):
     """One layer's attention and its part of the KV cache.
 
     `window` is the number of latest positions a token sees, itself included (Mistral 7B, section 2); None for all.
+    `scale` multiplies the scores, 1 / sqrt(head_dim) unless given; `softcap` bounds them, `alibi`
+    lowers them by distance.
     """
 
     k_cache: torch.Tensor  # [num_blocks, block_size, num_kv_heads, head_dim]
     v_cache: torch.Tensor
 
-    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, *, window: int | None = None) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        window: int | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        alibi: Alibi | None = None,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.window = window
+        self.scale = head_dim**-0.5 if scale is None else scale
+        self.softcap = softcap
+        self.alibi = alibi
+        self.fused = softcap is None and alibi is None  # torch has kernels for such scores
         self.max_gathered_tokens = 0
 
     def bind(self, k_cache: torch.Tensor, v_cache: torch.Tensor, max_gathered_tokens: int) -> None:
@@ -64,7 +83,10 @@ class PagedAttention(nn.Module):
             size = len(group.rows)
             queries = q[group.rows].view(size, self.num_kv_heads, -1, self.head_dim)
             keys, values = self._gather(group.blocks, size)
-            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=group.mask)
+            if self.fused:
+                attended = scaled_dot_product_attention(queries, keys, values, attn_mask=group.mask, scale=self.scale)
+            else:
+                attended = self._attend_group(queries, keys, values, group)
             out[group.rows] = attended.reshape(size, self.num_heads, self.head_dim)
 
     def _prefill(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, span: PrefillSpan) -> None:
@@ -74,12 +96,17 @@ class PagedAttention(nn.Module):
         else:
             keys, values = self._gather(span.blocks, 1)
         whole = span.start == 0 and (self.window is None or span.count <= self.window)
-        if whole:
-            attended = scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
+        if whole and self.fused:
+            attended = scaled_dot_product_attention(
+                queries, keys, values, is_causal=True, scale=self.scale, enable_gqa=True
+            )
             out.copy_(attended[0].transpose(0, 1))
             return
-        for begin in range(0, span.count, _QUERY_ROWS):
-            end = min(begin + _QUERY_ROWS, span.count)
+        step = _QUERY_ROWS
+        if not self.fused:
+            step = max(1, min(step, _SCORES // (self.num_heads * (span.start + span.count))))
+        for begin in range(0, span.count, step):
+            end = min(begin + step, span.count)
             first, last = span.start + begin, span.start + end
             low = 0 if self.window is None else max(0, first - self.window + 1)
             query_positions = torch.arange(first, last, device=q.device)[:, None]
@@ -87,14 +114,29 @@ class PagedAttention(nn.Module):
             mask = key_positions <= query_positions
             if self.window is not None:
                 mask &= key_positions > query_positions - self.window
-            attended = scaled_dot_product_attention(
-                queries[:, :, begin:end],
-                keys[:, :, low:last],
-                values[:, :, low:last],
-                attn_mask=mask,
-                enable_gqa=True,
+            attended = self._attend(
+                queries[:, :, begin:end], keys[:, :, low:last], values[:, :, low:last], mask, key_positions
             )
             out[begin:end] = attended[0].transpose(0, 1)
+
+    def _attend_group(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: DecodeGroup) -> torch.Tensor:
+        """Queries [size, num_kv_heads, heads of each, head_dim] over keys [size, num_kv_heads, length, head_dim]."""
+        if self.softcap is not None:
+            return soft_capped_attention(q, k, v, group.mask, self.scale, self.softcap)
+        assert self.alibi is not None
+        slopes = self.alibi.slopes.view(self.num_kv_heads, -1, 1)
+        bias = self.alibi.bias(group.mask, slopes, group.positions.to(q.device)[:, None, None, :])
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=self.scale)
+
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Queries [1, num_heads, rows, head_dim] over keys at `positions` [1, length], where `mask` [rows, length]."""
+        if self.softcap is not None:
+            return soft_capped_attention(q, k, v, mask[None, None], self.scale, self.softcap)
+        if self.alibi is not None:
+            mask = self.alibi.bias(mask, self.alibi.slopes[:, None, None], positions).to(q.dtype)
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=True)
 
     def _gather(self, blocks: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of `blocks` [size * each], as [size, num_kv_heads, each * block_size, head_dim]."""

@@ -44,3 +44,15 @@ class Embedding(nn.Module):
         if self.bias is not None:
             result[f"{path}.bias"] = Shard(self.bias[: self.count], (self.vocab_size,), rows)
         return result
+
+
+class PositionTable(nn.Module):
+    """One row of `weight` [num_positions, hidden_size] a position, whole on every rank."""
+
+    def __init__(self, num_positions: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_positions, hidden_size), requires_grad=False)
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """[num_tokens] int64 -> [num_tokens, hidden_size]."""
+        return functional.embedding(positions, self.weight)

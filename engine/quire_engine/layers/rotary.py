@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quire_engine.memory_plan.context_length import stretched
+from quire_engine.memory_plan.context_length import rope_parameters
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
@@ -20,27 +20,40 @@ class RopeSettings:
 
     rope_type: str
     theta: float
+    dim: int  # features of each head that are rotated: the first ones
     parameters: Mapping[str, object]
     max_position_embeddings: int
+    interleaved: bool = False  # pairs are neighbours, not half of `dim` apart
 
     @staticmethod
-    def from_config(config: Mapping[str, object], max_position_embeddings: int) -> RopeSettings:
-        """Read `rope_parameters`, or the older `rope_theta` and `rope_scaling`. Raises `ValueError` when unknown."""
-        parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if not isinstance(parameters, dict):
-            raise ValueError(f"config.json: rope_parameters is {parameters!r}: it must be an object")
-        rope_type = str(parameters.get("rope_type") or parameters.get("type") or "default")
+    def from_config(
+        config: Mapping[str, object],
+        head_dim: int,
+        max_position_embeddings: int,
+        *,
+        kind: str = "full_attention",
+        interleaved: bool = False,
+    ) -> RopeSettings:
+        """Read what config.json says of the layers of `kind`. Raises `ValueError` for what is unknown or no number."""
+        parameters = rope_parameters(config, kind)
+        rope_type = parameters["rope_type"]
         if rope_type not in ROPE_TYPES:
             raise ValueError(
                 f"config.json: the rope type {rope_type!r} is not supported: use one of {', '.join(ROPE_TYPES)}"
             )
-        partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-        if partial != 1.0:
-            raise ValueError(f"config.json: partial_rotary_factor is {partial!r}: only 1.0 is supported")
-        theta = parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
-        if not isinstance(theta, int | float):
-            raise ValueError(f"config.json: rope_theta is {theta!r}: it must be a number")
-        return RopeSettings(rope_type, float(theta), parameters, max_position_embeddings)
+        theta, partial = parameters.get("rope_theta") or 10000.0, parameters.get("partial_rotary_factor") or 1.0
+        for name, value in (("rope_theta", theta), ("partial_rotary_factor", partial)):
+            if not isinstance(value, int | float):
+                raise ValueError(f"config.json: {name} is {value!r}: it must be a number")
+        assert isinstance(theta, int | float)
+        assert isinstance(partial, int | float)
+        dim = int(head_dim * partial)
+        if not 0 < dim <= head_dim or dim % 2:
+            raise ValueError(
+                f"config.json: partial_rotary_factor is {partial}: of {head_dim} features it rotates {dim}, "
+                "and that must be an even number"
+            )
+        return RopeSettings(str(rope_type), float(theta), dim, parameters, max_position_embeddings, interleaved)
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self.parameters.get(name)
@@ -49,36 +62,61 @@ class RopeSettings:
             raise ValueError(f"config.json: the rope type {self.rope_type} needs {name} as a number, not {value!r}")
         return float(value)
 
-    def longest(self) -> int:
-        """Positions that the stretched embedding covers."""
-        return stretched(self.rope_type, self.parameters, self.max_position_embeddings)
+    def factors(self, name: str) -> torch.Tensor:
+        """One number a pair, [dim / 2] float32."""
+        values = self.parameters.get(name)
+        if (
+            not isinstance(values, list)
+            or len(values) != self.dim // 2
+            or not all(isinstance(v, int | float) for v in values)
+        ):
+            raise ValueError(f"config.json: the rope type {self.rope_type} needs {name} as {self.dim // 2} numbers")
+        return torch.tensor(values, dtype=torch.float32)
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotates pairs (i, i + head_dim / 2) of each head by position x frequency_i."""
+    """The angles by which pairs of features are rotated: position x frequency_i."""
 
-    inverse_frequencies: torch.Tensor  # [head_dim / 2] float32
+    inverse_frequencies: torch.Tensor  # [dim / 2] float32
 
-    def __init__(self, head_dim: int, settings: RopeSettings) -> None:
+    def __init__(self, settings: RopeSettings) -> None:
         super().__init__()
-        frequencies, self.attention_factor = rope_frequencies(head_dim, settings)
+        frequencies, self.attention_factor = rope_frequencies(settings)
         self.register_buffer("inverse_frequencies", frequencies, persistent=False)
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of `positions` [num_tokens], each [num_tokens, 1, head_dim / 2]: once a step."""
+        """Cosines and sines of `positions` [num_tokens], each [num_tokens, 1, dim / 2]: once a step."""
         angles = positions.float()[:, None, None] * self.inverse_frequencies
         return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate `x` [num_tokens, num_heads, head_dim]."""
+    """Rotate the pairs (i, i + head_dim / 2) of `x` [num_tokens, num_heads, head_dim]."""
     left, right = x.chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
-def rope_frequencies(head_dim: int, settings: RopeSettings) -> tuple[torch.Tensor, float]:
-    """The angle per position of each pair, [head_dim / 2] float32, and a factor on the attention's scale."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+def rotate_neighbours(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the pairs (2i, 2i + 1) of `x` [num_tokens, num_heads, head_dim]."""
+    left, right = x[..., ::2], x[..., 1::2]
+    return torch.stack((left * cos - right * sin, right * cos + left * sin), dim=-1).flatten(-2)
+
+
+def rotate_first(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the first features of `x` [num_tokens, num_heads, head_dim], by halves: as many as have angles."""
+    dim = 2 * cos.shape[-1]
+    return torch.cat((rotate(x[..., :dim], cos, sin), x[..., dim:]), dim=-1)
+
+
+def rotate_first_neighbours(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """As `rotate_first`, by neighbours."""
+    dim = 2 * cos.shape[-1]
+    return torch.cat((rotate_neighbours(x[..., :dim], cos, sin), x[..., dim:]), dim=-1)
+
+
+def rope_frequencies(settings: RopeSettings) -> tuple[torch.Tensor, float]:
+    """The angle per position of each pair, [dim / 2] float32, and a factor on the attention's scale."""
+    exponents = torch.arange(0, settings.dim, 2, dtype=torch.float32) / settings.dim
     frequencies = 1.0 / (settings.theta**exponents)
     match settings.rope_type:
         case "linear":
@@ -86,9 +124,11 @@ def rope_frequencies(head_dim: int, settings: RopeSettings) -> tuple[torch.Tenso
         case "llama3":
             return _llama3(frequencies, settings), 1.0
         case "yarn":
-            return _yarn(frequencies, head_dim, settings)
-        case _:
+            return _yarn(frequencies, settings)
+        case "default":
             return frequencies, 1.0
+        case _:
+            raise ValueError(f"config.json: the rope type {settings.rope_type} is not supported yet")
 
 
 def _llama3(frequencies: torch.Tensor, settings: RopeSettings) -> torch.Tensor:
@@ -100,10 +140,11 @@ def _llama3(frequencies: torch.Tensor, settings: RopeSettings) -> torch.Tensor:
     return (1 - kept) * frequencies / factor + kept * frequencies
 
 
-def _yarn(frequencies: torch.Tensor, head_dim: int, settings: RopeSettings) -> tuple[torch.Tensor, float]:
+def _yarn(frequencies: torch.Tensor, settings: RopeSettings) -> tuple[torch.Tensor, float]:
     """YaRN (Peng et al., 2023), sections 3.2 to 3.4."""
-    factor = settings.number("factor")
+    head_dim = settings.dim
     original = settings.number("original_max_position_embeddings", settings.max_position_embeddings)
+    factor = settings.number("factor", settings.max_position_embeddings / original)
 
     def dimension(turns: float) -> float:
         return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(settings.theta))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from quire_engine.layers.linear import DRAWN_STD, Linear
-from quire_engine.layers.norm import RMSNorm
+from quire_engine.layers.norm import Norm
 from quire_engine.layers.shard import Packed, Shard, Sharded
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.reading import checked_shape, read, source_of
@@ -42,6 +42,7 @@ def stored_tensors(directory: Path, naming: Naming) -> Callable[[str], TensorHea
         headers = checkpoint_headers(directory)
     except ValueError as error:
         raise CheckpointError("InvalidCheckpoint", str(error)) from error
+    naming = naming.of(headers)
     return lambda name: headers.get(source_of(naming, name, Packed(rows_each=None, turned=True)).name)
 
 
@@ -64,6 +65,7 @@ def _fill_all(
     shards: Mapping[str, Shard], headers: Mapping[Path, Mapping[str, TensorHeader]], naming: Naming, directory: Path
 ) -> None:
     file_of = {name: file for file, tensors in headers.items() for name in tensors}
+    naming = naming.of(file_of)
     sources = {name: source_of(naming, name, shard.packed) for name, shard in shards.items()}
     absent = {name: source for name, source in sources.items() if source.name not in file_of}
     optional = {name for name in absent if (packed := shards[name].packed) is not None and packed.optional}
@@ -118,9 +120,9 @@ def draw_weights(model: nn.Module, seed: int) -> None:
                 module.bias.zero_()
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, RMSNorm):
-                parameter.fill_(1.0)
-            elif name == "bias":
+            if name == "bias":
                 parameter.zero_()
+            elif isinstance(module, Norm):
+                parameter.fill_(module.neutral)
             else:
                 parameter.normal_(0.0, DRAWN_STD, generator=generator)

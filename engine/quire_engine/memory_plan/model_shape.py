@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}
+from quire_engine.memory_plan.architectures import normalised, positive_int
 
-# What config.json may leave out, by the class that it names: the architectures whose memory is known from `ModelShape`.
-_DEFAULTS: dict[str, dict[str, object]] = {
-    "LlamaForCausalLM": {},
-    "MistralForCausalLM": {},
-    "Qwen2ForCausalLM": {},
-    "Qwen3ForCausalLM": {"head_dim": 128},
-}
-ARCHITECTURES = tuple(_DEFAULTS)
+BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +29,7 @@ class ModelShape:
 
     @staticmethod
     def from_config(config: Mapping[str, object]) -> ModelShape:
-        """Read config.json's content. Raises `ValueError` that names a field that is missing or wrong."""
+        """Read config.json's content as `normalised` gives it. Raises `ValueError` that names a field that is wrong."""
         architectures = config.get("architectures")
         if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
             raise ValueError('config.json has no "architectures": it must name the model\'s class')
@@ -67,13 +60,7 @@ class ModelShape:
     @staticmethod
     def of_known_architecture(config: Mapping[str, object]) -> ModelShape:
         """As `from_config`, for the first of the architectures that is known. Raises `ValueError` when none is."""
-        architectures = config.get("architectures")
-        names = architectures if isinstance(architectures, list) else []
-        for name in names:
-            if name in _DEFAULTS:
-                return ModelShape.from_config({**_DEFAULTS[name], **config, "architectures": [name]})
-        found = names[0] if names else "missing"
-        raise ValueError(f"config.json: the architecture is {found}: known are {', '.join(ARCHITECTURES)}")
+        return ModelShape.from_config(normalised(config))
 
     def can_split(self, tensor: int) -> bool:
         """Whether `tensor` GPUs can share each layer: whole heads, and whole or repeated KV heads on each."""
@@ -109,14 +96,3 @@ def serving_dtype(wanted: str, of_checkpoint: str, *, on_gpu: bool) -> str:
     if wanted != "auto":
         return wanted
     return "bfloat16" if of_checkpoint == "float32" and on_gpu else of_checkpoint
-
-
-def positive_int(config: Mapping[str, object], name: str, *, default: int | None = None) -> int:
-    value = config.get(name)
-    if value is None:
-        value = default
-    if value is None:
-        raise ValueError(f"config.json has no {name!r}")
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"config.json: {name} is {value!r}: it must be a whole number above 0")
-    return value

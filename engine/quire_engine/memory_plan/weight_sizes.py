@@ -11,8 +11,20 @@ from quire_engine.memory_plan.safetensors_header import TensorHeader
 
 # Converted to the dtype that is served. Every other type is part of a quantized format, and stays as it is.
 _FLOATS = ("F64", "F32", "F16", "BF16")
-# Tensors that old checkpoints carry and that are computed.
-_COMPUTED = ("rotary_emb.inv_freq",)
+# Endings of tensors that old checkpoints carry and that nobody needs: what can be computed, and masks.
+COMPUTED = (
+    "rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+)
+# The output head, which may be stored though it is the embedding.
+_HEADS = ("lm_head.weight", "embed_out.weight")
+# Tables that each GPU has whole.
+_WHOLE = (".wpe.weight", ".embed_positions.weight")
+# Projections to queries, keys and values that are stored as one.
+_FUSED = (".qkv_proj.", ".query_key_value.", ".c_attn.", ".Wqkv.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +42,24 @@ class WeightSizes:
         """Sum up a checkpoint's tensors, by name."""
         split = kv = whole = stored = linear = 0
         for name, tensor in tensors.items():
-            if name.endswith(_COMPUTED) or (shape.tied_embeddings and name == "lm_head.weight"):
+            if name.endswith(COMPUTED) or (shape.tied_embeddings and name in _HEADS):
                 continue
             elements = math.prod(tensor.shape)
             if tensor.dtype not in _FLOATS:
                 stored += tensor.size
                 continue
-            if len(tensor.shape) < 2:
+            if len(tensor.shape) < 2 or name.endswith(_WHOLE):
                 whole += elements
                 continue
             if ".k_proj." in name or ".v_proj." in name:
                 kv += elements
+            elif any(fused in name for fused in _FUSED):
+                both = elements * 2 * shape.num_kv_heads // (shape.num_heads + 2 * shape.num_kv_heads)
+                kv += both
+                split += elements - both
             else:
                 split += elements
-            if ".layers." in name:
+            if ".layers." in name or ".h." in name:
                 linear += elements
         return WeightSizes(split=split, kv=kv, whole=whole, stored=stored, linear=linear)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from quire_engine.memory_plan.model_shape import positive_int
+from quire_engine.memory_plan.architectures import positive_int
 from quire_engine.models.decoder import DecoderSpec
+from quire_engine.models.llama import llama_layer
+from quire_engine.models.settings import Config
 
 
-def mistral(config: Mapping[str, object]) -> DecoderSpec:
+def mistral(config: Config) -> DecoderSpec:
     """Raises `ValueError` that names what is not supported."""
-    config = {"sliding_window": 4096, **config}
-    window = None if config["sliding_window"] is None else positive_int(config, "sliding_window")
-    return DecoderSpec.from_config(config, windows=(window,) * positive_int(config, "num_hidden_layers"))
+    window = None if config.get("sliding_window") is None else positive_int(config, "sliding_window")
+    return DecoderSpec.of(config, llama_layer(config, window=window))

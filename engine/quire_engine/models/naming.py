@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
+
+from quire_engine.memory_plan.model_shape import ModelShape
+from quire_engine.memory_plan.weight_sizes import COMPUTED
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,79 @@ class Naming:
     """A family's names: `source` of each of the model's tensors, and endings of those that nobody needs."""
 
     source: Callable[[str], Source] = Source
-    unused: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    unused: tuple[str, ...] = COMPUTED
     unused_zeros: tuple[str, ...] = ()  # endings of those that nobody needs as long as all their elements are 0
+    otherwise: Mapping[str, str] = field(default_factory=dict)
+    """How the sources' names may begin instead, by how they begin, in checkpoints where none begins like that."""
+
+    def of(self, stored: Iterable[str]) -> Naming:
+        """The names that a checkpoint uses whose tensors are called `stored`."""
+        names = list(stored)
+        prefixes = {a: b for a, b in self.otherwise.items() if not any(name.startswith(a) for name in names)}
+        if not prefixes:
+            return self
+
+        def source(name: str) -> Source:
+            usual = self.source(name)
+            for prefix, other in prefixes.items():
+                if usual.name.startswith(prefix):
+                    return replace(usual, name=other + usual.name.removeprefix(prefix))
+            return usual
+
+        return replace(self, source=source)
 
 
 LLAMA_NAMES = Naming()
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+def renamed(
+    modules: Mapping[str, str],
+    *,
+    layers: str = "model.layers.",
+    fused: Mapping[str, tuple[str, torch.Tensor]] | None = None,
+    transposed: tuple[str, ...] = (),
+    otherwise: Mapping[str, str] | None = None,
+) -> Naming:
+    """Names of a checkpoint with `modules` called otherwise, those of layers without what stands before them.
+
+    `fused` gives modules that are rows of another one, `transposed` those, by our names, whose weights are turned.
+    """
+    parts = fused or {}
+
+    def source(name: str) -> Source:
+        found = _LAYER.fullmatch(name)
+        prefix, own = (f"{layers}{found[1]}.", found[2]) if found else ("", name)
+        module, _, tensor = own.rpartition(".")
+        turned = module in transposed and tensor == "weight"
+        if module in parts:
+            theirs, rows = parts[module]
+            return Source(f"{prefix}{theirs}.{tensor}", rows, turned)
+        return Source(f"{prefix}{modules.get(module, module)}.{tensor}", transposed=turned)
+
+    return Naming(source, otherwise=otherwise or {})
+
+
+def stacked(name: str, **parts: int) -> dict[str, tuple[str, torch.Tensor]]:
+    """Modules, by their last name, whose rows follow each other in the module `name`: `fused` of `renamed`."""
+    result, start = {}, 0
+    for part, size in parts.items():
+        result[part] = (name, torch.arange(start, start + size))
+        start += size
+    return result
+
+
+def stacked_heads(name: str, shape: ModelShape) -> dict[str, tuple[str, torch.Tensor]]:
+    """Queries, then keys, then values, in the module `name`."""
+    q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    return {f"self_attn.{k}": v for k, v in stacked(name, q_proj=q, k_proj=kv, v_proj=kv).items()}
+
+
+def grouped_heads(name: str, shape: ModelShape) -> dict[str, tuple[str, torch.Tensor]]:
+    """For each key and value its queries, then itself, in the module `name`."""
+    each = shape.num_heads // shape.num_kv_heads
+    rows = torch.arange(shape.num_kv_heads * (each + 2) * shape.head_dim)
+    rows = rows.view(shape.num_kv_heads, each + 2, shape.head_dim)
+    parts = {"q_proj": rows[:, :each], "k_proj": rows[:, each], "v_proj": rows[:, each + 1]}
+    return {f"self_attn.{k}": (name, v.flatten()) for k, v in parts.items()}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-
+from quire_engine.layers.norm import HeadNormSpec
 from quire_engine.models.decoder import DecoderSpec
+from quire_engine.models.llama import llama_layer, rms_norm
 from quire_engine.models.qwen2 import qwen_windows
+from quire_engine.models.settings import Config, flag
 
 
-def qwen3(config: Mapping[str, object]) -> DecoderSpec:
+def qwen3(config: Config) -> DecoderSpec:
     """Raises `ValueError` that names what is not supported."""
-    attention_bias = bool(config.get("attention_bias", False))
-    spec = DecoderSpec.from_config({"head_dim": 128, **config}, windows=qwen_windows(config))
-    return replace(spec, qkv_bias=attention_bias, output_bias=attention_bias, qk_norm=True)
+    bias, qk_norm = flag(config, "attention_bias", False), HeadNormSpec("head", rms_norm(config))
+    return DecoderSpec.of(
+        config,
+        tuple(
+            llama_layer(config, window=window, qkv_bias=bias, output_bias=bias, qk_norm=qk_norm)
+            for window in qwen_windows(config)
+        ),
+    )

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
+from quire_engine.memory_plan.architectures import normalised
 from quire_engine.models.decoder import DecoderSpec
+from quire_engine.models.gemma import gemma, gemma2, gemma3
+from quire_engine.models.gpt2 import gpt2
+from quire_engine.models.gpt_neox import gpt_neox
 from quire_engine.models.llama import llama
 from quire_engine.models.mistral import mistral
+from quire_engine.models.phi3 import phi3
 from quire_engine.models.qwen2 import qwen2
 from quire_engine.models.qwen3 import qwen3
+from quire_engine.models.settings import Config
 
-FAMILIES: dict[str, Callable[[Mapping[str, object]], DecoderSpec]] = {
+FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "LlamaForCausalLM": llama,
     "MistralForCausalLM": mistral,
     "Qwen2ForCausalLM": qwen2,
     "Qwen3ForCausalLM": qwen3,
+    "GemmaForCausalLM": gemma,
+    "Gemma2ForCausalLM": gemma2,
+    "Gemma3ForCausalLM": gemma3,
+    "Phi3ForCausalLM": phi3,
+    "GPTNeoXForCausalLM": gpt_neox,
+    "GPT2LMHeadModel": gpt2,
 }
 
 
-def has_family(config: Mapping[str, object]) -> bool:
+def has_family(config: Config) -> bool:
     """Whether one of a config.json's architectures is a family of ours."""
     architectures = config.get("architectures")
     return any(name in FAMILIES for name in architectures) if isinstance(architectures, list) else False
 
 
-def decoder_spec(config: Mapping[str, object]) -> DecoderSpec:
+def decoder_spec(config: Config) -> DecoderSpec:
     """The spec of a config.json. Raises `ValueError` for an unknown architecture or an unsupported setting."""
-    architectures = config.get("architectures")
-    names = architectures if isinstance(architectures, list) else []
-    for name in names:
-        if name in FAMILIES:
-            return FAMILIES[name]({**config, "architectures": [name]})
-    if not names:
-        raise ValueError('config.json has no "architectures": it must name the model\'s class')
-    raise ValueError(f"the architecture {names[0]} is not supported: use one of {', '.join(FAMILIES)}")
+    common = normalised(config)
+    architectures = common["architectures"]
+    assert isinstance(architectures, list)
+    return FAMILIES[architectures[0]](common)

@@ -11,6 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from quire_engine.layers.rotary import RopeSettings, RotaryEmbedding, rope_frequencies, rotate
+from quire_engine.memory_plan.context_length import longest_context
 
 HEAD_DIM = 64
 CASES: dict[str, dict[str, Any]] = {
@@ -38,25 +39,26 @@ def test_frequencies_equal_those_of_transformers(case: str) -> None:
         hidden_size=256, num_attention_heads=4, max_position_embeddings=131072, rope_parameters=CASES[case]
     )
     expected, expected_factor = ROPE_INIT_FUNCTIONS[case](config, torch.device("cpu"))
-    settings = RopeSettings.from_config({"rope_parameters": CASES[case]}, 131072)
-    frequencies, factor = rope_frequencies(HEAD_DIM, settings)
+    settings = RopeSettings.from_config({"rope_parameters": CASES[case]}, HEAD_DIM, 131072)
+    frequencies, factor = rope_frequencies(settings)
     torch.testing.assert_close(frequencies, expected, rtol=1e-6, atol=0)
     assert factor == pytest.approx(expected_factor)
 
 
 def test_older_configs_mean_the_same() -> None:
-    new = RopeSettings.from_config({"rope_parameters": CASES["llama3"]}, 131072)
+    new = RopeSettings.from_config({"rope_parameters": CASES["llama3"]}, HEAD_DIM, 131072)
     scaling = {k: v for k, v in CASES["llama3"].items() if k != "rope_theta"}
-    old = RopeSettings.from_config({"rope_theta": 500000.0, "rope_scaling": scaling}, 131072)
-    assert torch.equal(rope_frequencies(HEAD_DIM, new)[0], rope_frequencies(HEAD_DIM, old)[0])
-    oldest = RopeSettings.from_config({"rope_scaling": {"type": "linear", "factor": 4.0}}, 4096)
-    assert (oldest.rope_type, oldest.theta, oldest.longest()) == ("linear", 10000.0, 16384)
+    old = RopeSettings.from_config({"rope_theta": 500000.0, "rope_scaling": scaling}, HEAD_DIM, 131072)
+    assert torch.equal(rope_frequencies(new)[0], rope_frequencies(old)[0])
+    oldest = RopeSettings.from_config({"rope_scaling": {"type": "linear", "factor": 4.0}}, HEAD_DIM, 4096)
+    assert (oldest.rope_type, oldest.theta) == ("linear", 10000.0)
+    assert longest_context({"rope_scaling": {"type": "linear", "factor": 4.0}}, 4096) == 16384
 
 
 def test_rotation_equals_that_of_transformers() -> None:
     positions = torch.tensor([0, 1, 17, 4000])
     x = torch.randn(4, 2, HEAD_DIM)
-    cos, sin = RotaryEmbedding(HEAD_DIM, RopeSettings.from_config({}, 4096))(positions, torch.float32)
+    cos, sin = RotaryEmbedding(RopeSettings.from_config({}, HEAD_DIM, 4096))(positions, torch.float32)
     both = torch.cat((cos, cos), -1).transpose(0, 1)[None], torch.cat((sin, sin), -1).transpose(0, 1)[None]
     expected, _ = apply_rotary_pos_emb(x.transpose(0, 1)[None], x.transpose(0, 1)[None], both[0][:, 0], both[1][:, 0])
     torch.testing.assert_close(rotate(x, cos, sin), expected[0].transpose(0, 1))
@@ -65,11 +67,12 @@ def test_rotation_equals_that_of_transformers() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported"),
-        ({"partial_rotary_factor": 0.5}, "only 1.0 is supported"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "'spiral' is not supported"),
+        ({"partial_rotary_factor": 0.3}, "of 64 features it rotates 19, and that must be an even number"),
+        ({"rope_theta": "10000"}, "rope_theta is '10000': it must be a number"),
         ({"rope_parameters": {"rope_type": "linear"}}, "linear needs factor as a number"),
     ],
 )
 def test_what_is_not_supported_is_named(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rope_frequencies(HEAD_DIM, RopeSettings.from_config(config, 4096))
+        rope_frequencies(RopeSettings.from_config(config, HEAD_DIM, 4096))

@@ -58,17 +58,17 @@ def edit_weights(model_dir: Path, edit: Callable[[dict[str, torch.Tensor]], obje
         (lambda d: (d / "config.json").unlink(), "InvalidCheckpoint", "has no config.json"),
         (lambda d: (d / "config.json").write_text("{"), "InvalidCheckpoint", "cannot be read as JSON"),
         (
-            lambda d: edit_config(d, architectures=["GPT2LMHeadModel"]),
+            lambda d: edit_config(d, architectures=["MambaForCausalLM"]),
             "UnsupportedModel",
-            "GPT2LMHeadModel is not one that transformers .* runs: it knows model_type .llama. as LlamaForCausalLM",
+            "MambaForCausalLM is not one that transformers .* runs: it knows model_type .llama. as LlamaForCausalLM",
         ),
         (lambda d: edit_config(d, architectures=...), "UnsupportedModel", 'no "architectures"'),
         (lambda d: edit_config(d, hidden_size=...), "UnsupportedModel", "no 'hidden_size'"),
-        (lambda d: edit_config(d, hidden_act="gelu"), "UnsupportedModel", "hidden_act is 'gelu'"),
+        (lambda d: edit_config(d, hidden_act="swoosh"), "UnsupportedModel", "hidden_act is 'swoosh'"),
         (
-            lambda d: edit_config(d, rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
+            lambda d: edit_config(d, rope_parameters={"rope_type": "spiral", "factor": 2.0}),
             "UnsupportedModel",
-            "the rope type 'dynamic' is not supported: use one of default, linear, llama3, yarn",
+            "the rope type 'spiral' is not supported: use one of default, linear",
         ),
         (
             lambda d: edit_config(d, quantization_config={"quant_method": "bitsandbytes"}),

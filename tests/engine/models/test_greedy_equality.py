@@ -17,7 +17,6 @@ from quire_engine.sampling_params import SamplingParams
 from tests.engine.models.checkpoints import (
     FAMILIES,
     MAX_MODEL_LEN,
-    VARIANTS,
     greedy_reference,
     make_model,
     mixed_prompts,
@@ -98,15 +97,6 @@ def test_pages_that_were_swapped_out_come_back_as_they_were(
     assert answer(core, reference.prompts) == reference.answers
     assert core.stats().num_preemptions > 0
     assert core.stats().num_swaps > 0
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_familys_variants_are_answered_alike(variant: str, tmp_path: Path) -> None:
-    cls, config = VARIANTS[variant]
-    model = make_model(cls, config(), seed=1)
-    prompts = mixed_prompts(12, LONGEST, seed=1)
-    core = build(save(model, tmp_path), max_num_batched_tokens=32)
-    assert answer(core, prompts) == greedy_reference(model, prompts, NEW_TOKENS)
 
 
 def test_a_checkpoint_of_several_files_is_answered_alike(tmp_path: Path) -> None:

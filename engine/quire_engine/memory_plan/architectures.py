@@ -1,0 +1,104 @@
+"""The architectures that are known, and what their config.json calls the sizes: by Llama's names, the common ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+Config = Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """How the config.json of one class is read."""
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What a size is called there, by its common name. They are whole numbers."""
+
+    defaults: Config = field(default_factory=dict)
+    """What may be left out, by the common names."""
+
+    derived: Callable[[Config], Config] = lambda _: {}
+    """What follows from other fields, by the common names."""
+
+
+def _four_times(config: Config) -> Config:
+    """An inner size that is four times the hidden one, where it is not given."""
+    hidden = config.get("hidden_size")
+    inner = config.get("intermediate_size")
+    return {"intermediate_size": 4 * hidden} if inner is None and isinstance(hidden, int) else {}
+
+
+def _falcon(config: Config) -> Config:
+    """Falcon-7B shares one key and value among all heads, whatever `num_kv_heads` says; Falcon-40B groups heads."""
+    heads = config.get("num_kv_heads") or config.get("num_attention_heads")
+    if not config.get("new_decoder_architecture") and config.get("multi_query", True):
+        heads = 1
+    return {"num_key_value_heads": heads, **_four_times(config)}
+
+
+_GPT2 = Architecture(
+    names={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "intermediate_size": "n_inner",
+        "max_position_embeddings": "n_positions",
+    },
+    defaults={"max_position_embeddings": 1024, "tie_word_embeddings": True},
+    derived=_four_times,
+)
+_GEMMA = {"head_dim": 256, "max_position_embeddings": 8192, "tie_word_embeddings": True}
+
+_KNOWN: dict[str, Architecture] = {
+    "LlamaForCausalLM": Architecture(),
+    "MistralForCausalLM": Architecture(defaults={"sliding_window": 4096}),
+    "Qwen2ForCausalLM": Architecture(),
+    "Qwen3ForCausalLM": Architecture(defaults={"head_dim": 128}),
+    "GemmaForCausalLM": Architecture(defaults=_GEMMA),
+    "Gemma2ForCausalLM": Architecture(defaults=_GEMMA),
+    "Gemma3ForCausalLM": Architecture(defaults={**_GEMMA, "max_position_embeddings": 131072}),
+    "Phi3ForCausalLM": Architecture(defaults={"max_position_embeddings": 4096}),
+    "GPTNeoXForCausalLM": Architecture(),
+    "GPT2LMHeadModel": _GPT2,
+}
+ARCHITECTURES = tuple(_KNOWN)
+
+
+def normalised(config: Config) -> dict[str, object]:
+    """config.json's content with the common names added, for the first of its architectures that is known.
+
+    Raises `ValueError` when none is known, or when a size is missing or no whole number.
+    """
+    architectures = config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    for name in names:
+        if name in _KNOWN:
+            return _read(_KNOWN[name], {**config, "architectures": [name]})
+    if not names:
+        raise ValueError('config.json has no "architectures": it must name the model\'s class')
+    raise ValueError(f"config.json: the architecture {names[0]} is not supported: use one of {', '.join(_KNOWN)}")
+
+
+def _read(architecture: Architecture, config: dict[str, object]) -> dict[str, object]:
+    for common, own in architecture.names.items():
+        if config.get(own) is not None:
+            config[common] = positive_int(config, own)
+    result = {**architecture.defaults, **config}
+    result |= architecture.derived(result)
+    for common, own in architecture.names.items():
+        if result.get(common) is None:
+            raise ValueError(f"config.json has no {own!r}")
+    return result
+
+
+def positive_int(config: Config, name: str, *, default: int | None = None) -> int:
+    """A size. Raises `ValueError` that names the field when it is missing or none."""
+    value = config.get(name)
+    if value is None:
+        value = default
+    if value is None:
+        raise ValueError(f"config.json has no {name!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"config.json: {name} is {value!r}: it must be a whole number above 0")
+    return value

@@ -1,0 +1,57 @@
+"""The feed-forward part of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from quire_engine.layers.activation import ACTIVATIONS
+from quire_engine.layers.linear import ColumnLinear, RowLinear, Rows
+from quire_engine.memory_plan.model_shape import ModelShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPSpec:
+    """down(act(gate(x)) * up(x)), or with `gated` false down(act(up(x)))."""
+
+    activation: str = "silu"
+    gated: bool = True
+    bias: bool = False
+
+    def build(self, shape: ModelShape) -> nn.Module:
+        return GatedMLP(self, shape) if self.gated else PlainMLP(self, shape)
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)) (Shazeer, "GLU variants improve Transformer")."""
+
+    def __init__(self, spec: MLPSpec, shape: ModelShape) -> None:
+        super().__init__()
+        hidden, inner = shape.hidden_size, Rows(shape.intermediate_size)
+        self.gate_up_proj = ColumnLinear(hidden, {"gate_proj": inner, "up_proj": inner}, bias=spec.bias)
+        self.down_proj = RowLinear(inner, hidden, bias=spec.bias)
+        self.activation = ACTIVATIONS[spec.activation]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[num_tokens, hidden_size] -> the same."""
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        out: torch.Tensor = self.down_proj(self.activation(gate) * up)
+        return out
+
+
+class PlainMLP(nn.Module):
+    """down(act(up(x)))."""
+
+    def __init__(self, spec: MLPSpec, shape: ModelShape) -> None:
+        super().__init__()
+        inner = Rows(shape.intermediate_size)
+        self.up_proj = ColumnLinear(shape.hidden_size, inner, bias=spec.bias)
+        self.down_proj = RowLinear(inner, shape.hidden_size, bias=spec.bias)
+        self.activation = ACTIVATIONS[spec.activation]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[num_tokens, hidden_size] -> the same."""
+        out: torch.Tensor = self.down_proj(self.activation(self.up_proj(x)))
+        return out

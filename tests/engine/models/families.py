@@ -1,0 +1,159 @@
+"""The families that are served, and the small models of each that tests compare with transformers.
+
+`docs/write_models.py` makes the table of docs/models.md of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+VOCAB_SIZE = 128
+MAX_MODEL_LEN = 128
+PLAIN: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": MAX_MODEL_LEN,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+SIZES: dict[str, Any] = PLAIN | {"intermediate_size": 96, "num_key_value_heads": 2}
+FULL, SLIDING = "full_attention", "sliding_attention"
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One class of models. `cases` are settings of its config class, by what they check."""
+
+    models: str  # that people know
+    architecture: str
+    config: str
+    cases: Mapping[str, dict[str, Any]]
+
+
+FAMILIES = [
+    Family(
+        models="Llama 1 to 3, Yi, DeepSeek (dense)",
+        architecture="LlamaForCausalLM",
+        config="LlamaConfig",
+        cases={
+            "grouped heads": SIZES,
+            "tied head, biases, llama3 rope": SIZES
+            | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3_ROPE},
+            "linear rope, gelu": SIZES
+            | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, "hidden_act": "gelu"},
+            "yarn rope": SIZES | {"rope_parameters": YARN_ROPE},
+        },
+    ),
+    Family(
+        models="Mistral",
+        architecture="MistralForCausalLM",
+        config="MistralConfig",
+        cases={
+            "sliding window": SIZES | {"sliding_window": 20},
+            "no window, wide heads": SIZES | {"sliding_window": None, "head_dim": 24},
+        },
+    ),
+    Family(
+        models="Qwen2, Qwen2.5",
+        architecture="Qwen2ForCausalLM",
+        config="Qwen2Config",
+        cases={
+            "biases": SIZES,
+            "window on later layers": SIZES
+            | {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
+        },
+    ),
+    Family(
+        models="Qwen3",
+        architecture="Qwen3ForCausalLM",
+        config="Qwen3Config",
+        cases={
+            "norm of each head": SIZES | {"head_dim": 24},
+            "tied head": SIZES | {"head_dim": 24, "tie_word_embeddings": True},
+        },
+    ),
+    Family(
+        models="Gemma, CodeGemma",
+        architecture="GemmaForCausalLM",
+        config="GemmaConfig",
+        cases={"scaled embedding": SIZES | {"head_dim": 24}},
+    ),
+    Family(
+        models="Gemma 2",
+        architecture="Gemma2ForCausalLM",
+        config="Gemma2Config",
+        cases={
+            "alternating window, soft-capped scores and logits": SIZES
+            | {"head_dim": 24, "sliding_window": 20, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 5.0},
+        },
+    ),
+    Family(
+        models="Gemma 3 (text)",
+        architecture="Gemma3ForCausalLM",
+        config="Gemma3TextConfig",
+        cases={
+            "two rope bases, alternating window": SIZES
+            | {"head_dim": 24, "sliding_window": 20, "query_pre_attn_scalar": 20, "layer_types": [SLIDING, FULL]},
+            "scaled rope where all is seen": SIZES
+            | {
+                "head_dim": 24,
+                "sliding_window": 20,
+                "layer_types": [FULL, SLIDING],
+                "rope_parameters": {
+                    FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                    SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+                },
+            },
+        },
+    ),
+    Family(
+        models="Phi-3, Phi-3.5, Phi-4",
+        architecture="Phi3ForCausalLM",
+        config="Phi3Config",
+        cases={
+            "fused projections": SIZES,
+            "part of each head rotated, sliding window": SIZES
+            | {"sliding_window": 20, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        },
+    ),
+    Family(
+        models="GPT-NeoX, Pythia, Dolly",
+        architecture="GPTNeoXForCausalLM",
+        config="GPTNeoXConfig",
+        cases={
+            "parallel block": PLAIN | {"intermediate_size": 96},
+            "sequential block, tied head": PLAIN
+            | {"intermediate_size": 96, "use_parallel_residual": False, "tie_word_embeddings": True},
+        },
+    ),
+    Family(
+        models="GPT-2",
+        architecture="GPT2LMHeadModel",
+        config="GPT2Config",
+        cases={
+            "learned positions": PLAIN,
+            "scaled by layer, untied head": PLAIN
+            | {"n_inner": 80, "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False},
+        },
+    ),
+]
+
+CASES: dict[str, tuple[Family, dict[str, Any]]] = {
+    f"{family.architecture}: {name}": (family, settings)
+    for family in FAMILIES
+    for name, settings in family.cases.items()
+}

@@ -1,0 +1,65 @@
+"""Every family's logits and greedy answers in float32 are those of transformers' own class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from quire_engine.attention.context import AttentionContext, PrefillSpan, attention_context
+from quire_engine.core.loop import EngineCore
+from tests.engine.models.checkpoints import ALL, check_greedy, greedy_reference, make_model, mixed_prompts, save
+from tests.engine.models.test_greedy_equality import LONGEST, NEW_TOKENS, answer, build
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BLOCK_SIZE = 8
+
+
+@torch.no_grad()
+def logits_of(core: EngineCore, prompt: list[int]) -> torch.Tensor:
+    """The engine's logits [len(prompt), vocab_size] after each token of `prompt`, computed in one step."""
+    model: Any = core._executor._model  # type: ignore[attr-defined]
+    count = len(prompt)
+    span = PrefillSpan(0, count, 0, torch.arange(-(-count // BLOCK_SIZE)))
+    context = AttentionContext(torch.arange(count), 0, [], torch.zeros(0, 0, dtype=torch.int64), [span])
+    with attention_context(context):
+        logits: torch.Tensor = model.logits(model(torch.tensor(prompt), torch.arange(count)))
+    return logits
+
+
+def make(name: str, directory: Path) -> PreTrainedModel:
+    transformers.utils.logging.disable_progress_bar()
+    cls, config = ALL[name]
+    model = make_model(cls, config(), seed=1)
+    save(model, directory)
+    return model
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_logits_and_greedy_answers_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    model = make(name, tmp_path)
+    prompts = mixed_prompts(5, LONGEST, seed=1)
+    core = build(tmp_path, max_num_batched_tokens=32, block_size=BLOCK_SIZE)
+    with torch.no_grad():
+        expected = model(torch.tensor([prompts[0]]), use_cache=False).logits[0]
+    torch.testing.assert_close(logits_of(core, prompts[0]), expected, rtol=0, atol=1e-4)
+    answers = answer(core, prompts)
+    assert check_greedy(model, prompts, answers) == 0
+    assert answer(core, prompts[:1]) == answers[:1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("budget", [19, 512])
+def test_100_prompts_are_answered_as_transformers_generates(name: str, budget: int, tmp_path: Path) -> None:
+    model = make(name, tmp_path)
+    prompts = mixed_prompts(100, LONGEST, seed=2)
+    core = build(tmp_path, max_num_batched_tokens=budget, block_size=BLOCK_SIZE)
+    answers = answer(core, prompts)
+    assert check_greedy(model, prompts, answers) <= 1
+    assert greedy_reference(model, prompts[:10], NEW_TOKENS) == answers[:10]
