@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from quire_engine.layers.linear import Linear, LinearMethod, Unquantized
-from quire_engine.memory_plan.quantization import UNUSED, Fp8, Fp8OfFloats, Gptq, Quantization, skips
+from quire_engine.memory_plan.quantization import UNUSED, Awq, Fp8, Fp8OfFloats, Gptq, Quantization, skips
 from quire_engine.memory_plan.safetensors_header import TensorHeader
 from quire_engine.models.naming import Naming
+from quire_engine.quantization.awq import AwqLinear
 from quire_engine.quantization.fp8 import Fp8Linear, Fp8WhileLoading
+from quire_engine.quantization.gptq import GptqLinear
 
 Stored = Callable[[str], TensorHeader | None]
 
@@ -47,7 +49,10 @@ def _method(quantization: Quantization, path: str) -> LinearMethod:
             return Fp8Linear(quantization)
         case Fp8OfFloats():
             return Fp8WhileLoading()
-    raise ValueError(f"{path}: {quantization.scheme} is not supported")
+        case Awq():
+            return AwqLinear(quantization, path)
+        case Gptq():
+            return GptqLinear(quantization, path)
 
 
 def naming_with(quantization: Quantization, naming: Naming) -> Naming:

@@ -84,7 +84,107 @@ FP8_FORMATS = {
         compressed("block", block_structure="32x16"), fp8((32, 16), "weight_scale", lambda scale: scale)
     ),
 }
-FORMATS = FP8_FORMATS
+
+
+def rounded(weight: torch.Tensor, bits: int, group_of: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, ...]:
+    """Numbers [out, in], and zero points and scales [out, groups], by the range of each group."""
+    highest, groups = 2**bits - 1, int(group_of.max()) + 1
+    zeros = torch.empty(len(weight), groups, dtype=torch.int64)
+    scales = torch.empty(len(weight), groups)
+    for group in range(groups):
+        part = weight[:, group_of == group]
+        if symmetric:
+            scales[:, group] = (2 * part.abs().amax(1) / highest).half().float()
+            zeros[:, group] = 2 ** (bits - 1)
+        else:
+            low, high = part.amin(1).clamp_max(0), part.amax(1).clamp_min(0)
+            scales[:, group] = ((high - low) / highest).half().float()
+            zeros[:, group] = (-low / scales[:, group]).round().clamp(0, highest)
+    numbers = (weight / scales[:, group_of] + zeros[:, group_of]).round().clamp(0, highest).long()
+    return numbers, zeros, scales
+
+
+def in_words(numbers: torch.Tensor, bits: int, order: list[int]) -> torch.Tensor:
+    """[rows, n] -> [rows, n * bits / 32] int32; `order` says which number of a word is where, from the lowest bits."""
+    words = []
+    for row in numbers.tolist():
+        own = []
+        for first in range(0, len(row), len(order)):
+            word = sum(row[first + which] << (bits * place) for place, which in enumerate(order))
+            own.append(word - (1 << 32) if word >= 1 << 31 else word)
+        words.append(own)
+    return torch.tensor(words, dtype=torch.int32)
+
+
+def awq(group_size: int) -> Callable[[torch.Tensor], Packed]:
+    def pack(weight: torch.Tensor) -> Packed:
+        columns = weight.shape[1]
+        group_of = torch.arange(columns) // (columns if group_size == -1 else group_size)
+        numbers, zeros, scales = rounded(weight, 4, group_of, symmetric=False)
+        means = (numbers - zeros[:, group_of]) * scales[:, group_of]
+        order = [0, 2, 4, 6, 1, 3, 5, 7]
+        tensors = {"qweight": in_words(numbers.t(), 4, order), "qzeros": in_words(zeros.t(), 4, order)}
+        return tensors | {"scales": scales.t().half()}, means
+
+    return pack
+
+
+def gptq(bits: int, group_size: int, *, symmetric: bool, act_order: bool = False, version: int = 1) -> Any:
+    def pack(weight: torch.Tensor) -> Packed:
+        columns = weight.shape[1]
+        group_of = torch.arange(columns) // (columns if group_size == -1 else group_size)
+        if act_order:
+            group_of = group_of[torch.randperm(columns, generator=torch.Generator().manual_seed(columns))]
+        numbers, zeros, scales = rounded(weight, bits, group_of, symmetric)
+        means = (numbers - zeros[:, group_of]) * scales[:, group_of]
+        order = list(range(32 // bits))
+        stored_zeros = (zeros - 1) % 2**bits if version == 1 else zeros
+        tensors = {
+            "qweight": in_words(numbers, bits, order).t(),
+            "qzeros": in_words(stored_zeros.t(), bits, order),
+            "scales": scales.t().half(),
+            "g_idx": group_of.int(),
+        }
+        return tensors, means
+
+    return pack
+
+
+def without(pack: Callable[[torch.Tensor], Packed], end: str) -> Callable[[torch.Tensor], Packed]:
+    def packed(weight: torch.Tensor) -> Packed:
+        tensors, means = pack(weight)
+        return {name: tensor for name, tensor in tensors.items() if name != end}, means
+
+    return packed
+
+
+def awq_config(group_size: int) -> dict[str, Any]:
+    settings = {"quant_method": "awq", "bits": 4, "group_size": group_size, "zero_point": True, "version": "gemm"}
+    return settings | {"modules_to_not_convert": None}
+
+
+def gptq_config(bits: int, group_size: int, **more: Any) -> dict[str, Any]:
+    return {"quant_method": "gptq", "bits": bits, "group_size": group_size, "desc_act": False} | more
+
+
+AWQ_FORMATS = {f"awq, groups of {size}": Format(awq_config(size), awq(size)) for size in (32, 64, 128, -1)}
+GPTQ_FORMATS = {
+    "gptq, 4 bits": Format(gptq_config(4, 32, sym=True), gptq(4, 32, symmetric=True)),
+    "gptq, 4 bits, with zero points": Format(gptq_config(4, 32, sym=False), gptq(4, 32, symmetric=False)),
+    "gptq, 4 bits, act-order": Format(
+        gptq_config(4, 16, sym=True, desc_act=True), gptq(4, 16, symmetric=True, act_order=True)
+    ),
+    "gptq, 4 bits, act-order, with zero points, version 2": Format(
+        gptq_config(4, 32, sym=False, desc_act=True, checkpoint_format="gptq_v2"),
+        gptq(4, 32, symmetric=False, act_order=True, version=2),
+    ),
+    "gptq, 8 bits, one group": Format(gptq_config(8, -1, sym=True), gptq(8, -1, symmetric=True)),
+    "gptq, 8 bits, with zero points, without g_idx": Format(
+        gptq_config(8, 32, sym=False), without(gptq(8, 32, symmetric=False), "g_idx")
+    ),
+    "gptq, 2 bits, with zero points": Format(gptq_config(2, 16, sym=False), gptq(2, 16, symmetric=False)),
+}
+FORMATS = FP8_FORMATS | AWQ_FORMATS | GPTQ_FORMATS
 
 
 def is_linear(name: str, tensor: torch.Tensor) -> bool:
