@@ -13,10 +13,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from quire_engine.llm import LLM
-    from quire_engine.sampling_params import SamplingParams
+    from quire_engine.sampling_params import BeamSearchParams, SamplingParams
     from quire_engine.structured_outputs import StructuredOutputsParams
 
-__all__ = ["LLM", "SamplingParams", "StructuredOutputsParams", "__version__"]
+__all__ = ["LLM", "BeamSearchParams", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +28,10 @@ def __getattr__(name: str) -> Any:
         from quire_engine.sampling_params import SamplingParams
 
         return SamplingParams
+    if name == "BeamSearchParams":
+        from quire_engine.sampling_params import BeamSearchParams
+
+        return BeamSearchParams
     if name == "StructuredOutputsParams":
         from quire_engine.structured_outputs import StructuredOutputsParams
 

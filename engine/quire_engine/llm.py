@@ -10,11 +10,18 @@ from typing import Any, TypedDict
 from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
 from quire_engine.config import EngineConfig
-from quire_engine.core.messages import EngineOutput, EngineRequest
+from quire_engine.core.messages import BeamAnswer, EngineOutput, EngineRequest
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.engine import build_engine
-from quire_engine.request_output import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from quire_engine.sampling_params import SamplingParams
+from quire_engine.request_output import (
+    BeamSearchOutput,
+    BeamSearchSequence,
+    CompletionOutput,
+    Logprob,
+    RequestMetrics,
+    RequestOutput,
+)
+from quire_engine.sampling_params import BeamSearchParams, SamplingParams
 from quire_engine.startup_error import StartupError
 from quire_engine.text.bad_words import with_bad_words
 from quire_engine.text.detokenizer import IncrementalDetokenizer
@@ -125,6 +132,31 @@ class LLM:
         token_ids = [self._encode(text, add_special_tokens=False) for text in texts]
         return self._run(texts, token_ids, self._params_for(texts, sampling_params), use_tqdm)
 
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = False
+    ) -> list[BeamSearchOutput]:
+        """The `beam_width` best answers to each prompt, as `transformers` finds them with as many beams.
+
+        Raises `ValueError` for a prompt that can never run; nothing is answered then.
+        """
+        outputs = []
+        for result in self.generate(prompts, params.as_sampling_params(), use_tqdm):
+            sequences = []
+            for answer in result.outputs:
+                tokens = [*result.prompt_token_ids, *answer.token_ids]
+                assert answer.finish_reason is not None
+                sequences.append(
+                    BeamSearchSequence(
+                        tokens,
+                        answer.cumulative_logprob or 0.0,
+                        str(self._tokenizer.decode(tokens)),
+                        answer.finish_reason,
+                        answer.stop_reason,
+                    )
+                )
+            outputs.append(BeamSearchOutput(sequences))
+        return outputs
+
     def _params_for(
         self, prompts: Sequence[object], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[SamplingParams]:
@@ -160,15 +192,15 @@ class LLM:
         for i, (text, ids, own) in enumerate(zip(texts, token_ids, params, strict=True)):
             self._num_requests += 1
             name = str(self._num_requests - 1)
-            answers = [CompletionOutput(index) for index in range(own.num_sequences)]
+            answers = [CompletionOutput(index) for index in range(own.n if own.use_beam_search else own.num_sequences)]
             results.append(RequestOutput(name, text, ids, answers, False, RequestMetrics(time.time())))
             if own.prompt_logprobs is not None:
                 results[-1].prompt_logprobs = [None]
-            for answer in answers:
+            for answer in answers[:1] if own.use_beam_search else answers:
                 request = EngineRequest(
                     f"{name}-{answer.index}",
                     ids,
-                    own.child(answer.index),
+                    own if own.use_beam_search else own.child(answer.index),
                     time.monotonic(),
                     priority=priorities[i] if priorities else 0,
                     cache_salt=salts[i] if salts else None,
@@ -196,6 +228,12 @@ class LLM:
         if output.finish_reason == "error":
             raise ValueError(f"prompt {parent.request_id}: {output.error}")
         elapsed = time.monotonic() - sequence.started
+        if output.beams is not None:
+            self._take_beams(sequence, output.beams)
+            parent.num_cached_tokens, parent.finished = output.num_cached_tokens, True
+            times = parent.metrics
+            times.first_token_time = times.last_token_time = times.finished_time = elapsed
+            return
         text, stop = sequence.detokenizer.update(
             output.new_token_ids, output.finish_reason is not None, ended_by_token=output.ended_by_token
         )
@@ -222,6 +260,16 @@ class LLM:
         if all(a.finish_reason is not None for a in parent.outputs):
             parent.finished, metrics.finished_time = True, elapsed
 
+    def _take_beams(self, sequence: _Sequence, beams: Sequence[BeamAnswer]) -> None:
+        """The answers of a beam search, which come all at once."""
+        parent, params = sequence.parent, sequence.request.params
+        del parent.outputs[len(beams) :]
+        for answer, found in zip(parent.outputs, beams, strict=True):
+            detokenizer = IncrementalDetokenizer(self._tokenizer, parent.prompt_token_ids, params)
+            answer.text, _ = detokenizer.update(found.token_ids, True, ended_by_token=found.finish_reason == "stop")
+            answer.token_ids, answer.cumulative_logprob = found.token_ids, found.cumulative_logprob
+            answer.finish_reason, answer.stop_reason = found.finish_reason, found.stop_reason
+
     def _by_token(self, entry: TokenLogprobs) -> dict[int, Logprob]:
         """The token first, then the likeliest ones that are not it."""
         made = {entry.token_id: Logprob(entry.logprob, entry.rank, self._token_bytes.text(entry.token_id))}
@@ -232,7 +280,7 @@ class LLM:
 
 def _keep_the_best(result: RequestOutput, params: SamplingParams) -> None:
     """Of more answers than `n` keep those with the highest sum of logprobs, the best one first."""
-    if params.num_sequences == params.n:
+    if params.use_beam_search or params.num_sequences == params.n:
         return
     result.outputs = sorted(result.outputs, key=lambda a: -(a.cumulative_logprob or 0.0))[: params.n]
     for index, answer in enumerate(result.outputs):

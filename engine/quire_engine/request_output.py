@@ -32,6 +32,24 @@ class CompletionOutput:
 
 
 @dataclass
+class BeamSearchSequence:
+    """An answer of `LLM.beam_search`. `tokens` and `text` begin with the prompt."""
+
+    tokens: list[int]
+    cum_logprob: float
+    text: str
+    finish_reason: FinishReason
+    stop_reason: int | str | None = None
+
+
+@dataclass
+class BeamSearchOutput:
+    """What `LLM.beam_search` found for one prompt, the best first."""
+
+    sequences: list[BeamSearchSequence]
+
+
+@dataclass
 class RequestMetrics:
     """`arrival_time` is in seconds since the epoch, the others in seconds since it."""
 

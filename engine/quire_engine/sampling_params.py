@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from quire_engine.structured_outputs import StructuredOutputsParams
 
@@ -13,6 +14,9 @@ MAX_LOGPROBS = 256
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 1024
 MAX_BAD_WORD = 256  # characters
+MAX_LENGTH_PENALTY = 10.0
+
+EarlyStopping = bool | Literal["never"]
 
 
 @dataclass(kw_only=True)
@@ -29,6 +33,9 @@ class SamplingParams:
     `temperature == 0` is greedy. `top_k` of 0 or -1 means all tokens. `max_tokens=None` runs up to the
     model's context. `logprobs` and `prompt_logprobs` ask for the logarithms of the model's own probabilities: of
     each token and of so many of the likeliest at its place; 0 gives the token's alone, None gives none.
+    `use_beam_search` looks for the likeliest answers instead of sampling: with `num_sequences` beams, of which the `n`
+    with the best sum of logprobs / length ** `length_penalty` are given out once the search ends, as `early_stopping`
+    says (see `core.beam_search`). What shapes sampling then has no effect, and what changes logits is refused.
     Raises `ValueError` that names the field, the value and the limit.
     """
 
@@ -56,6 +63,9 @@ class SamplingParams:
     bad_words: list[str] = field(default_factory=list)
     bad_words_token_ids: list[list[int]] = field(default_factory=list)
     structured_outputs: StructuredOutputsParams | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -67,6 +77,7 @@ class SamplingParams:
         self._check_numbers()
         self._check_words()
         self._check_token_ids()
+        self._check_beams()
 
     def _check_answers(self) -> None:
         _check("n", self.n, 1 <= self.n <= MAX_N, f"between 1 and {MAX_N}")
@@ -119,6 +130,19 @@ class SamplingParams:
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise ValueError("allowed_token_ids is empty: name at least one token, or leave it out")
 
+    def _check_beams(self) -> None:
+        penalty, early = self.length_penalty, self.early_stopping
+        reach = f"between -{MAX_LENGTH_PENALTY:g} and {MAX_LENGTH_PENALTY:g}"
+        _check("length_penalty", penalty, -MAX_LENGTH_PENALTY <= penalty <= MAX_LENGTH_PENALTY, reach)
+        if early not in (True, False, "never"):
+            raise ValueError(f"early_stopping is {early!r}: it must be true, false or never")
+        if not self.use_beam_search:
+            return
+        plain = SamplingParams()
+        for name in _NOT_WITH_BEAMS:
+            if getattr(self, name) != getattr(plain, name):
+                raise ValueError(f"{name} does not work with use_beam_search: leave one of them out")
+
     def child(self, index: int) -> SamplingParams:
         """The parameters of one answer among `num_sequences`."""
         chooses = self.num_sequences > self.n
@@ -152,6 +176,53 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature < 1e-5
+
+
+_NOT_WITH_BEAMS = (
+    "stop",
+    "logprobs",
+    "prompt_logprobs",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "bad_words_token_ids",
+    "structured_outputs",
+)
+
+
+@dataclass(kw_only=True)
+class BeamSearchParams:
+    """What `LLM.beam_search` looks for. Names and defaults are vLLM's, `early_stopping` is transformers'.
+
+    Nothing is sampled: `temperature` is there for scripts that set it to 0 or 1, and refused otherwise.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+    include_stop_str_in_output: bool = False
+    early_stopping: EarlyStopping = False
+
+    def __post_init__(self) -> None:
+        _check("beam_width", self.beam_width, 1 <= self.beam_width <= MAX_N, f"between 1 and {MAX_N}")
+        _check("temperature", self.temperature, self.temperature in (0.0, 1.0), "0 or 1: beam search does not sample")
+
+    def as_sampling_params(self) -> SamplingParams:
+        return SamplingParams(
+            n=self.beam_width,
+            use_beam_search=True,
+            max_tokens=self.max_tokens,
+            ignore_eos=self.ignore_eos,
+            temperature=0.0,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+        )
 
 
 def _check(name: str, value: float | None, ok: bool, wanted: str) -> None:

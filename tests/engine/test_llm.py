@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from quire_engine import LLM, SamplingParams
+from quire_engine import LLM, BeamSearchParams, SamplingParams
 from tests.engine.models.checkpoints import FAMILIES, VOCAB_SIZE, make_model, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,6 +67,29 @@ def test_each_of_n_answers_has_a_seed_of_its_own_and_they_share_the_prompt(llm: 
     assert llm.core.stats().prefix_cache_hits - hits == 2 * ((len(prompt) - 1) // 8 * 8)
     alone = llm.generate(prompt, SamplingParams(seed=8, max_tokens=8, ignore_eos=True), use_tqdm=False)[0]
     assert alone.outputs[0].token_ids == several.outputs[1].token_ids
+
+
+def test_a_beam_search_gives_whole_sequences_the_best_first(llm: LLM) -> None:
+    params = BeamSearchParams(beam_width=3, max_tokens=6, ignore_eos=True)
+    outputs = llm.beam_search(["beams", {"prompt_token_ids": [97, 98]}], params)
+    for output, prompt in zip(outputs, ("beams", "ab"), strict=True):
+        sums = [sequence.cum_logprob for sequence in output.sequences]
+        assert sums == sorted(sums, reverse=True)
+        assert len({tuple(sequence.tokens) for sequence in output.sequences}) == 3
+        for sequence in output.sequences:
+            assert sequence.tokens[:-6] == [ord(c) for c in prompt]
+            assert sequence.text == llm.get_tokenizer().decode(sequence.tokens)
+            assert sequence.finish_reason == "length"
+
+
+def test_the_best_of_beams_come_from_generate_too(llm: LLM) -> None:
+    params = SamplingParams(n=1, best_of=3, use_beam_search=True, max_tokens=6, ignore_eos=True)
+    (output,) = llm.generate("beams", params, use_tqdm=False)
+    best = llm.beam_search("beams", BeamSearchParams(beam_width=3, max_tokens=6, ignore_eos=True))[0].sequences[0]
+    (answer,) = output.outputs
+    assert output.prompt_token_ids + answer.token_ids == best.tokens
+    assert answer.cumulative_logprob == best.cum_logprob
+    assert output.finished
 
 
 def test_parameters_may_differ_by_prompt(llm: LLM) -> None:

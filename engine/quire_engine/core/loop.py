@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from quire_engine.core.beam_group import BeamGroup
 from quire_engine.core.grammar import Grammars, GrammarState
 from quire_engine.core.grammar_queue import GrammarQueue
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, FinishReason
@@ -12,6 +13,7 @@ from quire_engine.core.randomness import nth_seed
 from quire_engine.core.request import Request
 from quire_engine.core.scheduler import Scheduler, SchedulerConfig
 from quire_engine.core.step import Executor, Step, StepResult
+from quire_engine.sampling_params import MAX_LOGPROBS, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -118,14 +120,20 @@ class EngineCore:
         """Raise `AssertionError` when requests and blocks do not agree."""
         scheduler = self._scheduler
         scheduler.check_integrity()
-        known = {*scheduler.running, *(r.request_id for r in scheduler.waiting), *self._compiling}
+        known = {*self._compiling} | {r.unit[0].request_id for r in (*scheduler.running.values(), *scheduler.waiting)}
         assert known == set(self._requests), f"lost or left over: {known ^ set(self._requests)}"
 
     def _update(self, step: Step, result: StepResult) -> list[EngineOutput]:
-        outputs = []
+        outputs: list[EngineOutput] = []
+        groups: dict[str, BeamGroup] = {}
         for sequence, new_tokens in zip(step.scheduled, result.token_ids, strict=True):
-            request = self._requests[sequence.request_id]
+            request = self._scheduler.running[sequence.request_id]
             request.num_computed_tokens = sequence.end
+            if request.group is not None:
+                if sequence.samples:
+                    (request.group.choices[request.request_id],) = result.logprobs[request.request_id]
+                    groups[request.unit[0].request_id] = request.group
+                continue
             of_prompt = result.prompt_logprobs.get(request.request_id)
             if not new_tokens and of_prompt is None:
                 continue
@@ -137,7 +145,22 @@ class EngineCore:
                 output.prompt_logprobs = of_prompt
                 request.num_prompt_logprobs += len(of_prompt)
             outputs.append(output)
+        for group in groups.values():
+            if group.is_complete:
+                outputs += self._search_on(group)
         return outputs
+
+    def _search_on(self, group: BeamGroup) -> list[EngineOutput]:
+        """End a round of a beam search. The last one gives out the answers."""
+        group.end_round(self._scheduler.fork)
+        if not group.search.done:
+            return []
+        request = group.members[0]
+        self._scheduler.remove(request)
+        del self._requests[request.request_id]
+        answers = group.answers()
+        cached = request.num_cached_tokens or 0
+        return [EngineOutput(request.request_id, [], answers[0].finish_reason, num_cached_tokens=cached, beams=answers)]
 
     def _append(self, request: Request, new_tokens: list[int]) -> EngineOutput:
         """Give a request its new tokens, up to the first that ends it."""
@@ -179,7 +202,7 @@ class EngineCore:
     def _to_request(self, request: EngineRequest) -> Request:
         seed = request.params.seed
         self._num_arrived += 1
-        return Request(
+        queued = Request(
             request.request_id,
             list(request.prompt_token_ids),
             len(request.prompt_token_ids),
@@ -188,6 +211,18 @@ class EngineCore:
             order=(request.priority if self.config.use_priority else 0, self._num_arrived),
             cache_salt=request.cache_salt,
         )
+        if request.params.use_beam_search:
+            BeamGroup.lead(queued, self._ends(request.params), self._max_beam_tokens(request.params))
+        return queued
+
+    def _ends(self, params: SamplingParams) -> dict[int, int | None]:
+        """The tokens that end an answer, and the reason to give: none for EOS."""
+        eos = () if params.ignore_eos else self.config.eos_token_ids
+        return {token: token for token in params.stop_token_ids} | dict.fromkeys(eos)
+
+    def _max_beam_tokens(self, params: SamplingParams) -> int:
+        """The longest beam, with its prompt, of which there is room for all at once."""
+        return min(self._max_tokens, self.config.num_blocks // params.num_sequences * self.config.block_size)
 
     def _check(self, request: EngineRequest) -> None:
         """Raise `ValueError` for a request that can never run."""
@@ -213,6 +248,8 @@ class EngineCore:
                 "--max-num-batched-tokens, or set --enable-chunked-prefill"
             )
         params = request.params
+        if params.use_beam_search:
+            self._check_beams(params, length)
         for name, ids in (
             ("the prompt", request.prompt_token_ids),
             ("stop_token_ids", params.stop_token_ids),
@@ -222,6 +259,26 @@ class EngineCore:
             wrong = next((i for i in ids if not 0 <= i < config.vocab_size), None)
             if wrong is not None:
                 raise ValueError(f"{name} holds the token {wrong}: it must be between 0 and {config.vocab_size - 1}")
+
+    def _check_beams(self, params: SamplingParams, length: int) -> None:
+        """Raise `ValueError` for a beam search that can never run."""
+        config, width, longest = self.config, params.num_sequences, self._max_beam_tokens(params)
+        if width > config.max_running:
+            raise ValueError(
+                f"best_of is {width} and at most {config.max_running} sequences run at once: lower it, or raise "
+                "--max-num-seqs and --max-num-batched-tokens"
+            )
+        if length > longest - 1:
+            raise ValueError(
+                f"the prompt has {length} tokens and the KV cache holds {width} beams of {longest}: lower best_of, "
+                "shorten the prompt, or raise --gpu-memory-utilization, --kv-cache-memory-bytes or "
+                "--num-gpu-blocks-override"
+            )
+        choices, most = width + len(self._ends(params)), min(MAX_LOGPROBS, config.vocab_size)
+        if choices > most:
+            raise ValueError(
+                f"best_of is {width} and {choices - width} tokens may end an answer: at most {most} together"
+            )
 
     def _refuse(self, request_id: str, message: str) -> None:
         self._refused.append(EngineOutput(request_id, [], "error", error=message))

@@ -13,7 +13,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass
 class EngineRequest:
-    """One sequence to generate. `n > 1` is expanded by the caller into that many requests."""
+    """One sequence to generate, or one beam search. Else `n > 1` is expanded by the caller into that many requests."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -24,8 +24,21 @@ class EngineRequest:
 
 
 @dataclass
+class BeamAnswer:
+    """One of the answers of a beam search."""
+
+    token_ids: list[int]
+    cumulative_logprob: float
+    finish_reason: FinishReason
+    stop_reason: int | None = None
+
+
+@dataclass
 class EngineOutput:
-    """What one step added to one request. A request's last output has a `finish_reason`."""
+    """What one step added to one request. A request's last output has a `finish_reason`.
+
+    A beam search has one output, with its `n` answers, the best first.
+    """
 
     request_id: str
     new_token_ids: list[int]
@@ -38,6 +51,7 @@ class EngineOutput:
     # Of the next positions of the prompt, from the second on, with `params.prompt_logprobs`. They may come in several
     # parts, and before the first token.
     prompt_logprobs: list[TokenLogprobs] | None = None
+    beams: list[BeamAnswer] | None = None
 
     @property
     def ended_by_token(self) -> bool:

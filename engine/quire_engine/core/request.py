@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from quire_engine.core.block_hash import BlockHash, block_hash, root_hash
 from quire_engine.core.grammar import GrammarState
 from quire_engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from quire_engine.core.beam_group import BeamGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,18 @@ class Request:
     num_prompt_logprobs: int = 0  # positions of the prompt, from the second on, whose logprobs were given out
     swapped: SwappedPages | None = None  # only while it waits
     waiting: bool = True
+    announced: bool = False  # whether the executor knows it
+    group: BeamGroup | None = None  # the beam search that it is a part of
+
+    @property
+    def unit(self) -> Sequence[Request]:
+        """The requests that start, give way and end together with this one, itself included."""
+        return (self,) if self.group is None else self.group.members
+
+    @property
+    def num_places(self) -> int:
+        """How many running requests it is, or will be."""
+        return 1 if self.group is None else self.group.search.width
 
     @property
     def num_tokens(self) -> int:
@@ -68,6 +85,13 @@ class Request:
         if wants_logprobs and self.num_prompt_logprobs < self.num_prompt_tokens - 1:
             return self.num_prompt_logprobs
         return len(self.token_ids) - 1
+
+    def follow(self, parent: Request) -> None:
+        """Become what `parent` is, on the same blocks. Takes no references."""
+        self.token_ids = list(parent.token_ids)
+        self.block_ids, self.block_hashes = list(parent.block_ids), list(parent.block_hashes)
+        self.num_computed_tokens, self.num_published = parent.num_computed_tokens, parent.num_published
+        self.num_blocks_sent = 0
 
     def hash_full_blocks(self, block_size: int) -> None:
         """Bring `block_hashes` up to date with `token_ids`."""

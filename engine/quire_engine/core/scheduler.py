@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-from quire_engine.core.block_pool import BlockPool
+from quire_engine.core.block_tables import BlockTables
 from quire_engine.core.request import Request
 from quire_engine.core.step import NewSequence, ScheduledSequence, Step
-from quire_engine.core.swap_space import SwapSpace
 from quire_engine.core.waiting_queue import WaitingQueue
 
 
@@ -40,20 +40,27 @@ class Scheduler:
 
     A prompt gets all its blocks when it is admitted, so that prompts never starve each other halfway. When a
     decode finds no block, the request of the lowest priority, then the newest, gives all of its blocks back and
-    waits in its old place; what only it held goes to host memory where there is room. The first request in order
-    therefore always moves, and every request ends.
+    waits in its old place; what only it held goes to host memory where there is room. A request that waits has those
+    of lower priority give way when that makes room for it. The first request in order therefore always moves, and
+    every request ends. The beams of a search share blocks, and do all of this together.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.pool = BlockPool(config.num_blocks)
-        self.swap = SwapSpace(config.num_swap_blocks, config.block_size)
         self.waiting = WaitingQueue()
         self.running: dict[str, Request] = {}
         self.preempted: list[str] = []  # in the latest step
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
+        self._tables = BlockTables(
+            num_blocks=config.num_blocks,
+            num_swap_blocks=config.num_swap_blocks,
+            block_size=config.block_size,
+            caches=config.enable_prefix_caching,
+        )
+        self.pool, self.swap = self._tables.pool, self._tables.swap
+        self._num_places = 0  # of `max_running`, that are taken
         self._removed: list[str] = []
         self._reserve = max(1, config.num_blocks // 100)
 
@@ -67,141 +74,191 @@ class Scheduler:
         """Forget a request that ended, whether it waits or runs, and free its blocks."""
         if request.waiting:
             self.waiting.remove(request)
-            self.swap.drop(request)
+            for member in request.unit:
+                self.swap.drop(member)
         else:
-            self._stop_running(request)
+            self._stop(request)
+
+    def fork(self, parent: Request, child: Request) -> None:
+        """Have `child` run on from where `parent` is, on its blocks. Who writes to a shared block copies it first."""
+        self._tables.fork(parent, child)
+        child.waiting = False
+        self.running[child.request_id] = child
 
     def schedule(self) -> Step:
         """The next step. Empty only when nothing runs or waits."""
         self.preempted = []
         step = Step()
-        left = self._schedule_running(step)
+        self._make_room(step)
         # Blocks were just taken from a request: handing them to another one would only move the shortage.
-        if not self.preempted:
+        admits = not self.preempted
+        if admits:
+            self._make_way(step)
+        left = self.config.max_num_batched_tokens
+        for request in [r for r in self.running.values() if r.num_missing_tokens == 1]:
+            left -= self._put(step, request, left)
+        for request in sorted((r for r in self.running.values() if r.num_missing_tokens > 1), key=_order):
+            # A prompt begun does not hold up one of a higher priority.
+            left -= self._admit(step, left, above=request.order[0]) if admits else 0
+            left -= self._put(step, request, left)
+        if admits:
             self._admit(step, left)
-        self.swap.end_step()
+        self._tables.end_step()
         step.removed, self._removed = self._removed, []
         return step
 
-    def _schedule_running(self, step: Step) -> int:
-        """Schedule the requests that run, preempting where blocks run out. Returns what is left of the budget."""
-        self._make_room(step)
-        left = self.config.max_num_batched_tokens
-        decodes = [r for r in self.running.values() if r.num_missing_tokens == 1]
-        prompts = [r for r in self.running.values() if r.num_missing_tokens > 1]
-        for request in decodes + prompts:
-            count = min(request.num_missing_tokens, left)
-            if count == 0:
-                break
-            request.block_ids += self.pool.allocate(self._num_blocks_to_grow(request))
-            self._put(step, request, count)
-            left -= count
-        return left
-
     def _make_room(self, step: Step) -> None:
-        """Preempt until each request that runs can get the blocks of its next step. Only decodes need any."""
-        needed = sum(map(self._num_blocks_to_grow, self.running.values()))
-        while needed > self.pool.num_free:
-            victim = max(self.running.values(), key=lambda r: r.order)
-            needed -= self._num_blocks_to_grow(victim)
-            self._preempt(victim, step)
+        """Preempt until each request that runs can get the blocks of its next step."""
+        lacking = self._tables.num_lacking(self.running.values())
+        if lacking <= self.pool.num_free:
+            return
+        by_order = sorted(self.running.values(), key=_order)
+        while lacking > self.pool.num_free:
+            victim = by_order.pop()
+            if not victim.waiting:
+                lacking -= self._tables.num_lacking(victim.unit)
+                self._preempt(victim, step)
 
-    def _num_blocks_to_grow(self, request: Request) -> int:
-        """Blocks that a running request lacks for the tokens that it has: prompts were given all at once."""
-        return max(0, self._num_blocks(request.num_tokens) - len(request.block_ids))
+    def _make_way(self, step: Step) -> None:
+        """Preempt requests of lower priority than the first that waits, if that makes room for it."""
+        if not self.waiting:
+            return
+        first = self.waiting.peek()
+        lower = sorted((r for r in self.running.values() if r.order[0] > first.order[0]), key=_order)
+        tables, victims = self._tables, list[Request]()
+        places = self.config.max_running - self._num_places - first.num_places
+        blocks = self.pool.num_free - tables.num_lacking(self.running.values()) - tables.num_to_start(first.unit)
+        # What is not enough even if each block is freed need not be looked at more closely.
+        if blocks + sum(len(r.block_ids) for r in lower) < 0:
+            return
+        held = Counter(dict.fromkeys(tables.cached(first), -1))  # counted as taken: no victim frees them
+        while lower and (places < 0 or blocks < self._reserve):
+            victim = lower.pop()
+            if victim is victim.unit[0]:
+                victims.append(victim)
+                places += victim.num_places
+                blocks += tables.num_lacking(victim.unit) + tables.num_freed(victim.unit, held)
+        nobody_else = sum(v.num_places for v in victims) == self._num_places
+        if places >= 0 and blocks >= (0 if nobody_else else self._reserve):
+            for victim in victims:
+                self._preempt(victim, step)
 
-    def _admit(self, step: Step, left: int) -> None:
-        """Start requests in order, until one does not fit."""
-        config, pool = self.config, self.pool
-        while self.waiting and left > 0 and len(self.running) < config.max_running:
+    def _admit(self, step: Step, left: int, above: int | None = None) -> int:
+        """Start requests in order, until one does not fit or has no higher priority than `above`.
+
+        Returns what they take of the budget, of which `left` tokens are left.
+        """
+        taken = 0
+        while self.waiting and taken < left:
             request = self.waiting.peek()
-            reusable = request.num_reusable_tokens // config.block_size
-            cached = pool.match(request.block_hashes[:reusable])
-            swapped = self.swap.pages_after(request, len(cached))
-            computed = len(cached) * config.block_size
-            if swapped and request.swapped is not None:
-                computed = request.swapped.num_tokens
-            count = request.num_tokens - computed
-            if count > left and not config.enable_chunked_prefill:
-                return
-            count = min(count, left)
-            needed = self._num_blocks(request.num_tokens) - len(cached)
-            reserve = self._reserve if self.running else 0
-            if needed + pool.num_free_among(cached) + reserve > pool.num_free:
-                return
+            if above is not None and request.order[0] >= above:
+                break
+            if not self._fits(request, left - taken):
+                break
             self.waiting.pop()
-            pool.acquire(cached)
-            blocks = pool.allocate(needed)
-            step.swap_in += zip(swapped, blocks, strict=False)
-            request.block_ids = cached + blocks
-            self._start_running(request, len(cached), computed)
-            step.new.append(_new_sequence(request))
-            self._put(step, request, count)
-            left -= count
+            self._num_places += request.num_places
+            for member in request.unit:
+                self._start(member, step)
+                taken += self._put(step, member, left - taken)
+        return taken
 
-    def _start_running(self, request: Request, num_cached_blocks: int, num_computed_tokens: int) -> None:
+    def _fits(self, request: Request, left: int) -> bool:
+        if self._num_places + request.num_places > self.config.max_running:
+            return False
+        whole = request.num_tokens - self._tables.num_computed_after_start(request)
+        if whole > left and not self.config.enable_chunked_prefill:
+            return False
+        reserve = self._reserve if self.running else 0
+        return self._tables.num_to_start(request.unit) + reserve <= self.pool.num_free
+
+    def _start(self, request: Request, step: Step) -> None:
+        self._tables.start(request, step)
         request.waiting = False
-        self.swap.read_back(request)
-        request.num_published = num_cached_blocks
-        request.num_computed_tokens = num_computed_tokens
+        self.running[request.request_id] = request
         if request.num_cached_tokens is None:
             request.num_cached_tokens = request.num_computed_tokens
             if self.config.enable_prefix_caching:
                 self.prefix_cache_queries += request.num_tokens
                 self.prefix_cache_hits += request.num_computed_tokens
-        self.running[request.request_id] = request
 
-    def _put(self, step: Step, request: Request, count: int) -> None:
-        """Put `count` tokens of a request into the step and publish the blocks that they complete."""
+    def _put(self, step: Step, request: Request, left: int) -> int:
+        """Put a running request into the step, for as many of its tokens as are `left` of the budget.
+
+        Returns what it takes of that. Without chunked prefill, a prompt that does not fit takes all, so that those
+        behind it cannot keep it waiting for ever.
+        """
+        count = min(request.num_missing_tokens, left)
+        if count < request.num_missing_tokens and not self.config.enable_chunked_prefill:
+            return left
+        if count == 0:
+            return 0
+        self._tables.prepare(request, step)
+        if not request.announced:
+            request.announced = True
+            step.new.append(_new_sequence(request))
         start, end = request.num_computed_tokens, request.num_computed_tokens + count
+        first = request.num_blocks_sent
         step.scheduled.append(
             ScheduledSequence(
                 request.request_id,
                 request.token_ids[start:end],
                 start,
-                request.block_ids[request.num_blocks_sent :],
+                request.block_ids[first:],
                 samples=end == request.num_tokens,
                 allowed=request.grammar.allowed if request.grammar and end == request.num_tokens else None,
+                first_new_block=first,
             )
         )
         request.num_blocks_sent = len(request.block_ids)
-        if self.config.enable_prefix_caching:
-            request.hash_full_blocks(self.config.block_size)
-            for i in range(request.num_published, end // self.config.block_size):
-                self.pool.publish(request.block_ids[i], request.block_hashes[i])
-                request.num_published = i + 1
+        self._tables.publish(request, end)
+        return count
 
     def _preempt(self, request: Request, step: Step) -> None:
-        step.swap_out += self.swap.keep([request], self.pool)
-        self._stop_running(request)
-        request.waiting = True
-        self.waiting.push(request)
-        self.preempted.append(request.request_id)
+        """Have a request, with all of its search's beams, give its blocks back and wait in its old place."""
+        first = request.unit[0]
+        if first.group is not None:
+            first.group.begin_round_again()
+        step.swap_out += self.swap.keep(first.unit, self.pool)
+        self._stop(first)
+        for member in first.unit:
+            member.waiting = True
+        self.waiting.push(first)
+        self.preempted.append(first.request_id)
         self.num_preemptions += 1
 
-    def _stop_running(self, request: Request) -> None:
-        del self.running[request.request_id]
-        self.pool.release(request.block_ids)
-        request.block_ids = []
-        request.num_computed_tokens = request.num_published = request.num_blocks_sent = 0
-        self._removed.append(request.request_id)
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.config.block_size)
+    def _stop(self, request: Request) -> None:
+        for member in request.unit:
+            del self.running[member.request_id]
+            self._tables.stop(member)
+            if member.announced:
+                self._removed.append(member.request_id)
+                member.announced = False
+        self._num_places -= request.num_places
 
     def check_integrity(self) -> None:
         """Raise `AssertionError` when the books do not agree with each other."""
         self.pool.check_integrity(r.block_ids for r in self.running.values())
+        self.swap.check_integrity([member for request in self.waiting for member in request.unit])
         for request in self.running.values():
             assert request.swapped is None, f"{request.request_id} runs and keeps pages in host memory"
             assert not request.waiting, f"{request.request_id} runs and waits"
-            assert request.num_computed_tokens < request.num_tokens, f"{request.request_id} has nothing to compute"
+            done = request.group is not None and request.request_id in request.group.choices
+            assert (request.num_missing_tokens == 0) == done, (
+                f"{request.request_id} has nothing to compute, or too much"
+            )
             held = len(request.block_ids) * self.config.block_size
             assert request.num_computed_tokens <= held, f"{request.request_id} has computed more than it holds"
         for request in self.waiting:
-            assert request.waiting, f"{request.request_id} waits and does not know"
-            assert not request.block_ids, f"{request.request_id} waits and holds blocks"
-        self.swap.check_integrity(self.waiting)
+            for member in request.unit:
+                assert member.waiting, f"{member.request_id} waits and does not know"
+                assert not member.block_ids, f"{member.request_id} waits and holds blocks"
+        firsts = [r for r in self.running.values() if r is r.unit[0]]
+        assert self._num_places == sum(r.num_places for r in firsts), "places are taken by nobody, or not counted"
+        assert self._num_places <= self.config.max_running, "more requests run than may"
+
+
+def _order(request: Request) -> tuple[int, int]:
+    return request.order
 
 
 def _new_sequence(request: Request) -> NewSequence:

@@ -22,7 +22,7 @@ class NewSequence:
 
 @dataclass(slots=True)
 class ScheduledSequence:
-    """The tokens to compute for one request, and the blocks that its table gained since it was last scheduled."""
+    """The tokens to compute for one request, and how its table of blocks has changed since it was last scheduled."""
 
     request_id: str
     token_ids: list[int]
@@ -30,6 +30,7 @@ class ScheduledSequence:
     new_block_ids: list[int]
     samples: bool  # whether `token_ids` ends the known tokens, so that the next one is to be sampled
     allowed: bytes | None = None  # the tokens that may be sampled, one bit each as in `GrammarState`; None for all
+    first_new_block: int = 0  # the place in the table that `new_block_ids` begin at; some may be there already
 
     @property
     def end(self) -> int:
@@ -40,7 +41,8 @@ class ScheduledSequence:
 class Step:
     """`removed` is to be forgotten first, then `new` is met, then pages are copied, then `scheduled` runs as one batch.
 
-    All of `swap_out` comes before `swap_in`: a block may be in both, left by one sequence and given to another.
+    All of `swap_out` comes before `swap_in`, and that before `copies`: a block may be left by one sequence, given to
+    another, and copied for a third that writes to it.
     A block that one sequence fills may be read by another sequence of the same step: every layer has to write
     the keys and values of the whole batch before it attends.
     """
@@ -49,6 +51,7 @@ class Step:
     new: list[NewSequence] = field(default_factory=list)
     swap_out: list[tuple[int, int]] = field(default_factory=list)  # (block, host page)
     swap_in: list[tuple[int, int]] = field(default_factory=list)  # (host page, block)
+    copies: list[tuple[int, int]] = field(default_factory=list)  # (block, block that becomes like it)
     scheduled: list[ScheduledSequence] = field(default_factory=list)
 
     @property

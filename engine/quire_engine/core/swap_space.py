@@ -50,8 +50,8 @@ class SwapSpace:
                 request.swapped = SwappedPages(first, [page_of[b] for b in tail], request.num_computed_tokens)
                 self.pool.acquire(request.swapped.pages)
                 self.num_requests += 1
-                self.num_swaps += 1
         self.pool.release(list(page_of.values()))
+        self.num_swaps += bool(private)
         return list(page_of.items())
 
     def pages_after(self, request: Request, num_blocks: int) -> list[int]:

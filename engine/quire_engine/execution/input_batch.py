@@ -47,7 +47,6 @@ class InputBatch:
         self._rows: dict[str, int] = {}
         self._free_rows = list(range(max_num_seqs))
         self._tables = np.zeros((max_num_seqs, max_blocks_per_seq), dtype=np.int64)
-        self._num_blocks = [0] * max_num_seqs
         # Token ids, positions and slots side by side: one copy takes all of them to the device.
         pinned = device.type == "cuda"
         self._staging = torch.zeros((3, max_num_batched_tokens), dtype=torch.int64, pin_memory=pinned)
@@ -63,15 +62,13 @@ class InputBatch:
             self._prompt_logprobs.remove(request_id)
         for sequence in step.new:
             row = self._rows[sequence.request_id] = self._free_rows.pop()
-            self._num_blocks[row] = 0
             self._sampling.add(row, sequence)
             self._prompt_logprobs.add(sequence)
         for scheduled in step.scheduled:
             if scheduled.new_block_ids:
                 row = self._rows[scheduled.request_id]
-                first, last = self._num_blocks[row], self._num_blocks[row] + len(scheduled.new_block_ids)
-                self._tables[row, first:last] = scheduled.new_block_ids
-                self._num_blocks[row] = last
+                first = scheduled.first_new_block
+                self._tables[row, first : first + len(scheduled.new_block_ids)] = scheduled.new_block_ids
         self._sampling.follow((self._rows[s.request_id], s) for s in step.scheduled)
 
     def lay_out(self, step: Step) -> ModelInputs:

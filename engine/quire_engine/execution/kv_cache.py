@@ -33,6 +33,14 @@ class KVCache:
             pages, blocks = _columns(step.swap_in)
             for device, host in zip(self._device, self._host, strict=True):
                 _load(host, pages, device, blocks)
+        if step.copies:
+            sources, copies = _columns(step.copies)
+            for device in self._device:
+                device.index_copy_(
+                    0,
+                    torch.tensor(copies, device=device.device),
+                    device.index_select(0, torch.tensor(sources, device=device.device)),
+                )
 
 
 def allocate_kv_cache(

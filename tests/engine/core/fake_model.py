@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from quire_engine.core.loop import CoreConfig
-from quire_engine.core.step import Step, StepResult
+from quire_engine.core.step import ScheduledSequence, Step, StepResult, TokenLogprobs
 
 VOCAB_SIZE = 97
 
@@ -28,6 +29,39 @@ def generate(prompt: list[int], count: int, eos: tuple[int, ...] = ()) -> list[i
     return tokens[len(prompt) :]
 
 
+def log_probabilities(token_ids: list[int]) -> list[float]:
+    """The logarithm of each token's probability to come next, for beam searches. No two are equal."""
+    value = 7
+    for token in token_ids:
+        value = (value * 31 + token + 1) % 1_000_003
+    weights = [(value * (token + 11) ** 3) % 1009 + token / VOCAB_SIZE + 1 for token in range(VOCAB_SIZE)]
+    total = sum(weights)
+    return [math.log(weight / total) for weight in weights]
+
+
+def search(
+    prompt: list[int], width: int, count: int, eos: tuple[int, ...] = (), length_penalty: float = 1.0, n: int = 1
+) -> list[list[int]]:
+    """The `n` best answers of a beam search that looks at every continuation of every beam."""
+    running: list[tuple[float, list[int]]] = [(0.0, [])]
+    found: list[tuple[float, list[int]]] = []
+    for length in range(1, count + 1):
+        every = sorted(
+            (
+                (score + logprob, [*output, token])
+                for score, output in running
+                for token, logprob in enumerate(log_probabilities(prompt + output))
+            ),
+            reverse=True,
+        )
+        over = [(s / length**length_penalty, o) for s, o in every[:width] if o[-1] in eos or length == count]
+        found = sorted(found + over, reverse=True)[:width]
+        running = [(s, o) for s, o in every if o[-1] not in eos][:width]
+        if len(found) == width and running[0][0] / length**length_penalty <= found[-1][0]:
+            break
+    return [output for _, output in found[:n]]
+
+
 @dataclass
 class PagedExecutor:
     """Keeps the tokens in pages, as a real model keeps keys and values, and reads them back through block tables.
@@ -37,6 +71,7 @@ class PagedExecutor:
 
     config: CoreConfig
     tables: dict[str, list[int]] = field(default_factory=dict)
+    num_logprobs: dict[str, int] = field(default_factory=dict)  # of the requests that ask for any
     pages: list[list[int | None]] = field(default_factory=list)
     host_pages: list[list[int | None]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
@@ -53,22 +88,37 @@ class PagedExecutor:
         assert len({s.request_id for s in step.scheduled}) == len(step.scheduled)
         for request_id in step.removed:
             del self.tables[request_id]
+            self.num_logprobs.pop(request_id, None)
         for new in step.new:
             assert new.request_id not in self.tables
             self.tables[new.request_id] = []
+            if new.params.logprobs is not None:
+                self.num_logprobs[new.request_id] = new.params.logprobs
         assert len(self.tables) <= config.max_num_seqs
         for block, page in step.swap_out:
             self.host_pages[page] = list(self.pages[block])
         for page, block in step.swap_in:
             self.pages[block] = list(self.host_pages[page])
+        for source, copy in step.copies:
+            self.pages[copy] = list(self.pages[source])
         for s in step.scheduled:
             assert s.token_ids
-            self.tables[s.request_id] += s.new_block_ids
+            table = self.tables[s.request_id]
+            assert s.first_new_block <= len(table)
+            table[s.first_new_block : s.first_new_block + len(s.new_block_ids)] = s.new_block_ids
             for position, token in enumerate(s.token_ids, s.start):
                 page, offset = self._slot(s.request_id, position)
                 page[offset] = token
         tokens = [[next_token(self._read(s.request_id, s.end))] if s.samples else [] for s in step.scheduled]
-        return StepResult(tokens)
+        logprobs = {
+            s.request_id: [self._rank(s)] for s in step.scheduled if s.samples and s.request_id in self.num_logprobs
+        }
+        return StepResult(tokens, logprobs)
+
+    def _rank(self, s: ScheduledSequence) -> TokenLogprobs:
+        logprobs = log_probabilities(self._read(s.request_id, s.end))
+        best = sorted(range(VOCAB_SIZE), key=lambda token: -logprobs[token])[: self.num_logprobs[s.request_id]]
+        return TokenLogprobs(best[0], logprobs[best[0]], 1, best, [logprobs[token] for token in best])
 
     def _slot(self, request_id: str, position: int) -> tuple[list[int | None], int]:
         block_size = self.config.block_size

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from quire_engine.core.loop import CoreConfig, EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.sampling_params import SamplingParams
-from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate
+from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate, search
 
 EOS = (11, 12)
 
@@ -37,7 +37,10 @@ def requests(draw: st.DrawFn) -> list[EngineRequest]:
     for i in range(draw(st.integers(1, 14))):
         prompt = [1] * draw(st.integers(0, 20)) + draw(st.lists(st.integers(0, 3), max_size=6))
         params = SamplingParams(
-            max_tokens=draw(st.one_of(st.none(), st.integers(1, 20))), ignore_eos=draw(st.booleans())
+            n=draw(st.integers(1, 4)),
+            use_beam_search=draw(st.sampled_from([False, False, True])),
+            max_tokens=draw(st.one_of(st.none(), st.integers(1, 20))),
+            ignore_eos=draw(st.booleans()),
         )
         salt = draw(st.sampled_from([None, None, "salt"]))
         made.append(EngineRequest(str(i), prompt, params, priority=draw(st.integers(0, 2)), cache_salt=salt))
@@ -87,5 +90,13 @@ def test_every_request_ends_with_its_own_tokens_and_every_block_comes_back(
             continue
         eos = () if request.params.ignore_eos else EOS
         room = min(config.max_model_len, config.max_request_tokens) - len(request.prompt_token_ids)
+        if request.params.use_beam_search:
+            width = request.params.n
+            room = min(room, config.num_blocks // width * config.block_size - len(request.prompt_token_ids))
+            count = min(request.params.max_tokens or room, room)
+            assert [b.token_ids for b in mine[0].beams or []] == search(
+                request.prompt_token_ids, width, count, eos, n=width
+            )
+            continue
         assert got == generate(request.prompt_token_ids, min(request.params.max_tokens or room, room), eos)
         assert mine[-1].finish_reason == ("stop" if got[-1] in eos else "length")

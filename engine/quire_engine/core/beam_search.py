@@ -1,0 +1,108 @@
+"""Which continuations a beam search goes on with, and which of those that ended it keeps. Numbers in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quire_engine.core.step import TokenLogprobs
+from quire_engine.sampling_params import EarlyStopping
+
+
+@dataclass(slots=True)
+class Hypothesis:
+    """An answer that a search found."""
+
+    token_ids: list[int]  # without the prompt, with the token that ended it
+    cumulative_logprob: float
+    score: float  # cumulative_logprob / len(token_ids) ** length_penalty
+    ended: bool  # by one of the tokens that end an answer, and not by its length
+
+
+@dataclass(slots=True)
+class Continuation:
+    """A running beam and the token that it may go on with."""
+
+    beam: int
+    token_id: int
+    cumulative_logprob: float
+
+
+class BeamSearch:
+    """The `width` most likely continuations of a prompt, a token at a time.
+
+    Decides as `transformers` does in `generate(num_beams=width, do_sample=False)`. Of all beams' continuations, those
+    that end and are among the `width` best become hypotheses, of which the `width` with the best scores stay; the
+    `width` best that do not end go on. The search is done at `max_tokens`, or once there are `width` hypotheses and
+
+    - `early_stopping` is true; or
+    - it is false, and the best beam's score, at its present length, is no better than the worst hypothesis'; or
+    - it is "never", and not even at the length that would suit it best: at `max_tokens` where `length_penalty` > 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_prompt_tokens: int,
+        min_tokens: int,
+        max_tokens: int,
+        ends: Mapping[int, int | None],
+        length_penalty: float,
+        early_stopping: EarlyStopping,
+    ) -> None:
+        self.width = width
+        self.ends = ends  # tokens that end an answer
+        self.hypotheses: list[Hypothesis] = []  # the best first
+        self.done = False
+        self._num_prompt_tokens = num_prompt_tokens
+        self._min_tokens, self._max_tokens = min_tokens, max_tokens
+        self._length_penalty, self._early_stopping = length_penalty, early_stopping
+
+    @property
+    def num_choices(self) -> int:
+        """The likeliest tokens that each beam has to name: `width` that go on, whichever ones end."""
+        return self.width + len(self.ends)
+
+    def advance(
+        self, beams: Sequence[Sequence[int]], scores: Sequence[float], choices: Sequence[TokenLogprobs]
+    ) -> list[Continuation]:
+        """The beams' continuations to go on with, the best first; of no use when the search is `done`.
+
+        `beams` are all of their tokens and `scores` the sums of their logprobs; `choices` name the likeliest tokens
+        that follow each. Beams are of one length.
+        """
+        length = len(beams[0]) - self._num_prompt_tokens + 1
+        may_end = length > self._min_tokens
+        candidates = [
+            Continuation(beam, token, score + logprob)
+            for beam, (score, choice) in enumerate(zip(scores, choices, strict=True))
+            for token, logprob in zip(choice.top_ids, choice.top_logprobs, strict=True)
+            if may_end or token not in self.ends
+        ]
+        candidates.sort(key=lambda c: -c.cumulative_logprob)
+        at_limit = length == self._max_tokens
+        for found in candidates[: self.width]:
+            ended = found.token_id in self.ends
+            if ended or at_limit:
+                output = [*beams[found.beam][self._num_prompt_tokens :], found.token_id]
+                score = self._score(found.cumulative_logprob, length)
+                self.hypotheses.append(Hypothesis(output, found.cumulative_logprob, score, ended))
+        self.hypotheses.sort(key=lambda h: -h.score)
+        del self.hypotheses[self.width :]
+        going_on = [c for c in candidates if c.token_id not in self.ends][: self.width]
+        self.done = at_limit or not going_on or not self._can_improve(going_on[0].cumulative_logprob, length)
+        return going_on
+
+    def _can_improve(self, best: float, length: int) -> bool:
+        """Whether the best running beam, of `length` tokens, may still become one of the best hypotheses."""
+        if len(self.hypotheses) < self.width:
+            return True
+        if self._early_stopping is True:
+            return False
+        hopeful = self._early_stopping == "never" and self._length_penalty > 0
+        return self._score(best, self._max_tokens if hopeful else length) > self.hypotheses[-1].score
+
+    def _score(self, cumulative_logprob: float, length: int) -> float:
+        divisor: float = length**self._length_penalty
+        return cumulative_logprob / divisor

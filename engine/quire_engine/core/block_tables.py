@@ -1,0 +1,134 @@
+"""Which blocks each request holds: given when it starts, more as it grows, a copy where it writes to a shared one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from quire_engine.core.block_pool import BlockPool
+from quire_engine.core.request import Request
+from quire_engine.core.step import Step
+from quire_engine.core.swap_space import SwapSpace
+
+
+class BlockTables:
+    """The blocks of requests, on the device and in host memory. What has to be copied goes into the step."""
+
+    def __init__(self, *, num_blocks: int, num_swap_blocks: int, block_size: int, caches: bool) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.swap = SwapSpace(num_swap_blocks, block_size)
+        self._block_size = block_size
+        self._caches = caches
+        self._read_into: dict[int, int] = {}  # host pages that this step reads back, and the blocks they come to
+
+    def cached(self, request: Request) -> list[int]:
+        """The blocks of the request's first tokens that the prefix cache has."""
+        return self.pool.match(request.block_hashes[: request.num_reusable_tokens // self._block_size])
+
+    def num_to_start(self, unit: Sequence[Request]) -> int:
+        """Free blocks that `unit` takes when it starts, at most: its requests may turn out to share some."""
+        cached = [self.cached(request) for request in unit]
+        needed = sum(self._num_blocks(r.num_tokens) - len(found) for r, found in zip(unit, cached, strict=True))
+        return needed + self.pool.num_free_among({block for found in cached for block in found})
+
+    def num_freed(self, unit: Sequence[Request], held: Counter[int]) -> int:
+        """Blocks that nobody holds any more once `unit` stops, after those whose blocks are counted in `held`."""
+        freed = 0
+        for request in unit:
+            held.update(request.block_ids)
+            freed += sum(held[block] == self.pool.references(block) for block in request.block_ids)
+        return freed
+
+    def num_computed_after_start(self, request: Request) -> int:
+        """Tokens that a waiting request would not have to compute."""
+        return self._find(request)[2]
+
+    def start(self, request: Request, step: Step) -> None:
+        """Give a request blocks for all of its tokens: from the cache, from host memory, or new ones."""
+        cached, pages, request.num_computed_tokens = self._find(request)
+        self.pool.acquire(cached)
+        request.block_ids = cached + [self._read_back(page, step) for page in pages]
+        request.block_ids += self.pool.allocate(self._num_blocks(request.num_tokens) - len(request.block_ids))
+        request.num_published = len(cached)
+        self.swap.read_back(request)
+
+    def stop(self, request: Request) -> None:
+        """Take a request's blocks back."""
+        self.pool.release(request.block_ids)
+        request.block_ids = []
+        request.num_computed_tokens = request.num_published = request.num_blocks_sent = 0
+
+    def fork(self, parent: Request, child: Request) -> None:
+        """Have `child` hold what `parent` holds."""
+        self.pool.acquire(parent.block_ids)
+        self.pool.release(child.block_ids)
+        child.follow(parent)
+
+    def num_lacking(self, requests: Iterable[Request]) -> int:
+        """Blocks that running requests need for their next step, to grow and for copies of blocks that they share.
+
+        Of those who write to a shared block the last one keeps it, unless somebody else holds it too.
+        """
+        lacking, writers = 0, Counter[int]()
+        for request in requests:
+            lacking += max(0, self._num_blocks(request.num_tokens) - len(request.block_ids))
+            index = self._shared_block(request)
+            if index is not None:
+                writers[request.block_ids[index]] += 1
+        return lacking + sum(count - (self.pool.references(block) == count) for block, count in writers.items())
+
+    def prepare(self, request: Request, step: Step) -> None:
+        """Make a running request ready to write: give it the blocks that it lacks, and its own where it shares one."""
+        index = self._shared_block(request)
+        if index is not None:
+            shared, (own,) = request.block_ids[index], self.pool.allocate(1)
+            step.copies.append((shared, own))
+            self.pool.release([shared])
+            request.block_ids[index] = own
+            request.num_blocks_sent = min(request.num_blocks_sent, index)
+        lacking = self._num_blocks(request.num_tokens) - len(request.block_ids)
+        if lacking > 0:
+            request.block_ids += self.pool.allocate(lacking)
+
+    def publish(self, request: Request, end: int) -> None:
+        """Let others find the blocks that the step fills, up to the token at `end`."""
+        if not self._caches:
+            return
+        request.hash_full_blocks(self._block_size)
+        for i in range(request.num_published, end // self._block_size):
+            self.pool.publish(request.block_ids[i], request.block_hashes[i])
+            request.num_published = i + 1
+
+    def end_step(self) -> None:
+        """The step is complete: host pages that it reads back may be written by later ones."""
+        self._read_into = {}
+        self.swap.end_step()
+
+    def _find(self, request: Request) -> tuple[list[int], list[int], int]:
+        """Cached blocks, the host pages that follow them, and the number of tokens that these hold."""
+        cached = self.cached(request)
+        pages = self.swap.pages_after(request, len(cached))
+        if pages and request.swapped is not None:
+            return cached, pages, request.swapped.num_tokens
+        return cached, [], len(cached) * self._block_size
+
+    def _read_back(self, page: int, step: Step) -> int:
+        """The block that a host page comes to: one for all who keep it."""
+        block = self._read_into.get(page)
+        if block is not None:
+            self.pool.acquire([block])
+            return block
+        (block,) = self.pool.allocate(1)
+        self._read_into[page] = block
+        step.swap_in.append((page, block))
+        return block
+
+    def _shared_block(self, request: Request) -> int | None:
+        """The place of the block that the request writes to next, where others hold that too."""
+        index = request.num_computed_tokens // self._block_size
+        if request.num_missing_tokens == 0 or index >= len(request.block_ids):
+            return None
+        return index if self.pool.references(request.block_ids[index]) > 1 else None
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._block_size)

@@ -1,0 +1,155 @@
+"""Beam searches over pages: the answers of a search that looks at everything, shared pages, no leaks."""
+
+from __future__ import annotations
+
+import pytest
+
+from quire_engine.core.messages import EngineRequest
+from tests.engine.core.fake_model import generate, search
+from tests.engine.core.test_loop import EngineCore, make_core, request, run, tokens
+
+
+def beams(name: str, prompt: list[int], width: int, **params: object) -> EngineRequest:
+    return request(name, prompt, **{"n": width, "use_beam_search": True, "max_tokens": 8} | params)
+
+
+def answers(core: EngineCore) -> dict[str, list[list[int]]]:
+    """The answers of every search, by request."""
+    found = {}
+    for name, outputs in run(core).items():
+        (output,) = outputs
+        assert output.beams is not None, output.error
+        found[name] = [beam.token_ids for beam in output.beams]
+    return found
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.0])
+@pytest.mark.parametrize("eos", [(), (11, 12), tuple(range(0, 97, 7))], ids=["no end", "two ends", "many ends"])
+def test_a_search_finds_what_one_finds_that_looks_at_everything(
+    width: int, length_penalty: float, eos: tuple[int, ...]
+) -> None:
+    core, _ = make_core(eos_token_ids=eos)
+    for prompt in ([1], [2, 3, 4], [5] * 9):
+        core.add_request(beams("s", prompt, width, length_penalty=length_penalty, ignore_eos=False, max_tokens=10))
+        assert answers(core) == {"s": search(prompt, width, 10, eos, length_penalty, n=width)}
+    assert core.stats().kv_cache_usage == 0.0
+
+
+def test_the_prompt_is_computed_once_and_its_last_page_copied_for_all_but_one_beam() -> None:
+    core, executor = make_core()
+    core.add_request(beams("s", [1] * 10, 4, max_tokens=2))
+    core.step()
+    core.step()
+    assert sum(step.num_tokens for step in executor.steps) == 10 + 4
+    copies = [pair for step in executor.steps for pair in step.copies]
+    assert len(copies) == 3
+    assert len({source for source, _ in copies}) == 1
+
+
+def test_beams_share_the_pages_that_they_agree_on() -> None:
+    core, _ = make_core()
+    core.add_request(beams("s", [1] * 16, 5))
+    held = []
+    while core.has_work():
+        core.step()
+        held.append(core.stats().kv_cache_usage * 32)
+    assert held[0] == 4, "the prompt's"
+    assert max(held) <= 4 + 5 * 2
+
+
+def test_a_full_last_page_is_shared_without_a_copy() -> None:
+    core, executor = make_core()
+    core.add_request(beams("s", [1] * 8, 3, max_tokens=2))
+    run(core)
+    assert not any(step.copies for step in executor.steps)
+
+
+@pytest.mark.parametrize("num_swap_blocks", [0, 64], ids=["recompute", "swap"])
+@pytest.mark.parametrize("caching", [False, True], ids=["no cache", "cache"])
+@pytest.mark.parametrize("budget", [4, 16])
+def test_the_beams_of_a_search_give_way_and_come_back_together(
+    num_swap_blocks: int, caching: bool, budget: int
+) -> None:
+    core, executor = make_core(
+        num_blocks=14, num_swap_blocks=num_swap_blocks, enable_prefix_caching=caching, max_num_batched_tokens=budget
+    )
+    core.add_request(request("a", [9] * 24, max_tokens=28))
+    core.add_request(beams("s", [1] * 7, 3, max_tokens=9))
+    core.add_request(beams("t", [2] * 6, 2, max_tokens=9))
+    outputs = run(core)
+    assert core.stats().num_preemptions > 0
+    assert (core.stats().num_swaps > 0) == (num_swap_blocks > 0)
+    assert tokens(outputs["a"]) == generate([9] * 24, 28)
+    for name, prompt, width in (("s", [1] * 7, 3), ("t", [2] * 6, 2)):
+        found = outputs[name][0].beams
+        assert found is not None
+        assert [beam.token_ids for beam in found] == search(prompt, width, 9, n=width)
+    assert (core.stats().kv_cache_usage, core.stats().swap_usage) == (0.0, 0.0)
+    assert executor.tables.keys() <= {s.request_id for s in executor.steps[-1].scheduled}, "some were not forgotten"
+
+
+def test_swapped_beams_go_on_without_computing_anything_again() -> None:
+    core, executor = make_core(num_blocks=12, num_swap_blocks=64, enable_prefix_caching=False)
+    core.add_request(request("a", [9] * 24, max_tokens=20))
+    core.add_request(beams("s", [1] * 7, 3, max_tokens=9))
+    run(core)
+    assert core.stats().num_swaps > 0
+    assert sum(step.num_tokens for step in executor.steps) == 24 + 19 + 7 + 3 * 8
+
+
+def test_searches_take_the_places_of_all_their_beams_from_the_start() -> None:
+    core, executor = make_core(max_num_seqs=4)
+    for i in range(3):
+        core.add_request(beams(str(i), [i] * 5, 3))
+    found = answers(core)
+    assert found == {str(i): search([i] * 5, 3, 8, n=3) for i in range(3)}
+    assert max(len(step.scheduled) for step in executor.steps) == 3
+
+
+def test_an_aborted_search_frees_the_pages_of_all_beams_at_once() -> None:
+    core, _ = make_core()
+    core.add_request(beams("s", [1] * 10, 4, max_tokens=20))
+    for _ in range(5):
+        core.step()
+    core.abort(["s"])
+    assert core.stats().kv_cache_usage == 0.0
+    assert not core.has_work()
+    core.check_integrity()
+
+
+def test_the_best_of_more_beams_come_with_their_reasons_and_sums() -> None:
+    core, _ = make_core()
+    best = search([1, 2], 5, 8, n=5)
+    stop = best[0][-1]
+    core.add_request(beams("s", [1, 2], 2, best_of=5, stop_token_ids=[stop]))
+    (output,) = run(core)["s"]
+    assert output.beams is not None
+    assert [beam.token_ids for beam in output.beams] == search([1, 2], 5, 8, (stop,), n=2)
+    for beam in output.beams:
+        ended = beam.token_ids[-1] == stop
+        assert (beam.finish_reason, beam.stop_reason) == (("stop", stop) if ended else ("length", None))
+        assert beam.cumulative_logprob < 0
+
+
+def test_a_search_ends_where_all_of_its_beams_fill_the_pool() -> None:
+    core, _ = make_core(num_blocks=6)
+    core.add_request(beams("s", [1] * 5, 2, max_tokens=None))
+    assert answers(core) == {"s": search([1] * 5, 2, 7, n=2)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "width", "prompt", "message"),
+    [
+        ({"max_num_seqs": 3}, 4, [1], "best_of is 4 and at most 3 sequences run at once"),
+        ({"num_blocks": 8}, 4, [1] * 8, "the KV cache holds 4 beams of 8: lower best_of"),
+        ({"max_num_seqs": 99, "max_num_batched_tokens": 99, "num_blocks": 500}, 98, [1], "at most 97 together"),
+    ],
+)
+def test_a_search_that_can_never_run_is_refused(
+    changes: dict[str, object], width: int, prompt: list[int], message: str
+) -> None:
+    core, _ = make_core(**changes)
+    core.add_request(beams("s", prompt, width))
+    (output,) = run(core)["s"]
+    assert message in (output.error or "")
