@@ -61,6 +61,20 @@ _KNOWN: dict[str, Architecture] = {
     "Phi3ForCausalLM": Architecture(defaults={"max_position_embeddings": 4096}),
     "GPTNeoXForCausalLM": Architecture(),
     "GPT2LMHeadModel": _GPT2,
+    "PhiForCausalLM": Architecture(),
+    "OPTForCausalLM": Architecture(
+        names={"intermediate_size": "ffn_dim"},
+        defaults={"max_position_embeddings": 2048, "tie_word_embeddings": True},
+    ),
+    "FalconForCausalLM": Architecture(
+        names={"intermediate_size": "ffn_hidden_size"}, defaults={"tie_word_embeddings": True}, derived=_falcon
+    ),
+    "StableLmForCausalLM": Architecture(defaults={"max_position_embeddings": 4096}),
+    "CohereForCausalLM": Architecture(defaults={"max_position_embeddings": 8192, "tie_word_embeddings": True}),
+    "Cohere2ForCausalLM": Architecture(defaults={"max_position_embeddings": 8192, "tie_word_embeddings": True}),
+    "OlmoForCausalLM": Architecture(),
+    "Olmo2ForCausalLM": Architecture(),
+    "GraniteForCausalLM": Architecture(),
 }
 ARCHITECTURES = tuple(_KNOWN)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quire_engine.memory_plan.architectures import positive_int
+from quire_engine.models.attention_block import AttentionSpec
 from quire_engine.models.decoder import DecoderSpec
-from quire_engine.models.llama import llama_layer
+from quire_engine.models.llama import llama_layer, rope_of
 from quire_engine.models.settings import Config, layer_kinds
 
 
 def qwen2(config: Config) -> DecoderSpec:
     """Raises `ValueError` that names what is not supported."""
+    attention = AttentionSpec(rope=rope_of(config), qkv_bias=True)
     windows = qwen_windows(config)
-    return DecoderSpec.of(config, tuple(llama_layer(config, window=window, qkv_bias=True) for window in windows))
+    return DecoderSpec.of(config, tuple(llama_layer(config, replace(attention, window=w)) for w in windows))
 
 
 def qwen_windows(config: Config) -> tuple[int | None, ...]:

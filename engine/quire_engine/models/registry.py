@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quire_engine.memory_plan.architectures import normalised
+from quire_engine.models.cohere import cohere, cohere2
 from quire_engine.models.decoder import DecoderSpec
+from quire_engine.models.falcon import falcon
 from quire_engine.models.gemma import gemma, gemma2, gemma3
 from quire_engine.models.gpt2 import gpt2
 from quire_engine.models.gpt_neox import gpt_neox
+from quire_engine.models.granite import granite
 from quire_engine.models.llama import llama
 from quire_engine.models.mistral import mistral
+from quire_engine.models.olmo import olmo, olmo2
+from quire_engine.models.opt import opt
+from quire_engine.models.phi import phi
 from quire_engine.models.phi3 import phi3
 from quire_engine.models.qwen2 import qwen2
 from quire_engine.models.qwen3 import qwen3
 from quire_engine.models.settings import Config
+from quire_engine.models.stablelm import stablelm
 
 FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "LlamaForCausalLM": llama,
@@ -27,6 +34,15 @@ FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "Phi3ForCausalLM": phi3,
     "GPTNeoXForCausalLM": gpt_neox,
     "GPT2LMHeadModel": gpt2,
+    "PhiForCausalLM": phi,
+    "OPTForCausalLM": opt,
+    "FalconForCausalLM": falcon,
+    "StableLmForCausalLM": stablelm,
+    "CohereForCausalLM": cohere,
+    "Cohere2ForCausalLM": cohere2,
+    "OlmoForCausalLM": olmo,
+    "Olmo2ForCausalLM": olmo2,
+    "GraniteForCausalLM": granite,
 }
 
 

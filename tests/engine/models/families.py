@@ -22,6 +22,8 @@ PLAIN: dict[str, Any] = {
     "pad_token_id": None,
 }
 SIZES: dict[str, Any] = PLAIN | {"intermediate_size": 96, "num_key_value_heads": 2}
+OPT = PLAIN | {"ffn_dim": 96, "word_embed_proj_dim": 64}
+FALCON = PLAIN | {"ffn_hidden_size": 96}
 FULL, SLIDING = "full_attention", "sliding_attention"
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -148,6 +150,87 @@ FAMILIES = [
             "learned positions": PLAIN,
             "scaled by layer, untied head": PLAIN
             | {"n_inner": 80, "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False},
+        },
+    ),
+    Family(
+        models="Phi-1, Phi-1.5, Phi-2",
+        architecture="PhiForCausalLM",
+        config="PhiConfig",
+        cases={
+            "parallel block, half of each head rotated, biased head": SIZES,
+            "norm of each head": SIZES | {"qk_layernorm": True},
+        },
+    ),
+    Family(
+        models="OPT",
+        architecture="OPTForCausalLM",
+        config="OPTConfig",
+        cases={
+            "learned positions": OPT,
+            "norms after each part, projected embedding": OPT
+            | {"do_layer_norm_before": False, "word_embed_proj_dim": 32, "activation_function": "gelu"},
+            "no biases, norms without parameters": OPT | {"enable_bias": False, "layer_norm_elementwise_affine": False},
+        },
+    ),
+    Family(
+        models="Falcon",
+        architecture="FalconForCausalLM",
+        config="FalconConfig",
+        cases={
+            "one key for all heads": FALCON,
+            "groups of heads, two norms": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+            "groups of heads, one norm": FALCON
+            | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+            "ALiBi, sequential block, biases": FALCON
+            | {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True, "num_attention_heads": 6}
+            | {"hidden_size": 96},
+        },
+    ),
+    Family(
+        models="StableLM",
+        architecture="StableLmForCausalLM",
+        config="StableLmConfig",
+        cases={
+            "quarter of each head rotated": SIZES,
+            "norms for each head, parallel block, biases": SIZES
+            | {"qk_layernorm": True, "use_parallel_residual": True, "use_qkv_bias": True},
+        },
+    ),
+    Family(
+        models="Command-R",
+        architecture="CohereForCausalLM",
+        config="CohereConfig",
+        cases={
+            "neighbours rotated, scaled logits": SIZES,
+            "norms for each head": SIZES | {"use_qk_norm": True, "attention_bias": True},
+        },
+    ),
+    Family(
+        models="Command-R7B, Command-A",
+        architecture="Cohere2ForCausalLM",
+        config="Cohere2Config",
+        cases={"layers without positions": SIZES | {"sliding_window": 20, "layer_types": [SLIDING, FULL]}},
+    ),
+    Family(
+        models="OLMo",
+        architecture="OlmoForCausalLM",
+        config="OlmoConfig",
+        cases={"norms without parameters, clipped projections": SIZES | {"clip_qkv": 1.0}},
+    ),
+    Family(
+        models="OLMo-2",
+        architecture="Olmo2ForCausalLM",
+        config="Olmo2Config",
+        cases={"norms behind each part, norm over all heads": SIZES},
+    ),
+    Family(
+        models="Granite 3",
+        architecture="GraniteForCausalLM",
+        config="GraniteConfig",
+        cases={
+            "multipliers": SIZES
+            | {"embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.4}
+            | {"attention_multiplier": 0.1},
         },
     ),
 ]
