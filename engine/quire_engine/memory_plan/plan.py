@@ -12,6 +12,9 @@ CPU_POOL_AT_MOST = 4 * GIB
 HTTP_SERVER_BYTES = 128 << 20
 # Tokens whose keys and values attention may copy at once into a scratch buffer.
 GATHERED_TOKENS = 32768
+# Tokens whose logprobs are computed together at most, and bytes of their logits.
+LOGPROB_ROWS = 128
+LOGPROB_BYTES = 32 << 20
 # Of host memory, for each GPU, where --swap-space is unset.
 SWAP_SPACE_ON_GPU = 4 * GIB
 # Tokens that one step may compute where --max-num-batched-tokens is unset.
@@ -154,7 +157,14 @@ def activation_bytes(request: MemoryRequest) -> int:
     gathered = max(GATHERED_TOKENS, request.max_model_len) * shape.kv_bytes_per_token_and_layer(request.dtype)
     # Logits in float32, their sorted copy and its indices, and running sums in float64.
     logits = min(request.max_num_seqs, request.max_num_batched_tokens) * shape.vocab_size * (4 + 4 + 4 + 8 + 8)
-    return max(tokens + gathered, logits)
+    # Logits that logprobs of prompts are read from, their exponentials, and what they are compared with.
+    of_prompts = logprob_rows(shape.vocab_size) * shape.vocab_size * (4 + 4 + 4)
+    return max(tokens + gathered, logits, of_prompts)
+
+
+def logprob_rows(vocab_size: int) -> int:
+    """How many tokens of a prompt are looked at together for their logprobs: more have more logits than memory."""
+    return max(1, min(LOGPROB_ROWS, LOGPROB_BYTES // (4 * vocab_size)))
 
 
 def _shortage(plan: MemoryPlan, request: MemoryRequest) -> str:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from quire_engine.core.step import TokenLogprobs
-
-_SLICE_BYTES = 64 << 20  # of float32 logits that are looked at together
+from quire_engine.memory_plan.plan import logprob_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def rank_hidden(
     vocab_size: int,
 ) -> list[TokenLogprobs]:
     """As `rank`, from the hidden states [rows, hidden_size] that `logits_of` turns into logits, in bounded memory."""
-    step = max(1, _SLICE_BYTES // (4 * vocab_size))
+    step = logprob_rows(vocab_size)
     entries: list[TokenLogprobs] = []
     for first in range(0, len(token_ids), step):
         tokens = token_ids[first : first + step]

@@ -13,7 +13,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineRequest
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.engine import build_engine
-from quire_engine.sampling import logprobs as logprobs_module
+from quire_engine.memory_plan import plan
 from quire_engine.sampling.logprobs import rank_hidden
 from quire_engine.sampling_params import SamplingParams
 from tests.engine.models.checkpoints import FAMILIES, MAX_MODEL_LEN, VOCAB_SIZE, make_model, mixed_prompts, save
@@ -106,7 +106,7 @@ def test_none_come_where_none_are_asked_for_and_the_tokens_are_the_same(model_di
 
 
 def test_a_long_prompt_is_looked_at_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs_module, "_SLICE_BYTES", 4 * VOCAB_SIZE * 10)
+    monkeypatch.setattr(plan, "LOGPROB_BYTES", 4 * VOCAB_SIZE * 10)
     hidden = torch.randn(33, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
     rows = []
 
