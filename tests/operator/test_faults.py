@@ -124,6 +124,24 @@ CASES: dict[str, tuple[dict[str, Any], str, str, bool]] = {
         "Add to spec.scheduling.tolerations",
         False,
     ),
+    "a taint where the labels fit": (
+        pod(
+            scheduled="0/5 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, "
+            "4 node(s) had untolerated taint {a: b}."
+        ),
+        "Unschedulable",
+        "Check spec.scheduling.nodeSelector and spec.resources.gpu.product; and add to spec.scheduling.tolerations",
+        False,
+    ),
+    "no GPU where the labels fit": (
+        pod(
+            scheduled="0/4 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, "
+            "3 Insufficient nvidia.com/gpu."
+        ),
+        "Unschedulable",
+        "no node that admits pod llama-x has 2 nvidia.com/gpu free: 0/4 nodes",
+        False,
+    ),
     "a claim that does not exist": (
         pod(scheduled='0/1 nodes are available: persistentvolumeclaim "weights" not found.'),
         "ClaimNotFound",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,14 +26,15 @@ PAIRS: dict[str, Any] = {"engine": ENGINE, "parallelism": {"tensor": 2, "nodes":
 ONE: dict[str, Any] = {"engine": ENGINE}
 UID = "11111111-2222-3333-4444-555555555555"
 DEPLOYMENT, GROUPS = ("Deployment", "llama"), ("LeaderWorkerSet", "llama-nodes")
+INDEX = "leaderworkerset.sigs.k8s.io/group-index"
 LATER_SECONDS = 90
 """The operator asks every 30 s which APIs there are."""
 
 
-def groups(*, replicas: int = 2, existing: int = 2, ready: int = 2) -> Object:
+def groups(*, replicas: int = 2, existing: int = 2) -> Object:
     built = build_leader_worker_set(service(**PAIRS, replicas=replicas), CIRCUMSTANCES)
     assert built is not None
-    return {**built, "status": {"replicas": existing, "readyReplicas": ready, "updatedReplicas": existing}}
+    return {**built, "status": {"replicas": existing, "readyReplicas": existing, "updatedReplicas": existing}}
 
 
 def deployment(available: int, wanted: int = 2) -> Object:
@@ -49,7 +51,7 @@ def pod(name: str, *, ready: bool = True, old: bool = False, worker: bool = Fals
     parts = groups()["spec"]["leaderWorkerTemplate"]
     metadata = parts["workerTemplate" if worker else "leaderTemplate"]["metadata"]
     annotations = {TEMPLATE_HASH: "old" if old else metadata["annotations"][TEMPLATE_HASH]}
-    labels = {**metadata["labels"], "leaderworkerset.sigs.k8s.io/name": "llama-nodes"}
+    labels = {**metadata["labels"], "leaderworkerset.sigs.k8s.io/name": "llama-nodes", INDEX: name[1]}
     going = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if leaving else {}
     return {
         "metadata": {"name": name, "labels": labels, "annotations": annotations, **going},
@@ -77,22 +79,43 @@ def test_a_replica_is_a_group_and_its_gpus_those_of_all_its_pods() -> None:
         (groups(), [pod("l0"), pod("l1", old=True)]),
         (groups(), [pod("l0"), pod("l1", ready=False)]),
         (groups(), [pod("l0"), pod("l1", leaving=True)]),
-        (groups(ready=1), LEADERS),
         (groups(replicas=3), LEADERS),
-        (groups(existing=3), [*LEADERS, pod("l2")]),
+        (groups(existing=3), [*LEADERS, pod("l2"), pod("w2", worker=True)]),
     ],
-    ids=["an old leader", "a leader that loads", "a leader that leaves", "a worker is missing", "too few", "a surge"],
+    ids=["an old leader", "a leader that loads", "a leader that leaves", "too few", "a surge"],
 )
 def test_a_rollout_of_groups_is_not_over_while(live: Object, pods: list[Object]) -> None:
     """The status of a LeaderWorkerSet may be that of the spec before: it has no observedGeneration."""
     assert not counted({GROUPS: live}, [*pods, *WORKERS]).rolled_out
 
 
+@pytest.mark.parametrize(
+    "worker",
+    [
+        [],
+        [pod("w1", worker=True, ready=False)],
+        [pod("w1", worker=True, leaving=True)],
+        [pod("w1", worker=True, old=True)],
+    ],
+    ids=["no worker", "one that waits or starts", "one that leaves", "one of before"],
+)
+def test_a_leader_alone_is_no_group_that_serves(worker: list[Object]) -> None:
+    """LeaderWorkerSet says so all the same: of workers it asks only whether they exist."""
+    found = counted({GROUPS: groups()}, [*LEADERS, WORKERS[0], *worker])
+    assert (found.ready, found.available, found.updated, found.rolled_out) == (1, 1, 2, False)
+
+
 def test_what_serves_before_groups_do_is_counted_along() -> None:
-    found = counted({GROUPS: groups(ready=0), DEPLOYMENT: deployment(2)}, [])
+    found = counted({GROUPS: groups(), DEPLOYMENT: deployment(2)}, [pod(f"l{n}", ready=False) for n in range(2)])
     assert (found.wanted, found.existing, found.ready, found.available, found.pods) == (2, 4, 2, 2, 6)
-    assert found.older == 4
+    assert found.older == 2
     assert not counted({GROUPS: groups(), DEPLOYMENT: deployment(2)}, LEADERS).rolled_out
+
+
+def test_a_group_that_starts_anew_is_no_older_one() -> None:
+    found = counted({GROUPS: groups()}, [pod("l0"), pod("l1", leaving=True)])
+    assert (found.older, found.is_current, found.rolled_out) == (0, True, False)
+    assert counted({GROUPS: groups()}, [pod("l0"), pod("l1", old=True)]).older == 1
 
 
 def test_a_count_that_the_spec_leaves_open_is_that_of_the_workload_before() -> None:
@@ -103,8 +126,8 @@ def test_a_count_that_the_spec_leaves_open_is_that_of_the_workload_before() -> N
     ("spec", "children", "pods", "needed"),
     [
         (PAIRS, {DEPLOYMENT: deployment(2)}, [], [DEPLOYMENT]),
-        (PAIRS, {DEPLOYMENT: deployment(2), GROUPS: groups(ready=1)}, LEADERS, [DEPLOYMENT]),
-        (PAIRS, {DEPLOYMENT: deployment(2), GROUPS: groups()}, LEADERS, []),
+        (PAIRS, {DEPLOYMENT: deployment(2), GROUPS: groups()}, [*LEADERS, WORKERS[0]], [DEPLOYMENT]),
+        (PAIRS, {DEPLOYMENT: deployment(2), GROUPS: groups()}, [*LEADERS, *WORKERS], []),
         (ONE, {GROUPS: groups()}, LEADERS, [GROUPS]),
         (ONE, {GROUPS: groups(), DEPLOYMENT: deployment(1)}, LEADERS, [GROUPS]),
         (ONE, {GROUPS: groups(), DEPLOYMENT: deployment(2)}, LEADERS, []),
@@ -135,6 +158,81 @@ def test_a_worker_that_fails_is_what_is_wrong_with_its_group() -> None:
     found = fault_of(service(**PAIRS), Observation({GROUPS: groups()}, [pod("l0", ready=False), failing]))
     assert found is not None
     assert "pod llama-nodes-0-1 exited with code 1: no answer from the leader" in found.message
+
+
+NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+def unplaced(name: str, group: str, **facts: bool) -> Any:
+    found = placed(name, group, **facts)
+    del found["spec"]
+    found["status"]["conditions"].append({"type": "PodScheduled", "reason": "Unschedulable", "message": NO_GPU})
+    return found
+
+
+def placed(name: str, group: str, node: str = "n1", **facts: bool) -> Object:
+    found = pod(name, ready=False, **facts)
+    found["metadata"]["labels"][INDEX] = group
+    return {**found, "spec": {"nodeName": node}}
+
+
+@pytest.mark.parametrize(
+    ("pods", "has"),
+    [
+        (
+            [placed("llama-nodes-1", "1"), placed("llama-nodes-0", "0", "n2")],
+            "1 of them on n1, where 1 nvidia.com/gpu wait for the rest: no node",
+        ),
+        ([placed("llama-nodes-1", "1", leaving=True)], "none of which has a node: no node"),
+    ],
+    ids=["one waits for the other", "none has a node"],
+)
+def test_a_pod_that_finds_no_node_is_told_of_with_its_group(pods: list[Object], has: str) -> None:
+    waiting = unplaced("llama-nodes-1-1", "1", worker=True)
+    found = fault_of(service(**PAIRS), Observation({GROUPS: groups()}, [*pods, waiting]))
+    assert found is not None
+    assert found.reason == "Unschedulable"
+    assert found.message.startswith(f"group 1 serves with all its 2 pods of 1 nvidia.com/gpu, {has}")
+    assert "has 1 nvidia.com/gpu free for pod llama-nodes-1-1" in found.message
+
+
+def test_a_group_that_surges_takes_gpus_for_each_of_its_pods() -> None:
+    live = groups(replicas=1)
+    pods = [pod("llama-nodes-0", old=True), unplaced("llama-nodes-1", "1")]
+    found = fault_of(service(**PAIRS), Observation({GROUPS: live}, pods))
+    assert found is not None
+    assert found.reason == "NoGPUForSurge"
+    assert "a new group must serve before an old one goes" in found.message
+    assert "no node has 1 nvidia.com/gpu free for each of its 2 pods: 1 older replicas hold 2" in found.message
+
+
+@pytest.mark.parametrize(
+    ("live", "old", "rollout", "waits"),
+    [
+        (groups(replicas=1, existing=1), True, {}, True),
+        (groups(replicas=1, existing=1), True, {"maxUnavailable": "50%"}, True),
+        (groups(replicas=1, existing=1), True, {"maxUnavailable": 1}, False),
+        (groups(replicas=1, existing=1), True, {"maxUnavailable": "100%"}, False),
+        (groups(replicas=1, existing=1), True, {"strategy": "Recreate"}, False),
+        (groups(replicas=1, existing=1), False, {}, False),
+        (groups(replicas=1, existing=2), True, {}, False),
+        (groups(replicas=2, existing=2), True, {}, False),
+    ],
+    ids=["as it is", "half of one", "one may go", "all may go", "at once", "the newest", "a second one", "one of two"],
+)
+def test_a_single_group_that_may_not_go_is_never_replaced_and_that_is_said(
+    live: Object, old: bool, rollout: dict[str, Any], waits: bool
+) -> None:
+    pods = [pod("l0", old=old), pod("w0", worker=True, old=old)]
+    found = fault_of(service(**PAIRS, rollout=rollout), Observation({GROUPS: live}, pods))
+    assert (found is not None) is waits
+    if found is not None:
+        assert (found.reason, found.needs_action) == ("NoSurgeOfOneGroup", True)
+
+
+def test_the_pod_that_serves_before_a_single_group_does_is_no_older_group() -> None:
+    children = {GROUPS: groups(replicas=1, existing=0), DEPLOYMENT: deployment(1, wanted=1)}
+    assert fault_of(service(**PAIRS), Observation(children, [])) is None
 
 
 def test_without_its_api_a_group_is_refused_with_the_next_step() -> None:
@@ -174,22 +272,21 @@ def groups_serve(plane: Namespace, name: str) -> None:
     """What LeaderWorkerSet's controller would make of it, and report."""
     live = plane.get(LEADER_WORKER_SETS, f"{name}-nodes")
     count, parts = live["spec"]["replicas"], live["spec"]["leaderWorkerTemplate"]
-    for index in range(count):
-        metadata = parts["leaderTemplate"]["metadata"]
-        labels = {**metadata["labels"], "leaderworkerset.sigs.k8s.io/name": live["metadata"]["name"]}
-        spec = {"containers": [{"name": "engine", "image": "x:1"}]}
+    for index, kind in itertools.product(range(count), ("leader", "worker")):
+        metadata = parts[f"{kind}Template"]["metadata"]
+        labels = {"leaderworkerset.sigs.k8s.io/name": live["metadata"]["name"], INDEX: str(index)}
         plane.api.create(
             PODS,
             {
                 "apiVersion": "v1",
                 "kind": "Pod",
                 "metadata": {
-                    "name": f"{live['metadata']['name']}-{index}",
+                    "name": f"{live['metadata']['name']}-{index}{'-1' if kind == 'worker' else ''}",
                     "namespace": plane.name,
-                    "labels": labels,
+                    "labels": {**metadata["labels"], **labels},
                     "annotations": metadata["annotations"],
                 },
-                "spec": spec,
+                "spec": {"containers": [{"name": "engine", "image": "x:1"}]},
             },
         )
     status = {"replicas": count, "readyReplicas": count, "updatedReplicas": count}

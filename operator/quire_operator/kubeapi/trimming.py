@@ -48,13 +48,17 @@ def trim_scaler(item: Object) -> Object:
 
 
 def trim_pod(item: Object) -> Object:
-    """Identity, the template's hash, and what the status says."""
+    """Identity, the template's hash, the node, and what the status says."""
     metadata = _metadata(item, tuple(key for key in _METADATA if key not in ("annotations", "ownerReferences")))
     hash_of_template = (item["metadata"].get("annotations") or {}).get(TEMPLATE_HASH)
     if hash_of_template is not None:
         metadata["annotations"] = {TEMPLATE_HASH: hash_of_template}
-    status = item.get("status") or {}
-    return {"metadata": metadata, "status": {key: status[key] for key in _POD_STATUS if key in status}}
+    status, node = item.get("status") or {}, (item.get("spec") or {}).get("nodeName")
+    return {
+        "metadata": metadata,
+        **({"spec": {"nodeName": node}} if node else {}),
+        "status": {key: status[key] for key in _POD_STATUS if key in status},
+    }
 
 
 def trim_job(item: Object) -> Object:

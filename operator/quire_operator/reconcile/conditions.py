@@ -147,7 +147,7 @@ def _progress(replicas: Replicas) -> tuple[str, str]:
         return "Recreating", f"{counts}: strategy Recreate stops all old pods before a new one starts to load"
     if replicas.available == 0:
         return "Starting", f"{counts}: pods are being scheduled, pulled or loading the model"
-    if not replicas.is_current or replicas.existing != replicas.updated:
+    if not replicas.is_current or replicas.older:
         return "RollingOut", f"{counts}: older pods serve until newer ones do"
     return "Scaling", counts
 

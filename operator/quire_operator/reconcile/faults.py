@@ -27,6 +27,9 @@ class Fault:
     lacking: tuple[str, ...] = ()
     """Resources that no node has free."""
 
+    pod: str = ""
+    """Name of the pod that finds no node."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -173,16 +176,28 @@ def _unschedulable(subject: Subject, pod: Object, message: str) -> Fault:
     if "unbound immediate PersistentVolumeClaims" in message:
         return Fault("ClaimPending", f"pod {name} waits for its claim: {text}", False)
     lacking = sorted(set(re.findall(r"Insufficient ([^\s,.]+(?:\.[^\s,.]+)*)", message)))
+    steps = []
+    if "node affinity/selector" in message:
+        steps.append("check spec.scheduling.nodeSelector and spec.resources.gpu.product")
+    if "untolerated taint" in message:
+        steps.append("add to spec.scheduling.tolerations, or remove the taint")
     if lacking:
         wants = ", ".join(f"{subject.wants.get(resource, 'enough')} {resource}" for resource in lacking)
-        text = f"no node has {wants} free for pod {name}: {text}. {subject.less}"
-    elif "node affinity/selector" in message:
-        text = f"no node fits pod {name}: {text}. Check spec.scheduling.nodeSelector and spec.resources.gpu.product"
-    elif "taint" in message:
-        text = f"no node accepts pod {name}: {text}. Add to spec.scheduling.tolerations, or remove the taint"
+        # the scheduler looks for room only on nodes whose labels and taints admit the pod
+        which = (
+            f"no node that admits pod {name} has {wants} free" if steps else f"no node has {wants} free for pod {name}"
+        )
+        text = f"{which}: {text}. {subject.less}"
+    elif steps:
+        text = f"no node admits pod {name}: {text}. {_sentence(steps)}"
     else:
         text = f"no node accepts pod {name}: {text}"
-    return Fault("Unschedulable", text, False, tuple(lacking))
+    return Fault("Unschedulable", text, False, tuple(lacking), name)
+
+
+def _sentence(steps: list[str]) -> str:
+    text = "; and ".join(steps)
+    return text[0].upper() + text[1:]
 
 
 def _last_line(text: str) -> str:

@@ -15,9 +15,10 @@ from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.children import Problem
 from quire_operator.reconcile.environment import Environment
 from quire_operator.reconcile.faults import Fault, pod_fault, template_hash
+from quire_operator.reconcile.groups import as_group
 from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.replicas import Replicas, count_replicas
-from quire_operator.reconcile.workloads import condition, template_of, workload_key
+from quire_operator.reconcile.workloads import condition, predecessor, template_of, workload_key
 
 NOTHING_KNOWN = Environment()
 
@@ -63,8 +64,10 @@ def fault_of(service: LLMService, observation: Observation) -> Fault | None:
         fault = _refused_pods(str(refused.get("message", "")))
     if fault is not None and fault.reason == "ClaimPending":
         fault = Fault(fault.reason, claim_message(service, observation, fault.message), fault.needs_action)
-    if fault is not None and service.spec.resources.gpu.resource_name in fault.lacking:
-        fault = _without_spare_gpu(service, observation.replicas(service), fault)
+    if fault is not None and fault.pod:
+        fault = _without_node(service, observation, fault)
+    if fault is None and predecessor(service, observation.children) is None:
+        fault = _lone_group(service, observation.replicas(service))
     if is_late(workload):
         seconds = workload["spec"].get("progressDeadlineSeconds")
         if fault is not None:
@@ -83,18 +86,36 @@ def is_late(workload: Object) -> bool:
     return progressing.get("reason") == "ProgressDeadlineExceeded" and progressing.get("status") == "False"
 
 
-def _without_spare_gpu(service: LLMService, replicas: Replicas, fault: Fault) -> Fault:
+def _without_node(service: LLMService, observation: Observation, fault: Fault) -> Fault:
     """Old pods keep their GPUs until a new one serves, which it cannot without one: a rollout that waits for itself."""
     rollout, gpu = service.spec.rollout, service.spec.resources.gpu.resource_name
-    if replicas.older == 0 or rollout.strategy != "RollingUpdate" or str(rollout.max_surge) in ("0", "0%"):
-        return fault
-    held = replicas.older * service.spec.gpus_per_pod * service.spec.parallelism.nodes
+    replicas, size = observation.replicas(service), service.spec.parallelism.nodes
+    surges = rollout.strategy == "RollingUpdate" and str(rollout.max_surge) not in ("0", "0%")
+    if gpu not in fault.lacking or replicas.older == 0 or not surges:
+        return as_group(service, observation.pods, fault)
+    each, what = service.spec.gpus_per_pod, "pod" if size == 1 else "group"
     text = (
-        f"a new pod must serve before an old one goes, and no node has {service.spec.gpus_per_pod} {gpu} free for it: "
-        f"{replicas.older} older replicas hold {held}. Wait until one is free, or have old pods make room: "
-        "spec.rollout.maxSurge 0 with maxUnavailable 1 replaces one at a time, strategy Recreate all at once"
+        f"a new {what} must serve before an old one goes, and no node has {each} {gpu} free for "
+        f"{'it' if size == 1 else f'each of its {size} pods'}: {replicas.older} older replicas hold "
+        f"{replicas.older * each * size}. Wait until {'one is' if size == 1 else 'they are'} free, or have old {what}s "
+        "make room: spec.rollout.maxSurge 0 with maxUnavailable 1 replaces one at a time, strategy Recreate all at once"
     )
     return Fault("NoGPUForSurge", text, False)
+
+
+def _lone_group(service: LLMService, replicas: Replicas) -> Fault | None:
+    """LeaderWorkerSet 0.8 starts no second group beside a single one, whatever maxSurge says, and so waits for ever."""
+    rollout = service.spec.rollout
+    lone = replicas.wanted == replicas.existing == replicas.older == 1
+    most = rollout.max_unavailable
+    may_go = most == "100%" if isinstance(most, str) else most > 0  # a smaller share of one is none
+    if service.spec.parallelism.nodes == 1 or not lone or rollout.strategy == "Recreate" or may_go:
+        return None
+    text = (
+        "LeaderWorkerSet starts no second group beside a single one, which spec.rollout.maxUnavailable keeps until "
+        "another serves: write maxUnavailable 1, and nothing serves while the new group loads, or spec.replicas 2"
+    )
+    return Fault("NoSurgeOfOneGroup", text, True)
 
 
 def _refused_pods(message: str) -> Fault:

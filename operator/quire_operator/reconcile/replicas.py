@@ -9,7 +9,8 @@ from quire_operator.api import LLMService
 from quire_operator.builders.identity import COMPONENT_LABEL
 from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.changes import ChildKey
-from quire_operator.reconcile.faults import is_ready, template_hash
+from quire_operator.reconcile.faults import template_hash
+from quire_operator.reconcile.groups import GROUP_LABEL, serving_leaders
 from quire_operator.reconcile.workloads import (
     REVISION,
     condition,
@@ -18,8 +19,6 @@ from quire_operator.reconcile.workloads import (
     template_of,
     workload_key,
 )
-
-_GROUP_LABEL = "leaderworkerset.sigs.k8s.io/name"
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,14 @@ class Replicas:
     rolled_out: bool
     """All wanted replicas are of the newest template and serve, and no older one is left."""
 
+    older: int = 0
+    """Replicas of an older template, or of the workload before. One that starts anew is none."""
+
     pods: int = 0
     """Pods of all replicas that exist."""
 
     recreating: bool = False
     """A rollout by strategy Recreate is on its way: older replicas go before newer ones start."""
-
-    @property
-    def older(self) -> int:
-        """Replicas of an older template."""
-        return max(0, self.existing - self.updated)
 
 
 def count_replicas(service: LLMService, children: Mapping[ChildKey, Object], pods: Sequence[Object] = ()) -> Replicas:
@@ -61,6 +58,7 @@ def count_replicas(service: LLMService, children: Mapping[ChildKey, Object], pod
         existing=counts.existing + old.existing,
         ready=counts.ready + old.ready,
         available=counts.available + old.available,
+        older=counts.older + old.existing,
         pods=counts.pods + old.pods,
         rolled_out=False,
     )
@@ -104,6 +102,7 @@ def _of_deployment(deployment: Object) -> Replicas:
         updated=updated,
         is_current=is_current,
         rolled_out=is_current and existing == updated == available == wanted,
+        older=max(0, existing - updated),
         pods=existing,
         recreating=_is_recreating(deployment, settled=is_current and existing == updated),
     )
@@ -114,24 +113,29 @@ def _of_groups(groups: Object, pods: Sequence[Object]) -> Replicas:
     spec, status, name = groups["spec"], groups.get("status") or {}, groups["metadata"]["name"]
     leaders = [pod for pod in pods if _leads(pod, name)]
     newest = template_hash(template_of(groups))
-    wanted, existing = spec.get("replicas", 1), status.get("replicas", 0)
+    wanted, existing, size = (
+        spec.get("replicas", 1),
+        status.get("replicas", 0),
+        spec["leaderWorkerTemplate"].get("size", 1),
+    )
     updated = sum(template_hash(pod) == newest for pod in leaders)
-    ready = min(status.get("readyReplicas", 0), sum(is_ready(pod) for pod in leaders))
+    ready = len(serving_leaders(leaders, pods, size))
     return Replicas(
         wanted=wanted,
         existing=existing,
         ready=ready,
         available=ready,
         updated=updated,
-        is_current=existing <= updated,
+        is_current=updated == len(leaders),
         rolled_out=existing == updated == len(leaders) == ready == wanted,
-        pods=existing * spec["leaderWorkerTemplate"].get("size", 1),
+        older=len(leaders) - updated,
+        pods=existing * size,
     )
 
 
 def _leads(pod: Object, groups: str) -> bool:
     labels = pod["metadata"].get("labels") or {}
-    is_leader = labels.get(_GROUP_LABEL) == groups and labels.get(COMPONENT_LABEL) == "engine"
+    is_leader = labels.get(GROUP_LABEL) == groups and labels.get(COMPONENT_LABEL) == "engine"
     return is_leader and not pod["metadata"].get("deletionTimestamp")
 
 
