@@ -15,6 +15,7 @@ from e2e.cluster import node, teardown
 from e2e.cluster.addons import catalog
 from e2e.cluster.addons.adapter import Adapter
 from e2e.cluster.addons.addon import RunningNode
+from e2e.cluster.addons.kwok import Kwok
 from e2e.cluster.addons.prometheus import Prometheus
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubectl import Kubectl
@@ -93,6 +94,12 @@ def adapter(cluster: Target, prometheus: Prometheus) -> Adapter:
     adapter = Adapter(_own(cluster, "adapter"))
     adapter.start()
     return adapter
+
+
+@pytest.fixture(scope="session")
+def kwok(cluster: Target) -> Kwok:
+    """kwok on our own node: nodes that are added and taken away at once, and cost nothing."""
+    return Kwok(_own(cluster, "kwok"))
 
 
 @pytest.fixture(scope="session")

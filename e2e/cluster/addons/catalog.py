@@ -8,6 +8,7 @@ from e2e.cluster import binaries, node
 from e2e.cluster.addons.adapter import Adapter
 from e2e.cluster.addons.addon import Addon, RunningNode
 from e2e.cluster.addons.keda import Keda
+from e2e.cluster.addons.kwok import Kwok
 from e2e.cluster.addons.lws import Lws
 from e2e.cluster.addons.monitoring_crds import MonitoringCrds
 from e2e.cluster.addons.network_policy import NetworkPolicy
@@ -17,7 +18,7 @@ from e2e.cluster.one_at_a_time import alone
 from e2e.cluster.progress import say, stage
 
 ADDONS: dict[str, type[Addon]] = {
-    addon.name: addon for addon in (Prometheus, Keda, Adapter, MonitoringCrds, Lws, NetworkPolicy)
+    addon.name: addon for addon in (Prometheus, Keda, Adapter, MonitoringCrds, Lws, NetworkPolicy, Kwok)
 }
 
 
