@@ -48,7 +48,7 @@ class StructuredOutputsParams:
                 continue
             if not isinstance(value, str):
                 raise ValueError(f"structured_outputs.{name} is of type {type(value).__name__}: it must be a string")
-            _check_length(name, len(value))
+            _check_text(name, value)
         if self.choice is not None:
             self._check_choice(self.choice)
 
@@ -71,7 +71,7 @@ class StructuredOutputsParams:
             raise ValueError("structured_outputs.choice must be a list of strings, each with at least one character")
         if len(choice) > MAX_CHOICES:
             raise ValueError(f"structured_outputs.choice has {len(choice)} strings: it may have {MAX_CHOICES}")
-        _check_length("choice", sum(map(len, choice)))
+        _check_text("choice", "".join(choice))
 
 
 def _as_text(schema: object) -> str:
@@ -81,6 +81,10 @@ def _as_text(schema: object) -> str:
         raise ValueError(f"structured_outputs.json is not a JSON schema: {error}") from error
 
 
-def _check_length(name: str, length: int) -> None:
-    if length > MAX_CHARACTERS:
-        raise ValueError(f"structured_outputs.{name} has {length} characters: it may have {MAX_CHARACTERS}")
+def _check_text(name: str, text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"structured_outputs.{name} has {len(text)} characters: it may have {MAX_CHARACTERS}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"structured_outputs.{name} holds half of a surrogate pair: write both halves") from error

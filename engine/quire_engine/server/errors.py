@@ -11,6 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+# How pydantic names the member of a union in the path to what is wrong.
+_KINDS_OF_UNIONS = ("list[", "dict[", "function-", "constrained-")
 KINDS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError"}
 
 
@@ -67,7 +69,7 @@ def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return f"the body is not JSON: {reason} at character {first['loc'][-1]}", None
-    field = ".".join(p for p in path if not p.startswith(("list[", "function-", "str", "constrained")))
+    field = ".".join(p for p in path if p not in ("str", "bool") and not p.startswith(_KINDS_OF_UNIONS))
     message = str(first["msg"]).removeprefix("Value error, ")
     if not field and first["type"] == "model_attributes_type":
         return "the body is not a JSON object: send one, with the header `content-type: application/json`", None

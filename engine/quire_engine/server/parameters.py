@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.errors import ApiError
+from quire_engine.server.forms import Form
 from quire_engine.server.protocol import GenerationRequest
+from quire_engine.structured.compiler import COMPILE_SECONDS, GrammarCompiler, TooManyGrammarsError
+from quire_engine.structured.vocabulary import byte_vocabulary
 from quire_engine.text.bad_words import with_bad_words
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ class Parameters:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, use_priority: bool) -> None:
         self._tokenizer, self._vocab_size, self._use_priority = tokenizer, vocab_size, use_priority
+        # The engine compiles for the model's tokens: for bytes it shows as well whether a grammar can be used.
+        self._grammars = GrammarCompiler(byte_vocabulary)
 
     async def of(self, request: GenerationRequest, rooms: list[int]) -> list[SamplingParams]:
         """The parameters for each prompt of a request, which may have `rooms[i]` tokens generated.
@@ -38,12 +43,30 @@ class Parameters:
         self._check_ids("logit_bias", request.logit_bias or ())
         self._check_ids("allowed_token_ids", request.allowed_token_ids or ())
         try:
-            params = request.sampling_params(max(rooms))
+            form = request.form()
+            if form is not None:
+                await self._check_form(form)
+            params = request.sampling_params(max(rooms), form.wanted if form else None)
             if params.bad_words:
                 params = await asyncio.to_thread(with_bad_words, params, self._tokenizer)
             return [replace(params, max_tokens=room) for room in rooms]
         except ValueError as error:
             raise ApiError(400, str(error), param=str(error).split(" ", 1)[0]) from error
+
+    async def _check_form(self, form: Form) -> None:
+        """Raise `ApiError` for a form that no answer can have, or that is beyond the limits."""
+        try:
+            compiled = self._grammars.submit(form.wanted)
+            # Shielded: it is kept for others, who may be waiting for it too when this client leaves.
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(compiled)), COMPILE_SECONDS)
+        except TooManyGrammarsError as error:
+            raise ApiError(429, str(error), headers={"retry-after": "1"}) from error
+        except TimeoutError as error:
+            raise ApiError(
+                400, f"{form.field} was not compiled within {COMPILE_SECONDS:.0f} s: simplify it", param=form.field
+            ) from error
+        except ValueError as error:
+            raise ApiError(400, form.in_its_words(str(error)), param=form.field) from error
 
     def _check_ids(self, field: str, ids: Collection[int]) -> None:
         wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)

@@ -9,7 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from quire_engine.sampling_params import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_N, SamplingParams
+from quire_engine.server.forms import StructuredRequest
 from quire_engine.server.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprobs
+from quire_engine.structured_outputs import StructuredOutputsParams
 
 MAX_STOP_TOKEN_IDS = 1024
 MAX_ANSWERS = 1024  # of one request: its prompts, n or best_of times each
@@ -47,18 +49,13 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(StructuredRequest):
     """The fields that completions and chat completions share. Fields of other servers are let pass unread."""
 
     model_config = ConfigDict(extra="allow")
     # Known fields whose machinery is not built: refused when set, so that nobody believes in their effect.
     not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "use_beam_search": (False, None),
-        "guided_json": (None,),
-        "guided_regex": (None,),
-        "guided_choice": (None,),
-        "guided_grammar": (None,),
-        "structured_outputs": (None,),
     }
 
     model: str | None = None
@@ -144,7 +141,7 @@ class GenerationRequest(BaseModel):
         """As `num_logprobs`, for the prompt."""
         return self.prompt_logprobs
 
-    def sampling_params(self, max_tokens: int) -> SamplingParams:
+    def sampling_params(self, max_tokens: int, structured_outputs: StructuredOutputsParams | None) -> SamplingParams:
         """The request as sampling parameters. Raises `ValueError` that names the field."""
         given = {
             "temperature": self.temperature,
@@ -171,6 +168,7 @@ class GenerationRequest(BaseModel):
             ignore_eos=self.ignore_eos,
             min_tokens=self.min_tokens,
             skip_special_tokens=self.skip_special_tokens,
+            structured_outputs=structured_outputs,
             max_tokens=max_tokens,
         )
 
@@ -240,7 +238,6 @@ class ChatCompletionRequest(GenerationRequest):
         "tools": (None, []),
         "tool_choice": (None, "none", "auto"),
         "functions": (None, []),
-        "response_format": (None, {"type": "text"}),
         "continue_final_message": (False, None),
         "echo": (False, None),
     }

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 MAX_KEPT = 64
-MAX_WAITING = 64
+MAX_WAITING = 256
+COMPILE_SECONDS = 20.0  # how long a request waits: a compilation that takes longer goes on to its own end
 # A schema of `MAX_CHARACTERS` whose references form one chain needs half of it: llguidance follows them by recursion.
 _STACK_BYTES = 64 * 2**20
 _TRIAL_TOKENS = 4
@@ -31,8 +32,12 @@ class CompiledGrammar:
     end_tokens: tuple[int, ...]  # which the matcher allows where the grammar may end
 
 
+class TooManyGrammarsError(ValueError):
+    """Too many grammars wait to be compiled: later there is room."""
+
+
 class GrammarCompiler:
-    """Compiled grammars by what was asked for, also those that failed, the least recently used going first.
+    """Compiled grammars by what was asked for, the least recently used going first.
 
     `load_vocabulary` is called once, on the thread, before the first grammar.
     """
@@ -41,20 +46,24 @@ class GrammarCompiler:
         self._load_vocabulary = load_vocabulary
         self._vocabulary: LLTokenizer | None = None
         self._kept: OrderedDict[tuple[object, ...], Future[CompiledGrammar]] = OrderedDict()
+        self._waiting: list[Future[CompiledGrammar]] = []
         self._thread: ThreadPoolExecutor | None = None
 
     def submit(self, wanted: StructuredOutputsParams) -> Future[CompiledGrammar]:
         """Compile, or find what was compiled before.
 
-        The future raises `ValueError` for a grammar that cannot be used; this call where too many wait already.
+        The future raises `ValueError` for a grammar that cannot be used; this call `TooManyGrammarsError`.
         """
         key = wanted.key
         future = self._kept.get(key)
-        if future is None:
-            waiting = sum(not f.done() for f in self._kept.values())
-            if waiting >= MAX_WAITING:
-                raise ValueError(f"structured_outputs: {waiting} grammars are being compiled already: try again")
+        if future is None or (future.done() and future.exception() is not None):
+            self._waiting = [f for f in self._waiting if not f.done()]
+            if len(self._waiting) >= MAX_WAITING:
+                raise TooManyGrammarsError(
+                    f"structured_outputs: {MAX_WAITING} other grammars are being compiled: try again"
+                )
             future = self._kept[key] = self._start_thread().submit(self._compile, wanted)
+            self._waiting.append(future)
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from quire_engine.sampling_params import SamplingParams
-from quire_engine.structured.compiler import CompiledGrammar, GrammarCompiler, allowed_text, reason_of
+from quire_engine.structured.compiler import COMPILE_SECONDS, CompiledGrammar, GrammarCompiler, allowed_text, reason_of
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-COMPILE_SECONDS = 20.0
 # Processor time that an answer may spend on its grammar: a little at first, for what is found out only once, and
 # so much for each token. Steps wait for it.
 _FIRST_SECONDS = 1.0
