@@ -106,14 +106,9 @@ def rounded(weight: torch.Tensor, bits: int, group_of: torch.Tensor, symmetric: 
 
 def in_words(numbers: torch.Tensor, bits: int, order: list[int]) -> torch.Tensor:
     """[rows, n] -> [rows, n * bits / 32] int32; `order` says which number of a word is where, from the lowest bits."""
-    words = []
-    for row in numbers.tolist():
-        own = []
-        for first in range(0, len(row), len(order)):
-            word = sum(row[first + which] << (bits * place) for place, which in enumerate(order))
-            own.append(word - (1 << 32) if word >= 1 << 31 else word)
-        words.append(own)
-    return torch.tensor(words, dtype=torch.int32)
+    shifts = torch.tensor([bits * order.index(which) for which in range(len(order))])
+    words = (numbers.unflatten(1, (-1, len(order))) << shifts).sum(-1)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
 
 def awq(group_size: int) -> Callable[[torch.Tensor], Packed]:

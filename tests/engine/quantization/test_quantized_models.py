@@ -88,7 +88,7 @@ def test_float_weights_are_rounded_to_fp8_while_loading(tmp_path: Path) -> None:
 
 
 def test_a_quantized_model_keeps_no_float_copy(tmp_path: Path) -> None:
-    sizes = SIZES | {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1}
+    sizes = SIZES | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
     model = make_model(LlamaForCausalLM, LlamaConfig(**sizes))
     for name, form in FORMATS.items():
         core = build(save_quantized(model, tmp_path / name, form))
@@ -96,7 +96,7 @@ def test_a_quantized_model_keeps_no_float_copy(tmp_path: Path) -> None:
         linears = [layer.self_attn.qkv_proj, layer.self_attn.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj]
         held = sum(t.numel() * t.element_size() for m in linears for t in (*m.parameters(), *m.buffers()))
         elements = sum(m.in_features * m.out_features for m in linears)
-        assert held < 1.1 * elements, name
+        assert held < 1.25 * elements, name  # bytes; a copy in float32 alone would take 4
 
 
 @pytest.mark.parametrize("form", FORMATS)
