@@ -55,7 +55,7 @@ def test_render_prints_the_scaler_and_the_count_that_a_workload_starts_with(
     [
         ({"modle": {}}, "spec.modle: unknown field"),
         ({"replicas": 1, "autoscaling": {"maxReplicas": 2}}, "spec.replicas and spec.autoscaling are both set"),
-        ({"model": {"quantization": "awq"}}, "NotSupportedYet"),
+        ({"model": {"kvCacheDtype": "fp8"}}, "NotSupportedYet"),
     ],
 )
 def test_render_says_what_is_wrong_with_a_file(tmp_path: Path, change: dict[str, object], words: str) -> None:

@@ -382,6 +382,7 @@ def test_a_refusal_names_the_engine_and_every_field_with_what_to_write() -> None
 @pytest.mark.parametrize(
     ("engine", "spec", "field"),
     [
+        ("quire", {"model": {"quantization": "squeezellm"}}, "spec.model.quantization"),
         ("vllm", {"model": {"quantization": "squeezellm"}}, "spec.model.quantization"),
         ("vllm", {"model": {"quantization": "none"}}, "spec.model.quantization"),
         ("vllm", {"engine": {"swapSpaceGiB": 8}}, "spec.engine.swapSpaceGiB"),
@@ -400,7 +401,7 @@ def test_what_an_engine_lacks_is_refused(engine: str, spec: dict[str, Any], fiel
 
 
 def test_what_is_not_built_in_quire_is_told_apart_from_what_others_lack() -> None:
-    spec = {"model": {"quantization": "awq"}}
+    spec = {"model": {"kvCacheDtype": "fp8"}}
     refusal = refusal_of(service("quire", **spec).spec)
     assert refusal is not None
     assert refusal.reason == "NotSupportedYet"

@@ -315,10 +315,10 @@ def test_suspending_removes_the_workload_and_keeps_the_claim(namespace: Namespac
 def test_a_field_that_is_not_supported_yet_is_refused_and_what_runs_keeps_running(namespace: Namespace) -> None:
     namespace.create(manifest())
     deployment = eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
-    namespace.change("llama", {"model": {"quantization": "awq"}, "engine": {"maxNumSeqs": 9}})
+    namespace.change("llama", {"model": {"kvCacheDtype": "fp8"}, "engine": {"maxNumSeqs": 9}})
     accepted = eventually(lambda: (c := namespace.condition("llama", "Accepted"))["status"] == "False" and c)
     assert accepted["reason"] == "NotSupportedYet"
-    assert "spec.model.quantization (write auto)" in accepted["message"]
+    assert "spec.model.kvCacheDtype (write auto)" in accepted["message"]
     live = namespace.get(DEPLOYMENTS, "llama")
     assert live["metadata"]["resourceVersion"] == deployment["metadata"]["resourceVersion"]
     assert namespace.condition("llama", "Stalled")["reason"] == "NotSupportedYet"

@@ -90,11 +90,7 @@ def test_what_is_suggested_fits_and_one_step_more_does_not(llama: ModelFacts) ->
     assert gpu_plan(llama, 24, max_model_len=longest + 16).verdict == "DoesNotFit"
 
 
-def test_quantized_checkpoints_are_suggested_once_they_are_served(
-    llama: ModelFacts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "quantized" not in gpu_plan(llama, 14, max_model_len=8192).message
-    monkeypatch.setattr("quire_operator.plan.suggestions.refusal_of", lambda spec: None)
+def test_quantized_checkpoints_are_suggested_where_they_would_fit(llama: ModelFacts) -> None:
     suggested = gpu_plan(llama, 14, max_model_len=8192).suggestions
     assert "take a checkpoint quantized to 8 bits (fp8)" in suggested
     assert "take a checkpoint quantized to 8 bits (fp8)" not in gpu_plan(llama, 10, max_model_len=8192).suggestions

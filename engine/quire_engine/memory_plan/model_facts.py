@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from quire_engine.memory_plan.context_length import longest_context
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
+from quire_engine.memory_plan.quantization import Quantization, quantization_of
 from quire_engine.memory_plan.safetensors_header import TensorHeader
 from quire_engine.memory_plan.weight_files import checkpoint_headers
 from quire_engine.memory_plan.weight_sizes import WeightSizes
@@ -38,12 +39,12 @@ class ModelFacts:
     def of(config: Mapping[str, object], tensors: Mapping[str, TensorHeader], commit: str | None = None) -> ModelFacts:
         """From config.json's content and the tensors by name. Raises ValueError for a model that is not known."""
         shape = ModelShape.of_known_architecture(config)
-        quantization = config.get("quantization_config")
+        quantization, scheme = _quantization(config, tensors)
         return ModelFacts(
             shape=shape,
-            weights=WeightSizes.of(tensors, shape),
+            weights=WeightSizes.of(tensors, shape, quantization),
             longest=longest_context(config, shape.max_position_embeddings),
-            quantization=str(quantization.get("quant_method")) if isinstance(quantization, dict) else None,
+            quantization=scheme,
             commit=commit,
         )
 
@@ -88,6 +89,24 @@ class ModelFacts:
         if facts.shape.num_heads % facts.shape.num_kv_heads or facts.shape.dtype not in BYTES_OF_DTYPE:
             raise ValueError("these are facts of no model")
         return facts
+
+
+def _quantization(
+    config: Mapping[str, object], tensors: Mapping[str, TensorHeader]
+) -> tuple[Quantization | None, str | None]:
+    """How the weights are quantized, where this engine can read it, and the name for it, where any engine can."""
+    try:
+        quantization = quantization_of(config)
+    except ValueError:  # another engine may serve it
+        settings = config.get("quantization_config")
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        return None, str(method)
+    if quantization is not None:
+        return quantization, quantization.scheme
+    # Older tools left config.json alone, and wrote a file of their own beside it.
+    if any(name.endswith(".qweight") for name in tensors):
+        return None, "gptq" if any(name.endswith(".g_idx") for name in tensors) else "awq"
+    return None, None
 
 
 def _checked(kind: type[_Numbers], values: Mapping[str, Any], least: int) -> _Numbers:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
+from quire_engine.memory_plan.quantization import UNUSED, Gptq, Quantization
 from quire_engine.memory_plan.safetensors_header import TensorHeader
 
 # Converted to the dtype that is served. Every other type is part of a quantized format, and stays as it is.
@@ -19,6 +20,8 @@ COMPUTED = (
     ".attention.bias",
     ".attention.masked_bias",
 )
+# Scales of FP8 weights, which stay float32 whatever is served.
+_SCALES = (".weight_scale", ".weight_scale_inv")
 # The output head, which may be stored though it is the embedding.
 _HEADS = ("lm_head.weight", "embed_out.weight")
 # Tables that each GPU has whole.
@@ -38,15 +41,22 @@ class WeightSizes:
     linear: int  # those of split and kv that are in layers, which quantization makes smaller
 
     @staticmethod
-    def of(tensors: Mapping[str, TensorHeader], shape: ModelShape) -> WeightSizes:
+    def of(
+        tensors: Mapping[str, TensorHeader], shape: ModelShape, quantization: Quantization | None = None
+    ) -> WeightSizes:
         """Sum up a checkpoint's tensors, by name."""
+        ordered = isinstance(quantization, Gptq) and quantization.act_order and quantization.group_size is not None
+        not_kept = (*COMPUTED, *UNUSED, *(() if ordered else (".g_idx",)))
         split = kv = whole = stored = linear = 0
         for name, tensor in tensors.items():
-            if name.endswith(COMPUTED) or (shape.tied_embeddings and name in _HEADS):
+            if name.endswith(not_kept) or (shape.tied_embeddings and name in _HEADS):
                 continue
             elements = math.prod(tensor.shape)
             if tensor.dtype not in _FLOATS:
                 stored += tensor.size
+                continue
+            if name.endswith(_SCALES):
+                stored += elements * BYTES_OF_DTYPE["float32"]
                 continue
             if len(tensor.shape) < 2 or name.endswith(_WHOLE):
                 whole += elements

@@ -45,7 +45,7 @@ class Model(Fields):
     """Type of weights and activations; auto takes the checkpoint's."""
 
     quantization: Literal["auto", "none", "awq", "gptq", "squeezellm", "fp8"] = "auto"
-    """Scheme of quantized weights; auto reads it from the checkpoint. Not supported yet by type quire: only auto."""
+    """Scheme of quantized weights; auto reads it from the checkpoint. fp8 also rounds float weights while they load."""
 
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     """Type of the KV cache; auto is that of the activations. Not supported yet by type quire: only auto."""

@@ -18,7 +18,6 @@ class Refusal:
 
 
 _LATER_IN_QUIRE: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
-    ("spec.model.quantization", lambda spec: spec.model.quantization != "auto", "write auto"),
     ("spec.model.kvCacheDtype", lambda spec: spec.model.kv_cache_dtype != "auto", "write auto"),
     ("spec.model.adapters", lambda spec: bool(spec.model.adapters), "leave it out"),
     ("spec.engine.speculative", lambda spec: spec.engine.speculative is not None, "leave it out"),

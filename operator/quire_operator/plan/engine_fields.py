@@ -42,14 +42,15 @@ def _needs_a_flag(field: str, asks: Callable[[Spec], bool]) -> Lack:
     return Lack(field, asks, "leave it out, and write the engine's own flag in spec.engine.args")
 
 
-_VLLM = (
-    Lack(
-        "spec.model.quantization",
-        _quantization_outside("auto", "awq", "gptq", "fp8"),
-        "write auto, awq, gptq or fp8",
-    ),
-    _SWAP,
+_QUANTIZATION = Lack(
+    "spec.model.quantization",
+    _quantization_outside("auto", "awq", "gptq", "fp8"),
+    "write auto, awq, gptq or fp8",
 )
+
+_QUIRE = (_QUANTIZATION,)
+
+_VLLM = (_QUANTIZATION, _SWAP)
 
 _TGI = (
     Lack(
@@ -59,11 +60,7 @@ _TGI = (
         ),
         "write auto, or without quantization bfloat16 or float16",
     ),
-    Lack(
-        "spec.model.quantization",
-        _quantization_outside("auto", "awq", "gptq", "fp8"),
-        "write auto, awq, gptq or fp8",
-    ),
+    _QUANTIZATION,
     Lack(
         "spec.model.adapters",
         lambda spec: any(
@@ -124,7 +121,7 @@ _CUSTOM = (
 )
 
 LACKS: Mapping[str, tuple[Lack, ...]] = {
-    "quire": (),
+    "quire": _QUIRE,
     "vllm": _VLLM,
     "tgi": _TGI,
     "trtllm": _TRTLLM,

@@ -18,6 +18,9 @@ CPU_RESIDENT_BYTES = 448 << 20
 
 MOST_GPUS = 64
 
+FP8_BITS = 8.0
+"""A weight's, of which its scale, one for a row or a block, is less than a hundredth."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -42,6 +45,8 @@ class Trial:
             spec.parallelism.tensor if device.on_gpu else 1,
             spec.model.max_model_len or facts.longest,
             spec.engine.gpu_memory_utilization,
+            # Float weights are rounded while they are loaded.
+            FP8_BITS if spec.model.quantization == "fp8" and facts.quantization is None else None,
         )
 
     @property

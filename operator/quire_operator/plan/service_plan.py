@@ -36,7 +36,6 @@ _OVERRIDING = (
 
 
 _NOT_COUNTED: tuple[tuple[str, Callable[[Spec], bool]], ...] = (
-    ("spec.model.quantization", lambda spec: spec.model.quantization != "auto"),
     ("spec.model.kvCacheDtype", lambda spec: spec.model.kv_cache_dtype != "auto"),
     ("spec.model.adapters", lambda spec: bool(spec.model.adapters)),
     ("spec.engine.speculative", lambda spec: spec.engine.speculative is not None),
@@ -85,6 +84,12 @@ def plan_of(spec: Spec, facts: ModelFacts, device: Device) -> PlanStatus:
         heads = f"{shape.num_heads} attention heads, {shape.num_kv_heads} KV heads"
         return skipped_plan(
             Skipped("Indivisible", f"spec.parallelism.tensor is {tensor} and does not divide the model ({heads})")
+        )
+    wanted, found = spec.model.quantization, facts.quantization
+    if wanted not in ("auto", found) and (wanted, found) != ("fp8", None):
+        has = f"is quantized by {found}" if found else "is not quantized"
+        return skipped_plan(
+            Skipped("OtherQuantization", f"spec.model.quantization is {wanted} and the checkpoint {has}: write auto")
         )
     trial = Trial.of(spec, facts, device)
     if trial.max_model_len > facts.longest:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from decimal import Decimal
 
 from quire_operator.plan.acceptance import refusal_of
-from quire_operator.plan.fit import Trial, longest_that_fits, smallest_tensor
+from quire_operator.plan.fit import FP8_BITS, Trial, longest_that_fits, smallest_tensor
 
-SCHEMES = {"fp8": ("8 bits", 8.0), "awq": ("4 bits", 4.25)}
+SCHEMES = {"fp8": ("8 bits", FP8_BITS), "awq": ("4 bits", 4.25)}
 """Scheme of `spec.model.quantization`, its width in words and in bits with its scales."""
 
 _UTILIZATION = 0.95
@@ -75,7 +75,7 @@ def on_fewer_gpus(trial: Trial) -> tuple[str, int] | None:
 
 def _served(trial: Trial) -> list[str]:
     """Schemes that the model could be quantized to, for the engine of this spec."""
-    if trial.facts.quantization is not None:
+    if trial.facts.quantization is not None or trial.bits is not None:
         return []
     spec, model = trial.spec, trial.spec.model
     asking = {scheme: model.model_copy(update={"quantization": scheme}) for scheme in SCHEMES}

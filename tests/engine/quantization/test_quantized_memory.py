@@ -1,0 +1,83 @@
+"""The plan of a quantized model, made from headers, is what the engine comes to hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from quire_engine.config import EngineConfig
+from quire_engine.engine import build_engine
+from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_operator.plan.gpu_memory import Device
+from quire_operator.plan.service_plan import plan_of
+from tests.engine.models.checkpoints import FAMILIES, SIZES, make_model, save
+from tests.engine.quantization.formats import FORMATS, save_quantized
+from tests.operator.services import service
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def planned(directory: Path, **model: Any) -> Any:
+    spec = service(model={"source": "hf://org/name", **model}).spec
+    return plan_of(spec, ModelFacts.of_directory(directory), Device("CPU", 4 << 30, on_gpu=False))
+
+
+def held(directory: Path, **changes: Any) -> int:
+    core, _ = build_engine(EngineConfig(model=str(directory), device="cpu", num_gpu_blocks_override=64, **changes))
+    model: Any = core._executor._model  # type: ignore[attr-defined]
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_weights_are_as_large_as_planned(tmp_path: Path, form: str, dtype: str) -> None:
+    cls, config = FAMILIES["qwen2"]
+    save_quantized(make_model(cls, config()), tmp_path, FORMATS[form])
+    assert planned(tmp_path, dtype=dtype).weights_bytes == pytest.approx(held(tmp_path, dtype=dtype), rel=0.02)
+
+
+def test_weights_that_are_rounded_while_loading_are_planned_to_within_3_percent(tmp_path: Path) -> None:
+    sizes = SIZES | {"hidden_size": 256, "intermediate_size": 768, "vocab_size": 64}
+    save(make_model(LlamaForCausalLM, LlamaConfig(**sizes)), tmp_path)
+    plan = planned(tmp_path, quantization="fp8", dtype="bfloat16")
+    assert plan.weights_bytes == pytest.approx(held(tmp_path, quantization="fp8", dtype="bfloat16"), rel=0.03)
+    assert plan.weights_bytes < 0.6 * planned(tmp_path, dtype="bfloat16").weights_bytes
+
+
+@pytest.mark.parametrize(
+    ("form", "scheme"),
+    [("awq, groups of 32", "awq"), ("gptq, 4 bits", "gptq"), ("compressed-tensors fp8 by rows", "fp8")],
+)
+def test_the_scheme_is_known_and_no_other_one_is_planned_with(tmp_path: Path, form: str, scheme: str) -> None:
+    cls, config = FAMILIES["llama"]
+    save_quantized(make_model(cls, config()), tmp_path, FORMATS[form])
+    facts = ModelFacts.of_directory(tmp_path)
+    assert facts.quantization == scheme
+    assert ModelFacts.from_json(facts.to_json()) == facts
+    assert planned(tmp_path, quantization=scheme).verdict == "Fits"
+    other = "gptq" if scheme == "awq" else "awq"
+    plan = planned(tmp_path, quantization=other)
+    assert (plan.verdict, plan.reason) == ("Skipped", "OtherQuantization")
+    assert f"is {other} and the checkpoint is quantized by {scheme}: write auto" in plan.message
+
+
+@pytest.mark.parametrize("form", ["awq, groups of 32", "gptq, 4 bits"])
+def test_the_scheme_is_known_where_only_an_older_tools_file_has_it(tmp_path: Path, form: str) -> None:
+    cls, config = FAMILIES["llama"]
+    save_quantized(make_model(cls, config()), tmp_path, FORMATS[form])
+    file = tmp_path / "config.json"
+    written = json.loads(file.read_text())
+    settings = written.pop("quantization_config")
+    method = settings.pop("quant_method")
+    file.write_text(json.dumps(written))
+    if method == "awq":
+        older = {"zero_point": True, "q_group_size": settings["group_size"], "w_bit": 4, "version": "GEMM"}
+        (tmp_path / "quant_config.json").write_text(json.dumps(older))
+    else:
+        (tmp_path / "quantize_config.json").write_text(json.dumps(settings))
+    assert ModelFacts.of_directory(tmp_path).quantization == method
+    assert planned(tmp_path).weights_bytes == held(tmp_path)
