@@ -195,6 +195,7 @@ def _core_config(
         eos_token_ids=tuple(i for i in checkpoint.eos_token_ids() if 0 <= i < spec.shape.vocab_size),
         seed=config.seed,
         use_priority=config.scheduling_policy == "priority",
+        rotation=spec.rotation if isinstance(spec, DecoderSpec) else None,
     )
 
 
@@ -315,5 +316,6 @@ def _runner(
         block_size=core_config.block_size,
         sampling=sampling,
         device=device,
+        rotates_by_length=core_config.rotation is not None,
     )
     return ModelRunner(model, batch, cache)

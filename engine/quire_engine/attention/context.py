@@ -33,6 +33,7 @@ class AttentionContext:
     decode_lengths: list[int]  # tokens of each decoding sequence, this one included
     decode_blocks: torch.Tensor  # [num_decodes, max_blocks] int64
     prefills: list[PrefillSpan]
+    lengths: torch.Tensor | None = None  # [num_tokens] int64: what each is rotated for; of `RotationByLength` alone
     groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)  # by sliding window, filled on demand
 
 

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 BlockHash = bytes
 
 
-def root_hash(cache_salt: str | None) -> BlockHash:
-    """The parent of a sequence's first block. Requests with different salts never share a block."""
-    return hashlib.sha256(b"quire" if cache_salt is None else b"quire:" + cache_salt.encode()).digest()
+def root_hash(cache_salt: str | None, rotated_for: int = 0) -> BlockHash:
+    """The parent of a sequence's first block. Requests that differ in either never share a block.
+
+    `rotated_for` is the length that keys are rotated for, where they are otherwise than in short sequences.
+    """
+    name = b"quire" if not rotated_for else f"quire {rotated_for}".encode()
+    return hashlib.sha256(name if cache_salt is None else name + b":" + cache_salt.encode()).digest()
 
 
 def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:

@@ -48,6 +48,7 @@ class Request:
     num_cached_tokens: int | None = None  # found in the prefix cache when first admitted; None before
     num_prompt_logprobs: int = 0  # positions of the prompt, from the second on, whose logprobs were given out
     swapped: SwappedPages | None = None  # only while it waits
+    rotated_for: int = 0  # see `RotationByLength.length`
     waiting: bool = True
     announced: bool = False  # whether the executor knows it
     group: BeamGroup | None = None  # the beam search that it is a part of
@@ -91,11 +92,11 @@ class Request:
         self.token_ids = list(parent.token_ids)
         self.block_ids, self.block_hashes = list(parent.block_ids), list(parent.block_hashes)
         self.num_computed_tokens, self.num_published = parent.num_computed_tokens, parent.num_published
-        self.num_blocks_sent = 0
+        self.num_blocks_sent, self.rotated_for = 0, parent.rotated_for
 
     def hash_full_blocks(self, block_size: int) -> None:
         """Bring `block_hashes` up to date with `token_ids`."""
         while (len(self.block_hashes) + 1) * block_size <= len(self.token_ids):
             start = len(self.block_hashes) * block_size
-            parent = self.block_hashes[-1] if self.block_hashes else root_hash(self.cache_salt)
+            parent = self.block_hashes[-1] if self.block_hashes else root_hash(self.cache_salt, self.rotated_for)
             self.block_hashes.append(block_hash(parent, self.token_ids[start : start + block_size]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from quire_engine.core.block_tables import BlockTables
 from quire_engine.core.request import Request
+from quire_engine.core.rotation import RotationByLength
 from quire_engine.core.step import NewSequence, ScheduledSequence, Step
 from quire_engine.core.waiting_queue import WaitingQueue
 
@@ -22,6 +23,7 @@ class SchedulerConfig:
     num_swap_blocks: int = 0  # pages of host memory; 0: whoever is preempted is computed anew
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
+    rotation: RotationByLength | None = None
 
     @property
     def max_running(self) -> int:
@@ -66,8 +68,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request. It must not be longer than `max_request_tokens`, now or ever."""
-        if self.config.enable_prefix_caching:
-            request.hash_full_blocks(self.config.block_size)
+        self._name(request)
         self.waiting.push(request)
 
     def remove(self, request: Request) -> None:
@@ -89,6 +90,8 @@ class Scheduler:
         """The next step. Empty only when nothing runs or waits."""
         self.preempted = []
         step = Step()
+        if self.config.rotation is not None:
+            self._rotate_anew(self.config.rotation)
         self._make_room(step)
         # Blocks were just taken from a request: handing them to another one would only move the shortage.
         admits = not self.preempted
@@ -106,6 +109,30 @@ class Scheduler:
         self._tables.end_step()
         step.removed, self._removed = self._removed, []
         return step
+
+    def _name(self, request: Request) -> None:
+        """Say what the request's blocks hold, so that others may find them."""
+        if self.config.rotation is not None:
+            request.rotated_for = self.config.rotation.length(request.num_prompt_tokens, request.num_tokens)
+        if self.config.enable_prefix_caching:
+            request.hash_full_blocks(self.config.block_size)
+
+    def _rotate_anew(self, rotation: RotationByLength) -> None:
+        """Have requests that have grown out of what their keys are rotated for begin again, all tokens a prompt."""
+        for request in list(self.running.values()):
+            if request.rotated_for == rotation.length(request.num_prompt_tokens, request.num_tokens):
+                continue
+            if request.waiting:
+                continue  # with the beam before it
+            first = request.unit[0]
+            if first.group is not None:
+                first.group.begin_round_again()
+            self._stop(first)
+            for member in first.unit:
+                member.waiting = True
+                member.block_hashes = []
+                self._name(member)
+            self.waiting.push(first)
 
     def _make_room(self, step: Step) -> None:
         """Preempt until each request that runs can get the blocks of its next step."""
@@ -269,4 +296,5 @@ def _new_sequence(request: Request) -> NewSequence:
         request.seed,
         token_ids=list(request.token_ids) if request.params.looks_back else [],
         prompt_logprobs_from=request.num_prompt_logprobs + 1,
+        rotated_for=request.rotated_for,
     )

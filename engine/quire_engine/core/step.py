@@ -18,6 +18,7 @@ class NewSequence:
     seed: int
     token_ids: list[int] = field(default_factory=list)  # all that are known, where `params.looks_back`
     prompt_logprobs_from: int = 1  # the first position whose prompt logprobs, if asked for, are still wanted
+    rotated_for: int = 0  # the length that its keys are rotated for, where that matters: see `RotationByLength`
 
 
 @dataclass(slots=True)

@@ -39,6 +39,7 @@ class InputBatch:
         block_size: int,
         sampling: SamplingState,
         device: torch.device,
+        rotates_by_length: bool = False,
     ) -> None:
         self._block_size = block_size
         self._device = device
@@ -47,9 +48,12 @@ class InputBatch:
         self._rows: dict[str, int] = {}
         self._free_rows = list(range(max_num_seqs))
         self._tables = np.zeros((max_num_seqs, max_blocks_per_seq), dtype=np.int64)
-        # Token ids, positions and slots side by side: one copy takes all of them to the device.
+        self._rotated_for = np.zeros(max_num_seqs, dtype=np.int64) if rotates_by_length else None
+        # Token ids, positions, slots and, where asked for, lengths side by side: one copy takes them to the device.
         pinned = device.type == "cuda"
-        self._staging = torch.zeros((3, max_num_batched_tokens), dtype=torch.int64, pin_memory=pinned)
+        self._staging = torch.zeros(
+            (4 if rotates_by_length else 3, max_num_batched_tokens), dtype=torch.int64, pin_memory=pinned
+        )
         self._staged = self._staging.numpy()
         self._inputs = self._staging if device.type == "cpu" else torch.zeros_like(self._staging, device=device)
 
@@ -63,6 +67,8 @@ class InputBatch:
         for sequence in step.new:
             row = self._rows[sequence.request_id] = self._free_rows.pop()
             self._sampling.add(row, sequence)
+            if self._rotated_for is not None:
+                self._rotated_for[row] = sequence.rotated_for
             self._prompt_logprobs.add(sequence)
         for scheduled in step.scheduled:
             if scheduled.new_block_ids:
@@ -82,11 +88,20 @@ class InputBatch:
             first, end = end, end + len(sequence.token_ids)
             spans.append(self._lay_out_prompt(sequence, first))
 
+        if self._rotated_for is not None:
+            self._lay_out_lengths([*decodes, *prompts], self._rotated_for)
         inputs = self._inputs[:, :end]
         if self._inputs is not self._staging:
             # Waits for the copy: the next step writes to the staging buffer again.
             inputs.copy_(self._staging[:, :end])
-        context = AttentionContext(inputs[2], num_decodes, lengths, torch.from_numpy(tables).to(self._device), spans)
+        context = AttentionContext(
+            inputs[2],
+            num_decodes,
+            lengths,
+            torch.from_numpy(tables).to(self._device),
+            spans,
+            None if self._rotated_for is None else inputs[3],
+        )
 
         firsts = [(s, i) for i, s in enumerate(decodes)]
         firsts += [(s, span.first) for s, span in zip(prompts, spans, strict=True)]
@@ -112,7 +127,7 @@ class InputBatch:
         width = -(-max(lengths, default=0) // self._block_size)
         tables = self._tables[rows, :width]
         positions = np.array(lengths, dtype=np.int64) - 1
-        token_ids, all_positions, slots = self._staged[:, : len(decodes)]
+        token_ids, all_positions, slots = self._staged[:3, : len(decodes)]
         token_ids[:] = [s.token_ids[0] for s in decodes]
         all_positions[:] = positions
         blocks = tables[np.arange(len(decodes)), positions // self._block_size]
@@ -123,8 +138,17 @@ class InputBatch:
         count = len(sequence.token_ids)
         positions = np.arange(sequence.start, sequence.end)
         table = self._tables[self._rows[sequence.request_id], : -(-sequence.end // self._block_size)]
-        token_ids, all_positions, slots = self._staged[:, first : first + count]
+        token_ids, all_positions, slots = self._staged[:3, first : first + count]
         token_ids[:] = sequence.token_ids
         all_positions[:] = positions
         slots[:] = table[positions // self._block_size] * self._block_size + positions % self._block_size
         return PrefillSpan(first, count, sequence.start, torch.from_numpy(table).to(self._device))
+
+    def _lay_out_lengths(self, sequences: list[ScheduledSequence], rotated_for: np.ndarray) -> None:
+        """The length that each token is rotated for: the sequence's, or what it has with the token."""
+        first = 0
+        for sequence in sequences:
+            last = first + len(sequence.token_ids)
+            lengths = np.arange(sequence.start + 1, sequence.end + 1)
+            np.maximum(lengths, rotated_for[self._rows[sequence.request_id]], out=self._staged[3, first:last])
+            first = last

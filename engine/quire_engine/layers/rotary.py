@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from quire_engine.attention.context import current_context
+from quire_engine.core.rotation import RotationByLength
 from quire_engine.memory_plan.context_length import rope_parameters
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -55,6 +57,18 @@ class RopeSettings:
             )
         return RopeSettings(str(rope_type), float(theta), dim, parameters, max_position_embeddings, interleaved)
 
+    @property
+    def by_length(self) -> RotationByLength | None:
+        """How sequences are rotated, where that depends on how long they are."""
+        match self.rope_type:
+            case "longrope":
+                original = self.number("original_max_position_embeddings", self.max_position_embeddings)
+                return RotationByLength("longrope", int(original))
+            case "dynamic":
+                return RotationByLength("dynamic", self.max_position_embeddings)
+            case _:
+                return None
+
     def number(self, name: str, default: float | None = None) -> float:
         value = self.parameters.get(name)
         value = default if value is None else value
@@ -86,8 +100,62 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of `positions` [num_tokens], each [num_tokens, 1, dim / 2]: once a step."""
-        angles = positions.float()[:, None, None] * self.inverse_frequencies
+        angles = positions.float()[:, None, None] * self.frequencies()
         return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
+
+    def frequencies(self) -> torch.Tensor:
+        """[dim / 2] float32, or where they differ by token [num_tokens, 1, dim / 2]."""
+        return self.inverse_frequencies
+
+
+class LongRotaryEmbedding(RotaryEmbedding):
+    """LongRoPE (Ding et al., 2024): other frequencies for sequences of more than the original length."""
+
+    long_frequencies: torch.Tensor  # [dim / 2] float32
+
+    def __init__(self, settings: RopeSettings) -> None:
+        super().__init__(settings)
+        self.original = int(settings.number("original_max_position_embeddings", settings.max_position_embeddings))
+        long = frequencies_of(settings) / settings.factors("long_factor")
+        self.register_buffer("long_frequencies", long, persistent=False)
+
+    def frequencies(self) -> torch.Tensor:
+        lengths = lengths_of_tokens()[:, None, None]
+        return torch.where(lengths > self.original, self.long_frequencies, self.inverse_frequencies)
+
+
+class DynamicRotaryEmbedding(RotaryEmbedding):
+    """Dynamic NTK: from the original length on, the base grows with the length."""
+
+    def __init__(self, settings: RopeSettings) -> None:
+        super().__init__(settings)
+        self.settings, self.factor = settings, settings.number("factor")
+
+    def frequencies(self) -> torch.Tensor:
+        lengths = lengths_of_tokens()[:, None, None]
+        original, dim = self.settings.max_position_embeddings, self.settings.dim
+        growth = self.factor * lengths.float() / original - (self.factor - 1)
+        bases = self.settings.theta * growth.clamp_min(1.0) ** (dim / (dim - 2))
+        exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=bases.device) / dim
+        return torch.where(lengths > original, 1.0 / bases**exponents, self.inverse_frequencies)
+
+
+def lengths_of_tokens() -> torch.Tensor:
+    """What each token of the batch is rotated for, [num_tokens] int64."""
+    lengths = current_context().lengths
+    assert lengths is not None, "the batch has to be laid out with lengths"
+    return lengths
+
+
+def rotary_embedding(settings: RopeSettings) -> RotaryEmbedding:
+    """The embedding of the type that `settings` name."""
+    match settings.rope_type:
+        case "longrope":
+            return LongRotaryEmbedding(settings)
+        case "dynamic":
+            return DynamicRotaryEmbedding(settings)
+        case _:
+            return RotaryEmbedding(settings)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -116,8 +184,7 @@ def rotate_first_neighbours(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tenso
 
 def rope_frequencies(settings: RopeSettings) -> tuple[torch.Tensor, float]:
     """The angle per position of each pair, [dim / 2] float32, and a factor on the attention's scale."""
-    exponents = torch.arange(0, settings.dim, 2, dtype=torch.float32) / settings.dim
-    frequencies = 1.0 / (settings.theta**exponents)
+    frequencies = frequencies_of(settings)
     match settings.rope_type:
         case "linear":
             return frequencies / settings.number("factor"), 1.0
@@ -125,10 +192,24 @@ def rope_frequencies(settings: RopeSettings) -> tuple[torch.Tensor, float]:
             return _llama3(frequencies, settings), 1.0
         case "yarn":
             return _yarn(frequencies, settings)
-        case "default":
-            return frequencies, 1.0
+        case "longrope":
+            return frequencies / settings.factors("short_factor"), _longrope_attention(settings)
         case _:
-            raise ValueError(f"config.json: the rope type {settings.rope_type} is not supported yet")
+            return frequencies, 1.0
+
+
+def frequencies_of(settings: RopeSettings) -> torch.Tensor:
+    """The angle per position of each pair where nothing is stretched, [dim / 2] float32."""
+    exponents = torch.arange(0, settings.dim, 2, dtype=torch.float32) / settings.dim
+    return 1.0 / (settings.theta**exponents)
+
+
+def _longrope_attention(settings: RopeSettings) -> float:
+    """The factor on the attention's scale: as given, else by how far the context is stretched."""
+    original = settings.number("original_max_position_embeddings", settings.max_position_embeddings)
+    factor = settings.number("factor", settings.max_position_embeddings / original)
+    default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1.0 else 1.0
+    return settings.number("attention_factor", default)
 
 
 def _llama3(frequencies: torch.Tensor, settings: RopeSettings) -> torch.Tensor:

@@ -58,7 +58,9 @@ _KNOWN: dict[str, Architecture] = {
     "GemmaForCausalLM": Architecture(defaults=_GEMMA),
     "Gemma2ForCausalLM": Architecture(defaults=_GEMMA),
     "Gemma3ForCausalLM": Architecture(defaults={**_GEMMA, "max_position_embeddings": 131072}),
-    "Phi3ForCausalLM": Architecture(defaults={"max_position_embeddings": 4096}),
+    "Phi3ForCausalLM": Architecture(
+        defaults={"max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
+    ),
     "GPTNeoXForCausalLM": Architecture(),
     "GPT2LMHeadModel": _GPT2,
     "PhiForCausalLM": Architecture(),

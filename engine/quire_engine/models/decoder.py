@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from quire_engine.core.rotation import RotationByLength
 from quire_engine.layers.embedding import Embedding, PositionTable
 from quire_engine.layers.linear import Linear
 from quire_engine.layers.norm import NormSpec
-from quire_engine.layers.rotary import RopeSettings, RotaryEmbedding
+from quire_engine.layers.rotary import RopeSettings, RotaryEmbedding, rotary_embedding
 from quire_engine.memory_plan.context_length import longest_context
 from quire_engine.memory_plan.model_shape import ModelShape
 from quire_engine.models.decoder_layer import LayerSpec
@@ -44,6 +45,12 @@ class DecoderSpec:
     logit_multiplier: float = 1.0
     logit_softcap: float | None = None
     naming: Naming = LLAMA_NAMES
+
+    @property
+    def rotation(self) -> RotationByLength | None:
+        """How sequences are rotated, where that depends on how long they are."""
+        ropes = (layer.attention.rope for layer in self.layers)
+        return next((rope.by_length for rope in ropes if rope is not None and rope.by_length is not None), None)
 
     @staticmethod
     def of(
@@ -113,7 +120,7 @@ class Decoder(nn.Module):
         for layer in spec.layers:
             if layer.attention.rope not in ropes:
                 ropes.append(layer.attention.rope)
-        self.rotaries = nn.ModuleList(nn.Identity() if r is None else RotaryEmbedding(r) for r in ropes)
+        self.rotaries = nn.ModuleList(nn.Identity() if r is None else rotary_embedding(r) for r in ropes)
         self.rotary_of = [ropes.index(layer.attention.rope) for layer in spec.layers]
         self.layers = nn.ModuleList(layer.build(spec.shape) for layer in spec.layers)
         self.norm = None if spec.norm is None else spec.norm.build(hidden_size)

@@ -10,6 +10,7 @@ import pytest
 
 from quire_engine.core.loop import CoreConfig, EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
+from quire_engine.core.rotation import RotationByLength
 from quire_engine.sampling_params import SamplingParams
 from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate
 
@@ -200,3 +201,31 @@ def test_the_core_imports_no_numeric_library() -> None:
         "bad = {'torch', 'numpy', 'transformers'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+ROTATION = RotationByLength("longrope", original=10)
+
+
+def test_a_sequence_that_outgrows_its_rotation_begins_again_once() -> None:
+    core, executor = make_core(rotation=ROTATION)
+    core.add_request(request("grows", [1, 2, 3, 4, 5, 6], max_tokens=10))
+    core.add_request(request("short", [9, 8, 7], max_tokens=5))
+    outputs = run(core)
+    assert tokens(outputs["grows"]) == generate([1, 2, 3, 4, 5, 6], 10)
+    assert tokens(outputs["short"]) == generate([9, 8, 7], 5)
+    starts = [(s.request_id, s.rotated_for) for step in executor.steps for s in step.new]
+    assert starts == [("grows", 0), ("short", 0), ("grows", 11)]
+    assert core.stats().num_preemptions == 0
+
+
+def test_pages_are_shared_only_between_sequences_of_one_rotation() -> None:
+    core, _ = make_core(rotation=ROTATION)
+    for name, prompt in (("short", [1] * 9), ("long", [1] * 13), ("longer", [1] * 14), ("short again", [1] * 9)):
+        core.add_request(request(name, prompt, max_tokens=1))
+        run(core)
+    assert core.stats().prefix_cache_hits == 12 + 8
+
+
+def test_a_prompt_is_rotated_for_its_length_and_what_it_says_for_its_own() -> None:
+    rotation = RotationByLength("dynamic", original=10)
+    assert [rotation.length(*lengths) for lengths in ((10, 10), (10, 14), (12, 12), (12, 15))] == [0, 0, 12, 12]

@@ -33,6 +33,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LONG_FACTORS = {"short_factor": [1.0 + 0.02 * i for i in range(8)], "long_factor": [1.0 + 0.5 * i for i in range(8)]}
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 
 
@@ -58,6 +59,11 @@ FAMILIES = [
             "linear rope, gelu": SIZES
             | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, "hidden_act": "gelu"},
             "yarn rope": SIZES | {"rope_parameters": YARN_ROPE},
+            "dynamic rope": SIZES
+            | {
+                "max_position_embeddings": 48,
+                "rope_parameters": {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 100.0},
+            },
         },
     ),
     Family(
@@ -128,6 +134,11 @@ FAMILIES = [
         config="Phi3Config",
         cases={
             "fused projections": SIZES,
+            "longrope": SIZES
+            | {
+                "original_max_position_embeddings": 48,
+                "rope_parameters": {"rope_type": "longrope", "rope_theta": 100.0} | LONG_FACTORS,
+            },
             "part of each head rotated, sliding window": SIZES
             | {"sliding_window": 20, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
         },

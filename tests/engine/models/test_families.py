@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ def logits_of(core: EngineCore, prompt: list[int]) -> torch.Tensor:
     model: Any = core._executor._model  # type: ignore[attr-defined]
     count = len(prompt)
     span = PrefillSpan(0, count, 0, torch.arange(-(-count // BLOCK_SIZE)))
-    context = AttentionContext(torch.arange(count), 0, [], torch.zeros(0, 0, dtype=torch.int64), [span])
+    context = AttentionContext(
+        torch.arange(count), 0, [], torch.zeros(0, 0, dtype=torch.int64), [span], torch.full((count,), count)
+    )
     with attention_context(context):
         logits: torch.Tensor = model.logits(model(torch.tensor(prompt), torch.arange(count)))
     return logits
@@ -46,7 +49,7 @@ def test_logits_and_greedy_answers_are_those_of_transformers(name: str, tmp_path
     prompts = mixed_prompts(5, LONGEST, seed=1)
     core = build(tmp_path, max_num_batched_tokens=32, block_size=BLOCK_SIZE)
     with torch.no_grad():
-        expected = model(torch.tensor([prompts[0]]), use_cache=False).logits[0]
+        expected = deepcopy(model)(torch.tensor([prompts[0]]), use_cache=False).logits[0]
     torch.testing.assert_close(logits_of(core, prompts[0]), expected, rtol=0, atol=1e-4)
     answers = answer(core, prompts)
     assert check_greedy(model, prompts, answers) == 0
