@@ -113,12 +113,17 @@ class TokenTable:
         )
 
     def _fill(self, line: _Line, biases: dict[int, float], seen: set[int]) -> None:
-        tokens = [*line.column_of]
+        """Write a whole line. The tokens with a bias come first, and all that follow are seen."""
+        tokens = np.array([*line.column_of], dtype=np.int64)
         self._grow_columns(len(tokens))
-        values = [[biases.get(t, 0.0) for t in tokens], [float(t in seen) for t in tokens], line.counts]
-        self._token_ids[line.index, : len(tokens)] = self._to_device(np.array(tokens, dtype=np.int64))
+        values = np.zeros((3, len(tokens)), dtype=np.float32)
+        values[0, : len(biases)] = [*biases.values()]
+        values[1] = 1.0
+        values[1, : len(biases)] = [token in seen for token in biases]
+        values[2] = line.counts
+        self._token_ids[line.index, : len(tokens)] = self._to_device(tokens)
         self._values[:, line.index] = 0.0
-        self._values[:, line.index, : len(tokens)] = self._to_device(np.array(values, dtype=np.float32))
+        self._values[:, line.index, : len(tokens)] = self._to_device(values)
 
     def _grow_lines(self) -> None:
         before = self._token_ids.shape[0]

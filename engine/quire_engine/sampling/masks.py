@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -28,6 +29,14 @@ def mask_words(token_ids: Iterable[int], vocab_size: int) -> np.ndarray:
 
 def apply_mask(logits: torch.Tensor, mask: TokenMask) -> None:
     """Set to -inf, in place, the `logits` [rows, vocab_size] of tokens that may not come."""
-    bits = torch.arange(_BITS, dtype=torch.int32, device=logits.device)
-    allowed = ((mask.words[:, :, None] >> bits) & 1).flatten(1)[:, : logits.shape[-1]].bool()
-    logits[mask.rows] = logits[mask.rows].masked_fill(~allowed, float("-inf"))
+    octets = mask.words.view(torch.uint8).flatten().int()
+    addends = _addends(logits.device).index_select(0, octets).view(len(mask.rows), -1)
+    logits.index_add_(0, mask.rows, addends[:, : logits.shape[-1]])
+
+
+@cache
+def _addends(device: torch.device) -> torch.Tensor:
+    """What to add to the logits of 8 tokens, by the byte that stands for them: [256, 8] float32, 0 or -inf."""
+    octets, bits = torch.arange(256, device=device), torch.arange(8, device=device)
+    allowed = (octets[:, None] >> bits) & 1
+    return torch.zeros(256, 8, device=device).masked_fill_(allowed == 0, float("-inf"))

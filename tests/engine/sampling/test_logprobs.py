@@ -78,6 +78,7 @@ def check(entries: list[TokenLogprobs], token_ids: list[int], expected: torch.Te
         {"max_num_batched_tokens": 17},
         {"num_gpu_blocks_override": 20, "max_num_batched_tokens": 24},
         {"num_gpu_blocks_override": 20, "enable_prefix_caching": False},
+        {"num_gpu_blocks_override": 20, "swap_space": 0.01},
         {"max_num_seqs": 1},
     ],
     ids=str,

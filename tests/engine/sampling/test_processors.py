@@ -136,6 +136,7 @@ def model_dir(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) 
         {},
         {"max_num_batched_tokens": 19},
         {"num_gpu_blocks_override": 22, "max_num_batched_tokens": 40},
+        {"num_gpu_blocks_override": 22, "swap_space": 0.01},
         {"max_num_seqs": 2, "enable_prefix_caching": False},
     ],
     ids=str,
