@@ -34,8 +34,9 @@ SMALL: dict[str, Any] = {
 FACTS = (
     '{"shape": {"architecture": "LlamaForCausalLM", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, '
     '"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "kv_width": 32, '
+    '"num_experts": 1, "experts_per_token": 1, "expert_size": 128, '
     '"max_position_embeddings": 512, "dtype": "bfloat16", "tied_embeddings": false}, '
-    '"weights": {"split": 106496, "kv": 8192, "whole": 320, "stored": 0, "linear": 81920}, '
+    '"weights": {"split": 106496, "kv": 8192, "whole": 320, "stored": 0, "float32": 0, "linear": 81920}, '
     '"longest": 512, "quantization": null}'
 )
 """What `quire-engine inspect` says of a checkpoint of SMALL."""

@@ -144,8 +144,8 @@ def test_a_length_beyond_the_models_positions_is_not_planned(llama: ModelFacts) 
 
 
 def test_a_model_of_another_architecture_is_never_guessed() -> None:
-    with pytest.raises(ValueError, match="DeepseekV3ForCausalLM is not supported: use one of LlamaForCausalLM"):
-        ModelFacts.of({**LLAMA_8B, "architectures": ["DeepseekV3ForCausalLM"]}, {})
+    with pytest.raises(ValueError, match="JambaForCausalLM is not supported: use one of LlamaForCausalLM"):
+        ModelFacts.of({**LLAMA_8B, "architectures": ["JambaForCausalLM"]}, {})
 
 
 NODE = {

@@ -26,6 +26,7 @@ class PagedAttention(nn.Module):
 
     k_cache: torch.Tensor  # [num_blocks, block_size, num_kv_heads, head_dim]
     v_cache: torch.Tensor
+    num_cached = 2  # of them: keys and values
 
     def __init__(
         self,

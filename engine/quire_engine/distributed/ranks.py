@@ -20,6 +20,7 @@ class TensorRanks:
     rank: int = 0
     size: int = 1
     group: distributed.ProcessGroup | None = None
+    expert_parallel: bool = False  # experts are held whole, each by one rank, instead of in part by all
 
     def share(self, count: int) -> slice:
         """The units, of `count`, that this rank holds: an equal part, or one that several ranks hold alike.

@@ -58,10 +58,10 @@ def allocate_kv_cache(
     """
     tensors: list[torch.Tensor] = []
     for layer in model.attention_layers():
-        size = (2, num_blocks, block_size, layer.num_kv_heads, layer.head_dim)
+        size = (layer.num_cached, num_blocks, block_size, layer.num_kv_heads, layer.head_dim)
         cache = _zeros(size, dtype, device)
-        layer.bind(cache[0], cache[1], GATHERED_TOKENS)
-        tensors += [cache[0], cache[1]]
+        layer.bind(cache[0], cache[-1], GATHERED_TOKENS)
+        tensors += cache
     return KVCache(tensors, num_swap_blocks)
 
 

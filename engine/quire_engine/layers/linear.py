@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -168,8 +168,12 @@ class RowLinear(Linear):
         """This rank's [..., in_features] -> [..., out_features], the same on every rank."""
         if self.ranks.size == 1:
             return self.method.multiply(self, x, self.bias)
-        y = self.ranks.all_reduce(self.method.multiply(self, x, None))
+        y = self.ranks.all_reduce(self.partial(x))
         return y if self.bias is None else y + self.bias
+
+    def partial(self, x: torch.Tensor) -> torch.Tensor:
+        """What this rank adds to the sum: for a layer whose result is added to others before the ranks' are."""
+        return self.method.multiply(self, x, None)
 
 
 def create_weights(model: nn.Module, method_for: Callable[[str, Linear], LinearMethod] | None = None) -> None:
@@ -180,8 +184,20 @@ def create_weights(model: nn.Module, method_for: Callable[[str, Linear], LinearM
             module.create(method_for(path, module) if method_for is not None else plain)
 
 
+@runtime_checkable
+class Finishing(Protocol):
+    """A module that takes something out of the linears in it."""
+
+    def finish(self) -> None:
+        """Called once those have their final form."""
+        ...
+
+
 def finish_weights(model: nn.Module) -> None:
     """Have every linear's method bring what was loaded into its final form."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.method.finish(module)
+    for module in model.modules():
+        if isinstance(module, Finishing):
+            module.finish()

@@ -79,6 +79,7 @@ def _fill_all(
     # Where the head is the embedding, a copy of it may be stored beside.
     ignored = (*naming.unused, *(() if "lm_head.weight" in shards else (naming.source("lm_head.weight").name,)))
     others = [name for name in file_of if name not in wanted and not name.endswith(ignored)]
+    others = [name for name in others if not name.startswith(naming.unused_prefixes)]
     extra = next((name for name in others if not _is_unused_zeros(file_of[name], name, naming)), None)
     if extra is not None:
         raise ValueError(f"{file_of[extra]} holds {extra}, which the model that config.json describes does not have")

@@ -21,6 +21,9 @@ class Architecture:
     derived: Callable[[Config], Config] = lambda _: {}
     """What follows from other fields, by the common names."""
 
+    float32: tuple[str, ...] = ()
+    """Endings of tensors that are kept in float32, whatever type is served."""
+
 
 def _four_times(config: Config) -> Config:
     """An inner size that is four times the hidden one, where it is not given."""
@@ -37,6 +40,17 @@ def _falcon(config: Config) -> Config:
     return {"num_key_value_heads": heads, **_four_times(config)}
 
 
+def _qwen_moe(config: Config) -> Config:
+    """transformers writes the number of experts under another name than Qwen's authors do."""
+    return {"num_experts": config.get("num_experts") or config.get("num_local_experts")}
+
+
+def _deepseek(config: Config) -> Config:
+    """The cache holds one latent vector for all heads, with one rotated key (DeepSeek-V2, section 2.1)."""
+    width = positive_int(config, "kv_lora_rank") + positive_int(config, "qk_rope_head_dim")
+    return {"num_key_value_heads": 1, "head_dim": width, "kv_width": width}
+
+
 _GPT2 = Architecture(
     names={
         "hidden_size": "n_embd",
@@ -49,6 +63,9 @@ _GPT2 = Architecture(
     derived=_four_times,
 )
 _GEMMA = {"head_dim": 256, "max_position_embeddings": 8192, "tie_word_embeddings": True}
+
+_EXPERTS = {"num_experts": "num_local_experts"}
+_LATENT: Config = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
 
 _KNOWN: dict[str, Architecture] = {
     "LlamaForCausalLM": Architecture(),
@@ -77,6 +94,25 @@ _KNOWN: dict[str, Architecture] = {
     "OlmoForCausalLM": Architecture(),
     "Olmo2ForCausalLM": Architecture(),
     "GraniteForCausalLM": Architecture(),
+    "MixtralForCausalLM": Architecture(
+        names=_EXPERTS,
+        defaults={"num_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 131072},
+    ),
+    "Qwen2MoeForCausalLM": Architecture(derived=_qwen_moe),
+    "Qwen3MoeForCausalLM": Architecture(derived=_qwen_moe),
+    "OlmoeForCausalLM": Architecture(derived=_qwen_moe, defaults={"max_position_embeddings": 4096}),
+    "DeepseekV2ForCausalLM": Architecture(
+        names={"num_experts": "n_routed_experts"},
+        defaults={**_LATENT, "num_experts": 64},
+        derived=_deepseek,
+        float32=(".mlp.gate.weight",),
+    ),
+    "DeepseekV3ForCausalLM": Architecture(
+        names={"num_experts": "n_routed_experts"},
+        defaults={**_LATENT, "num_experts": 256, "num_experts_per_tok": 8, "max_position_embeddings": 4096},
+        derived=_deepseek,
+        float32=(".mlp.gate.weight", ".mlp.gate.e_score_correction_bias"),
+    ),
 }
 ARCHITECTURES = tuple(_KNOWN)
 
@@ -94,6 +130,11 @@ def normalised(config: Config) -> dict[str, object]:
     if not names:
         raise ValueError('config.json has no "architectures": it must name the model\'s class')
     raise ValueError(f"config.json: the architecture {names[0]} is not supported: use one of {', '.join(_KNOWN)}")
+
+
+def float32_tensors(architecture: str) -> tuple[str, ...]:
+    """Endings of the tensors that an architecture's models keep in float32."""
+    return _KNOWN[architecture].float32 if architecture in _KNOWN else ()
 
 
 def _read(architecture: Architecture, config: dict[str, object]) -> dict[str, object]:

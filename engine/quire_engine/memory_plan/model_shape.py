@@ -22,7 +22,10 @@ class ModelShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    kv_width: int  # what the cache holds of a token for each KV head: a key and a value
+    kv_width: int  # what the cache holds of a token for each KV head: a key and a value, or a latent vector
+    num_experts: int  # 1 where there are none
+    experts_per_token: int
+    expert_size: int  # the inner size of each
     max_position_embeddings: int
     dtype: str  # of the checkpoint: float32, float16 or bfloat16
     tied_embeddings: bool
@@ -42,16 +45,20 @@ class ModelShape:
         if dtype not in BYTES_OF_DTYPE:
             raise ValueError(f"config.json: dtype is {dtype!r}: it must be one of {', '.join(BYTES_OF_DTYPE)}")
         head_dim = positive_int(config, "head_dim", default=hidden_size // num_heads)
+        intermediate_size = positive_int(config, "intermediate_size")
         return ModelShape(
             architecture=architectures[0],
             vocab_size=positive_int(config, "vocab_size"),
             hidden_size=hidden_size,
-            intermediate_size=positive_int(config, "intermediate_size"),
+            intermediate_size=intermediate_size,
             num_layers=positive_int(config, "num_hidden_layers"),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            kv_width=2 * head_dim,
+            kv_width=positive_int(config, "kv_width", default=2 * head_dim),
+            num_experts=positive_int(config, "num_experts", default=1),
+            experts_per_token=positive_int(config, "num_experts_per_tok", default=1),
+            expert_size=positive_int(config, "moe_intermediate_size", default=intermediate_size),
             max_position_embeddings=positive_int(config, "max_position_embeddings", default=2048),
             dtype=dtype,
             tied_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -65,7 +72,8 @@ class ModelShape:
     def can_split(self, tensor: int) -> bool:
         """Whether `tensor` GPUs can share each layer: whole heads, and whole or repeated KV heads on each."""
         whole_kv = self.num_kv_heads % tensor == 0 or tensor % self.num_kv_heads == 0
-        return self.num_heads % tensor == 0 and whole_kv and self.intermediate_size % tensor == 0
+        whole_inner = self.intermediate_size % tensor == 0 and self.expert_size % tensor == 0
+        return self.num_heads % tensor == 0 and whole_kv and whole_inner
 
     def shard(self, tensor: int) -> ModelShape:
         """The part of each layer that one of `tensor` GPUs holds. Hidden states and logits are whole on each."""
@@ -74,6 +82,7 @@ class ModelShape:
             num_heads=self.num_heads // tensor,
             num_kv_heads=max(1, self.num_kv_heads // tensor),
             intermediate_size=self.intermediate_size // tensor,
+            expert_size=self.expert_size // tensor,
         )
 
     def kv_bytes_per_token(self, dtype: str | None = None) -> int:

@@ -152,7 +152,10 @@ def activation_bytes(request: MemoryRequest) -> int:
     shape, item = request.shape, BYTES_OF_DTYPE[request.dtype]
     heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     # The residual, its norm and the widest of: projections with their rotated copies, the gated MLP.
-    width = 3 * shape.hidden_size + max(3 * heads, 4 * shape.intermediate_size)
+    mlp = 4 * shape.intermediate_size
+    if shape.num_experts > 1:  # beside the shared ones each token is copied to its experts, and their results gathered
+        mlp += shape.experts_per_token * (3 * shape.hidden_size + 4 * shape.expert_size)
+    width = 3 * shape.hidden_size + max(3 * heads, mlp)
     tokens = request.max_num_batched_tokens * width * item
     gathered = max(GATHERED_TOKENS, request.max_model_len) * shape.kv_bytes_per_token_and_layer(request.dtype)
     # Logits in float32, their sorted copy and its indices, and running sums in float64.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quire_engine.memory_plan.architectures import float32_tensors
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.memory_plan.quantization import UNUSED, Gptq, Quantization
 from quire_engine.memory_plan.safetensors_header import TensorHeader
@@ -24,8 +26,16 @@ COMPUTED = (
 _SCALES = (".weight_scale", ".weight_scale_inv")
 # The output head, which may be stored though it is the embedding.
 _HEADS = ("lm_head.weight", "embed_out.weight")
-# Tables that each GPU has whole.
-_WHOLE = (".wpe.weight", ".embed_positions.weight")
+# Tables, routers to experts and projections to latent vectors, which each GPU has whole.
+_WHOLE = (
+    ".wpe.weight",
+    ".embed_positions.weight",
+    ".gate.weight",
+    ".shared_expert_gate.weight",
+    ".q_a_proj.weight",
+    ".kv_a_proj_with_mqa.weight",
+)
+_LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 # Projections to queries, keys and values that are stored as one.
 _FUSED = (".qkv_proj.", ".query_key_value.", ".c_attn.", ".Wqkv.")
 
@@ -38,6 +48,7 @@ class WeightSizes:
     kv: int  # elements of the projections to keys and values: split over as many GPUs as there are KV heads
     whole: int  # elements that each GPU has: norms and biases
     stored: int  # bytes of quantized tensors, split over all GPUs
+    float32: int  # elements that each GPU has in float32, whatever is served
     linear: int  # those of split and kv that are in layers, which quantization makes smaller
 
     @staticmethod
@@ -47,16 +58,23 @@ class WeightSizes:
         """Sum up a checkpoint's tensors, by name."""
         ordered = isinstance(quantization, Gptq) and quantization.act_order and quantization.group_size is not None
         not_kept = (*COMPUTED, *UNUSED, *(() if ordered else (".g_idx",)))
-        split = kv = whole = stored = linear = 0
+        kept = float32_tensors(shape.architecture)
+        split = kv = whole = stored = float32 = linear = 0
         for name, tensor in tensors.items():
             if name.endswith(not_kept) or (shape.tied_embeddings and name in _HEADS):
                 continue
+            layer = _LAYER.search(name)
+            if layer is not None and int(layer[1]) >= shape.num_layers:
+                continue  # of a draft model that comes with it
             elements = math.prod(tensor.shape)
             if tensor.dtype not in _FLOATS:
                 stored += tensor.size
                 continue
             if name.endswith(_SCALES):
                 stored += elements * BYTES_OF_DTYPE["float32"]
+                continue
+            if name.endswith(kept):
+                float32 += elements
                 continue
             if len(tensor.shape) < 2 or name.endswith(_WHOLE):
                 whole += elements
@@ -69,14 +87,14 @@ class WeightSizes:
                 split += elements - both
             else:
                 split += elements
-            if ".layers." in name or ".h." in name:
+            if layer is not None:
                 linear += elements
-        return WeightSizes(split=split, kv=kv, whole=whole, stored=stored, linear=linear)
+        return WeightSizes(split=split, kv=kv, whole=whole, stored=stored, float32=float32, linear=linear)
 
     @property
     def elements(self) -> int:
         """Parameters that are not quantized."""
-        return self.split + self.kv + self.whole
+        return self.split + self.kv + self.whole + self.float32
 
     def bytes_per_gpu(self, shape: ModelShape, dtype: str, tensor: int = 1, bits: float | None = None) -> int:
         """Bytes that one of `tensor` GPUs holds of the whole model's `shape`, served as `dtype`.
@@ -86,6 +104,6 @@ class WeightSizes:
         item = BYTES_OF_DTYPE[dtype]
         shared = -(-(self.split * item + self.stored) // tensor)
         keys_and_values = -(-self.kv * item // min(tensor, shape.num_kv_heads))
-        total = shared + keys_and_values + self.whole * item
+        total = shared + keys_and_values + self.whole * item + 4 * self.float32
         saved = int(self.linear * (item - bits / 8)) // tensor if bits is not None else 0
         return total - saved

@@ -36,9 +36,17 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden_size] -> the same."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: torch.Tensor = self.down_proj(self.activation(gate) * up)
+        out: torch.Tensor = self.down_proj(self._inner(x))
         return out
+
+    def partial(self, x: torch.Tensor) -> torch.Tensor:
+        """What this rank adds to the result: without the sum over ranks."""
+        return self.down_proj.partial(self._inner(x))
+
+    def _inner(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        inner: torch.Tensor = self.activation(gate) * up
+        return inner
 
 
 class PlainMLP(nn.Module):

@@ -27,6 +27,7 @@ class Naming:
 
     source: Callable[[str], Source] = Source
     unused: tuple[str, ...] = COMPUTED
+    unused_prefixes: tuple[str, ...] = ()
     unused_zeros: tuple[str, ...] = ()  # endings of those that nobody needs as long as all their elements are 0
     otherwise: Mapping[str, str] = field(default_factory=dict)
     """How the sources' names may begin instead, by how they begin, in checkpoints where none begins like that."""

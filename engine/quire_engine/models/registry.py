@@ -7,6 +7,7 @@ from collections.abc import Callable
 from quire_engine.memory_plan.architectures import normalised
 from quire_engine.models.cohere import cohere, cohere2
 from quire_engine.models.decoder import DecoderSpec
+from quire_engine.models.deepseek import deepseek_v2, deepseek_v3
 from quire_engine.models.falcon import falcon
 from quire_engine.models.gemma import gemma, gemma2, gemma3
 from quire_engine.models.gpt2 import gpt2
@@ -14,12 +15,14 @@ from quire_engine.models.gpt_neox import gpt_neox
 from quire_engine.models.granite import granite
 from quire_engine.models.llama import llama
 from quire_engine.models.mistral import mistral
+from quire_engine.models.mixtral import mixtral
 from quire_engine.models.olmo import olmo, olmo2
 from quire_engine.models.opt import opt
 from quire_engine.models.phi import phi
 from quire_engine.models.phi3 import phi3
 from quire_engine.models.qwen2 import qwen2
 from quire_engine.models.qwen3 import qwen3
+from quire_engine.models.qwen_moe import olmoe, qwen2_moe, qwen3_moe
 from quire_engine.models.settings import Config
 from quire_engine.models.stablelm import stablelm
 
@@ -43,6 +46,12 @@ FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "OlmoForCausalLM": olmo,
     "Olmo2ForCausalLM": olmo2,
     "GraniteForCausalLM": granite,
+    "MixtralForCausalLM": mixtral,
+    "Qwen2MoeForCausalLM": qwen2_moe,
+    "Qwen3MoeForCausalLM": qwen3_moe,
+    "OlmoeForCausalLM": olmoe,
+    "DeepseekV2ForCausalLM": deepseek_v2,
+    "DeepseekV3ForCausalLM": deepseek_v3,
 }
 
 

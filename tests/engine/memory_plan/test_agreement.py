@@ -35,8 +35,8 @@ def test_weights_and_kv_bytes_per_token_are_those_of_the_engine(tmp_path: Path, 
     core, info = build_engine(EngineConfig(model=str(tmp_path), device="cpu", dtype=dtype, num_gpu_blocks_override=64))
     model: Any = core._executor._model  # type: ignore[attr-defined]
     assert plan.weights_bytes == sum(p.numel() * p.element_size() for p in model.parameters())
-    caches = [cache for layer in model.attention_layers() for cache in (layer.k_cache, layer.v_cache)]
-    allocated = sum(cache.numel() * cache.element_size() for cache in caches)
+    caches = {cache.data_ptr(): cache for layer in model.attention_layers() for cache in (layer.k_cache, layer.v_cache)}
+    allocated = sum(cache.numel() * cache.element_size() for cache in caches.values())
     assert (plan.kv_bytes_per_token or 0) * info.num_blocks * info.block_size == allocated
     assert plan.max_model_len == info.max_model_len
 

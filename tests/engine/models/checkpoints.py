@@ -40,6 +40,9 @@ def make_model(cls: type[PreTrainedModel], config: Any, seed: int = 0) -> PreTra
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0.0, 0.2)
     model.tie_weights()
     return model
 

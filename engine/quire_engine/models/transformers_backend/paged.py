@@ -35,6 +35,8 @@ class AttentionCall:
     num_kv_heads: int
     head_dim: int
     window: int | None
+    scale: float | None
+    softcap: float | None
 
 
 _recorded: dict[nn.Module, AttentionCall] | None = None
@@ -48,6 +50,7 @@ def attend(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls it: query [1, num_heads, num_tokens, head_dim], key and value likewise.
@@ -55,25 +58,25 @@ def attend(
     Returns [1, num_tokens, num_heads, head_dim]. Raises `NotPluggableError` for what paged attention does not do.
     """
     if _recorded is not None:
-        return _record(module, query, key, value, attention_mask, sliding_window, others), None
+        _check(module, query, key, value, attention_mask, others)
+        _recorded[module] = AttentionCall(query.shape[1], key.shape[1], key.shape[3], sliding_window, scaling, softcap)
+        # One token sees itself alone, so its value is what it attends to.
+        return value.repeat_interleave(query.shape[1] // key.shape[1], dim=1).transpose(1, 2), None
     paged = module.quire_attention
     assert isinstance(paged, PagedAttention)
-    if scaling is not None:
-        query = query * (scaling * paged.head_dim**0.5)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     return paged(q.contiguous(), k, v)[None], None
 
 
-def _record(
+def _check(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    window: int | None,
     others: dict[str, Any],
-) -> torch.Tensor:
-    """Note the call. One token sees itself alone, so its value is what it attends to."""
+) -> None:
+    """Raise `NotPluggableError` for a call that paged attention cannot take."""
     assert _recorded is not None
     if module in _recorded:
         raise NotPluggableError("a layer attends twice in a step")
@@ -81,16 +84,12 @@ def _record(
         raise NotPluggableError("it makes its own attention mask")
     if others.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise NotPluggableError("its attention is not causal")
-    if others.get("softcap") is not None:
-        raise NotPluggableError("its attention scores are capped")
     extra = [name for name, x in others.items() if isinstance(x, torch.Tensor) and name not in _HARMLESS]
     if extra:
         raise NotPluggableError(f"its attention takes {extra[0]}")
     if key.shape != value.shape or key.shape[3] != query.shape[3] or query.shape[1] % key.shape[1]:
         shapes = [list(x.shape[1:]) for x in (query, key, value)]
         raise NotPluggableError(f"its queries, keys and values have the shapes {shapes}")
-    _recorded[module] = AttentionCall(query.shape[1], key.shape[1], key.shape[3], window)
-    return value.repeat_interleave(query.shape[1] // key.shape[1], dim=1).transpose(1, 2)
 
 
 @contextmanager
@@ -125,7 +124,12 @@ class PagedTransformers(LanguageModel):
         self._hidden = hidden
         for module, call in calls.items():
             module.quire_attention = PagedAttention(
-                call.num_heads, call.num_kv_heads, call.head_dim, window=call.window
+                call.num_heads,
+                call.num_kv_heads,
+                call.head_dim,
+                window=call.window,
+                scale=call.scale,
+                softcap=call.softcap,
             )
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

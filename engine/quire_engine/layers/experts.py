@@ -1,0 +1,120 @@
+"""The experts of a mixture: many gated MLPs, each of which computes the tokens that are sent to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from quire_engine.distributed.ranks import TensorRanks, build_for, tensor_ranks
+from quire_engine.layers.linear import ColumnLinear, LinearMethod, RowLinear, Rows, Unquantized
+from quire_engine.layers.shard import Shard
+
+
+class Stack(nn.Module):
+    """The weights of one kind of all experts, [num_experts, out_features, in_features], for those that have plain ones.
+
+    It is a single allocation, so that a kernel can take all experts at once.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.weight: nn.Parameter | None = None
+
+    def take(self, index: int, rows: int, columns: int) -> torch.Tensor:
+        """One expert's weight [rows, columns] within the stack."""
+        if self.weight is None:
+            self.weight = nn.Parameter(torch.empty(self.count, rows, columns), requires_grad=False)
+        return self.weight.detach()[index]
+
+    def shards(self, path: str) -> dict[str, Shard]:
+        return {}  # the experts fill it
+
+
+class _ExpertColumns(ColumnLinear):
+    def __init__(self, stack: Stack, index: int, in_features: int, parts: Mapping[str, Rows]) -> None:
+        super().__init__(in_features, parts)
+        self._take = lambda: stack.take(index, self.out_features, self.in_features)
+
+    def create(self, method: LinearMethod) -> None:
+        _create(self, method, self._take, super().create)
+
+
+class _ExpertRows(RowLinear):
+    def __init__(self, stack: Stack, index: int, columns: Rows, out_features: int) -> None:
+        super().__init__(columns, out_features)
+        self._take = lambda: stack.take(index, self.out_features, self.in_features)
+
+    def create(self, method: LinearMethod) -> None:
+        _create(self, method, self._take, super().create)
+
+
+def _create(
+    layer: _ExpertColumns | _ExpertRows,
+    method: LinearMethod,
+    take: Callable[[], torch.Tensor],
+    otherwise: Callable[[LinearMethod], None],
+) -> None:
+    """A plain weight has its place in the stack; a quantized one is as its method makes it."""
+    if type(method) is Unquantized:
+        layer.method, layer.weight = method, take()
+    else:
+        otherwise(method)
+
+
+class Expert(nn.Module):
+    """down(act(gate(x)) * up(x)), without the sum over ranks."""
+
+    def __init__(self, index: int, hidden_size: int, inner: Rows, gate_up: Stack, down: Stack) -> None:
+        super().__init__()
+        self.gate_up_proj = _ExpertColumns(gate_up, index, hidden_size, {"gate_proj": inner, "up_proj": inner})
+        self.down_proj = _ExpertRows(down, index, inner, hidden_size)
+
+
+class Experts(nn.Module):
+    """Experts of one size. Ranks share each of them, or, with `TensorRanks.expert_parallel`, hold some whole."""
+
+    def __init__(
+        self, num_experts: int, hidden_size: int, inner_size: int, activation: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        super().__init__()
+        ranks = tensor_ranks()
+        self.activation = activation
+        self.own = range(num_experts)
+        if ranks.expert_parallel and ranks.size > 1:
+            if num_experts % ranks.size:
+                raise ValueError(f"--enable-expert-parallel: {num_experts} experts do not divide by {ranks.size} ranks")
+            self.own = self.own[ranks.share(num_experts)]
+            ranks = TensorRanks()
+        self.num_experts = num_experts
+        self.gate_up, self.down = Stack(len(self.own)), Stack(len(self.own))
+        with build_for(ranks):
+            for place, expert in enumerate(self.own):
+                self.add_module(str(expert), Expert(place, hidden_size, Rows(inner_size), self.gate_up, self.down))
+        self._experts = {expert: self.get_submodule(str(expert)) for expert in self.own}
+
+    def forward(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the sum over experts.
+
+        x [num_tokens, hidden_size], weights and chosen experts [num_tokens, top_k] -> [num_tokens, hidden_size].
+        """
+        num_tokens, top_k = chosen.shape
+        order = chosen.flatten().argsort(stable=True)
+        ends = torch.bincount(chosen.flatten(), minlength=self.num_experts).cumsum(0).tolist()
+        rows = x[order // top_k]
+        out = torch.zeros_like(rows) if len(self.own) < self.num_experts else torch.empty_like(rows)
+        for index in self.own:
+            first, last = ends[index - 1] if index else 0, ends[index]
+            if first < last:
+                out[first:last] = self._run(self._experts[index], rows[first:last])
+        # Back in the tokens' order, and summed in the order of the choice: the same whatever else is in the batch.
+        slots = torch.empty_like(out)
+        slots[order] = out
+        return torch.bmm(weights.to(x.dtype)[:, None], slots.view(num_tokens, top_k, -1))[:, 0]
+
+    def _run(self, expert: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        assert isinstance(expert, Expert)
+        gate, up = expert.gate_up_proj(x).chunk(2, dim=-1)
+        return expert.down_proj.partial(self.activation(gate) * up)
