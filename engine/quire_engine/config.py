@@ -40,6 +40,10 @@ class EngineConfig:
         "type of weights and activations; auto takes the checkpoint's, and bfloat16 for float32 on a GPU",
         choices=("auto", "float32", "bfloat16", "float16", "float", "half"),
     )
+    generation_config: str = setting(
+        "auto",
+        "defaults of requests: auto takes the model's generation_config.json, vllm none, or a directory with the file",
+    )
     max_model_len: int | None = setting(None, "longest prompt plus answer in tokens; the model's own when unset")
     seed: int = setting(0, "seed of the requests that bring none, and of dummy weights")
     device: str = setting("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,7 @@ from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.errors import CheckpointError
+from quire_engine.loading.generation_config import eos_token_ids, generation_config, sampling_defaults
 from quire_engine.loading.transformers_weights import draw_transformers, load_transformers
 from quire_engine.loading.weights import draw_weights, load_weights, stored_tensors
 from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
@@ -107,7 +108,9 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
                 "use a checkpoint with bfloat16 weights, without --quantization"
             )
         dtype = pick_dtype(config.dtype, spec.shape.dtype, device)
-        core_config = _core_config(config, spec, checkpoint, device)
+        generation = generation_config(checkpoint, config.generation_config)
+        defaults = sampling_defaults(generation)
+        core_config = _core_config(config, spec, checkpoint, generation, device)
     resident = device_memory(device).used
     with phase("weights", "InvalidCheckpoint"):
         if isinstance(spec, TransformersSpec):
@@ -138,6 +141,7 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
         block_size=core_config.block_size,
         dtype=dtype,
         device=device.type,
+        sampling_defaults=defaults,
         startup_seconds=phase.seconds,
     )
     grammars = CompiledGrammars(
@@ -165,7 +169,11 @@ def _spec(config: EngineConfig, checkpoint: Checkpoint) -> DecoderSpec | Transfo
 
 
 def _core_config(
-    config: EngineConfig, spec: DecoderSpec | TransformersSpec, checkpoint: Checkpoint, device: torch.device
+    config: EngineConfig,
+    spec: DecoderSpec | TransformersSpec,
+    checkpoint: Checkpoint,
+    generation: Mapping[str, object],
+    device: torch.device,
 ) -> CoreConfig:
     """The core's settings, still without pages. Raises `StartupError` that names a flag."""
     longest = spec.longest
@@ -192,7 +200,7 @@ def _core_config(
         enable_prefix_caching=config.enable_prefix_caching,
         max_model_len=max_model_len,
         vocab_size=spec.shape.vocab_size,
-        eos_token_ids=tuple(i for i in checkpoint.eos_token_ids() if 0 <= i < spec.shape.vocab_size),
+        eos_token_ids=tuple(i for i in eos_token_ids(generation, checkpoint.config) if 0 <= i < spec.shape.vocab_size),
         seed=config.seed,
         use_priority=config.scheduling_policy == "priority",
         rotation=spec.rotation if isinstance(spec, DecoderSpec) else None,

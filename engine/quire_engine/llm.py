@@ -77,6 +77,10 @@ class LLM:
         """The tokenizer, a `transformers.PreTrainedTokenizerBase`."""
         return self._tokenizer
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What holds where no sampling parameters are given: the model's own, by `generation_config`."""
+        return SamplingParams(**self.info.sampling_defaults)  # type: ignore[arg-type]  # checked when read
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -161,7 +165,7 @@ class LLM:
         self, prompts: Sequence[object], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
-            return [with_bad_words(params or SamplingParams(), self._tokenizer)] * len(prompts)
+            return [with_bad_words(params or self.get_default_sampling_params(), self._tokenizer)] * len(prompts)
         if len(params) != len(prompts):
             raise ValueError(f"there are {len(prompts)} prompts and {len(params)} sampling_params: give one or as many")
         return [with_bad_words(own, self._tokenizer) for own in params]

@@ -90,4 +90,5 @@ class EngineInfo:
     block_size: int
     dtype: str
     device: str
+    sampling_defaults: dict[str, int | float] = field(default_factory=dict)  # of requests, by names of `SamplingParams`
     startup_seconds: dict[str, float] = field(default_factory=dict)  # by phase

@@ -28,23 +28,11 @@ class Checkpoint:
         directory = _locate(model, revision, download_dir, weights)
         if not (directory / "config.json").is_file():
             raise CheckpointError("InvalidCheckpoint", f"{directory} has no config.json: name a model's directory")
-        config = _read_json(directory / "config.json")
+        config = read_json(directory / "config.json")
         for file, method in _QUANTIZATION_FILES.items():
             if not config.get("quantization_config") and (directory / file).is_file():
-                config["quantization_config"] = {"quant_method": method} | _read_json(directory / file)
+                config["quantization_config"] = {"quant_method": method} | read_json(directory / file)
         return Checkpoint(directory, config)
-
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer: generation_config.json's, else config.json's."""
-        file = self.directory / "generation_config.json"
-        sources = [_read_json(file)] if file.is_file() else []
-        for source in [*sources, self.config]:
-            value = source.get("eos_token_id")
-            if isinstance(value, int):
-                return (value,)
-            if isinstance(value, list) and value:
-                return tuple(v for v in value if isinstance(v, int))
-        return ()
 
 
 def _locate(model: str, revision: str | None, download_dir: str | None, weights: bool) -> Path:
@@ -60,7 +48,8 @@ def _locate(model: str, revision: str | None, download_dir: str | None, weights:
     return Path(download(model, revision=revision, folder=download_dir, weights=weights))
 
 
-def _read_json(file: Path) -> dict[str, object]:
+def read_json(file: Path) -> dict[str, object]:
+    """A file's object. Raises `CheckpointError` where it holds none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

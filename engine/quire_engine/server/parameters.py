@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,17 @@ if TYPE_CHECKING:
 class Parameters:
     """Makes the sampling parameters of requests to one model."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, use_priority: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int,
+        *,
+        use_priority: bool,
+        defaults: Mapping[str, int | float],
+    ) -> None:
+        """`defaults` are sampling parameters of requests that leave them out."""
         self._tokenizer, self._vocab_size, self._use_priority = tokenizer, vocab_size, use_priority
+        self._defaults = defaults
         # The engine compiles for the model's tokens: for bytes it shows as well whether a grammar can be used.
         self._grammars = GrammarCompiler(byte_vocabulary)
 
@@ -46,7 +55,7 @@ class Parameters:
             form = request.form()
             if form is not None:
                 await self._check_form(form)
-            params = request.sampling_params(max(rooms), form.wanted if form else None)
+            params = request.sampling_params(max(rooms), form.wanted if form else None, self._defaults)
             if params.bad_words:
                 params = await asyncio.to_thread(with_bad_words, params, self._tokenizer)
             return [replace(params, max_tokens=room) for room in rooms]

@@ -18,10 +18,17 @@ class Prompts:
     """Tokenizes prompts and renders chats for one model."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_model_len: int, vocab_size: int, chat_template: str | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_model_len: int,
+        vocab_size: int,
+        chat_template: str | None = None,
+        *,
+        longest_answer: int,
     ) -> None:
+        """No answer has more than `longest_answer` tokens, whatever a request asks for."""
         self._tokenizer, self._max_model_len, self._chat_template = tokenizer, max_model_len, chat_template
-        self._vocab_size = vocab_size
+        self._vocab_size, self._longest_answer = vocab_size, longest_answer
 
     def truncated(self, ids: list[int], keep: int | None) -> list[int]:
         """The last `keep` tokens; -1 keeps as many as the context holds beside one more."""
@@ -95,7 +102,7 @@ class Prompts:
             )
         if asked is not None and asked > limit:
             raise ApiError(400, f"{field} is {asked}: this model's context holds {limit} tokens", param=field)
-        room = limit - length
+        room = min(limit - length, self._longest_answer)
         return room if asked is None else min(asked, room)
 
     def check_ids(self, ids: list[int], field: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -141,8 +142,13 @@ class GenerationRequest(StructuredRequest):
         """As `num_logprobs`, for the prompt."""
         return self.prompt_logprobs
 
-    def sampling_params(self, max_tokens: int, structured_outputs: StructuredOutputsParams | None) -> SamplingParams:
-        """The request as sampling parameters. Raises `ValueError` that names the field."""
+    def sampling_params(
+        self, max_tokens: int, structured_outputs: StructuredOutputsParams | None, defaults: Mapping[str, int | float]
+    ) -> SamplingParams:
+        """The request as sampling parameters, with `defaults` for what it leaves out.
+
+        Raises `ValueError` that names the field.
+        """
         given = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -154,7 +160,7 @@ class GenerationRequest(StructuredRequest):
             "repetition_penalty": self.repetition_penalty,
         }
         return SamplingParams(
-            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # mixed values
+            **{**defaults, **{name: value for name, value in given.items() if value is not None}},  # type: ignore[arg-type]  # mixed values
             best_of=self.best_of,
             seed=self.seed,
             logit_bias=self.logit_bias,

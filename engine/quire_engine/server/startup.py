@@ -64,10 +64,12 @@ def _load(name: str, config: EngineConfig) -> PreTrainedTokenizerBase:
 
 def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
     limit = min(info.max_model_len, info.num_blocks * info.block_size)
-    prompts = Prompts(tokenizer, limit, info.vocab_size, template)
+    defaults = dict(info.sampling_defaults)
+    most = defaults.pop("max_tokens", limit)
+    prompts = Prompts(tokenizer, limit, info.vocab_size, template, longest_answer=int(most))
     generation = Generation(service.client, tokenizer, service.metrics)
     use_priority = service.client.config.scheduling_policy == "priority"
-    parameters = Parameters(tokenizer, info.vocab_size, use_priority=use_priority)
+    parameters = Parameters(tokenizer, info.vocab_size, use_priority=use_priority, defaults=defaults)
     tokens = TokenBytes(tokenizer)
     service.completions = Completions(generation, prompts, parameters, tokens)
     service.chat = Chat(generation, prompts, parameters, tokens, service.settings.response_role)

@@ -161,14 +161,6 @@ def test_a_shard_that_the_index_names_is_missed(tmp_path: Path) -> None:
         start(tmp_path)
 
 
-def test_eos_tokens_come_from_the_generation_config_first(model_dir: Path) -> None:
-    edit_config(model_dir, eos_token_id=3)
-    (model_dir / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
-    assert Checkpoint.open(str(model_dir)).eos_token_ids() == (5, 6)
-    (model_dir / "generation_config.json").write_text("{}")
-    assert Checkpoint.open(str(model_dir)).eos_token_ids() == (3,)
-
-
 def test_dummy_weights_need_no_files_and_follow_the_seed(model_dir: Path) -> None:
     (model_dir / "model.safetensors").unlink()
     start(model_dir, load_format="dummy")

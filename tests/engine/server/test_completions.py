@@ -160,3 +160,18 @@ def test_every_token_that_ends_answers_is_left_out(
     answer = start_server(model=model).client().completions.create(model="tiny", prompt=prompt, temperature=0)
     assert answer.choices[0].finish_reason == "stop"
     assert answer.choices[0].text == tokenizer.decode(before[-4:-1])
+
+
+def test_the_models_own_defaults_hold_where_a_request_says_nothing(
+    start_server: StartServer, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "with-defaults"
+    shutil.copytree(tiny_model_dir, model)
+    file = model / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "top_k": 1, "max_new_tokens": 5}))
+    client = start_server(model=model).client()
+    ask = {"model": "tiny", "prompt": "Return a string that", "max_tokens": 20, "extra_body": {"ignore_eos": True}}
+    greedy = client.completions.create(**ask, temperature=0)
+    by_default = client.completions.create(**ask)
+    assert by_default.choices[0].text == greedy.choices[0].text
+    assert by_default.usage.completion_tokens == 5
