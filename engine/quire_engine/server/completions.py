@@ -6,7 +6,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quire_engine.core.messages import FinishReason
 from quire_engine.core.step import TokenLogprobs
@@ -67,7 +67,7 @@ class Completions:
         pieces = self._generation.run(prompts, params, priority=request.priority or 0, cache_salt=request.cache_salt)
         if request.max_tokens == 0:
             pieces = _without_answers(pieces)
-        texts = self._prompts.texts(request.prompt, prompts) if request.echo else []
+        texts = self._prompts.texts(request.prompt if keep is None else prompts, prompts) if request.echo else []
         return _Started(request, prompts, texts, pieces, TokenCount(sum(map(len, prompts))))
 
     def _choice(
@@ -103,9 +103,7 @@ class Completions:
         request, count = started.request, started.count
         identity, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
         with_usage = request.stream_options is not None and request.stream_options.include_usage
-        writers: dict[int, CompletionLogprobsWriter] = {}
-        of_prompts: dict[int, list[TokenLogprobs]] = {}
-        begun: set[int] = set()
+        streamed: dict[int, _Streamed] = {}
 
         def chunk(choices: list[CompletionChoice]) -> CompletionResponse:
             made = CompletionResponse(
@@ -118,29 +116,44 @@ class Completions:
         async with contextlib.aclosing(started.pieces):
             async for piece in started.pieces:
                 count.add(piece)
-                of_prompts.setdefault(piece.index, []).extend(piece.prompt_logprobs or [])
-                if not piece.token_ids and piece.finish_reason is None:
-                    continue  # the prompt goes on
                 prompt = piece.index // request.num_sequences
-                echoes = request.echo and piece.index not in begun
-                begun.add(piece.index)
-                choice = CompletionChoice(
-                    index=piece.index,
-                    text=(started.echo(prompt) if echoes else "") + piece.text,
-                    logprobs=None,
-                    finish_reason=piece.finish_reason,
-                    stop_reason=piece.stop_reason,
-                )
-                if request.logprobs is not None:
-                    if piece.index not in writers:
-                        writers[piece.index] = self._writer(started, prompt)
-                    of_prompt = of_prompts.pop(piece.index, []) if echoes else []
-                    first = started.prompts[prompt][0] if echoes else None
-                    choice.logprobs = writers[piece.index].write([*of_prompt, *(piece.logprobs or [])], first)
-                yield event(chunk([choice]))
+                if piece.index not in streamed:
+                    streamed[piece.index] = _Streamed(self._writer(started, prompt))
+                so_far = streamed[piece.index]
+                so_far.of_prompt += piece.prompt_logprobs or []
+                if piece.text or piece.token_ids or piece.finish_reason:
+                    yield event(chunk([_next_choice(started, prompt, so_far, piece)]))
         if with_usage:
             yield event(chunk([]))
         yield DONE
+
+
+@dataclass
+class _Streamed:
+    """A choice of which some has been sent. `of_prompt` has not, and goes with the first piece."""
+
+    writer: CompletionLogprobsWriter
+    of_prompt: list[TokenLogprobs] = field(default_factory=list)
+    begun: bool = False
+
+
+def _next_choice(started: _Started, prompt: int, so_far: _Streamed, piece: Piece) -> CompletionChoice:
+    """What to send of a choice; an echo comes with its first piece."""
+    request = started.request
+    echoes = request.echo and not so_far.begun
+    so_far.begun = True
+    choice = CompletionChoice(
+        index=piece.index,
+        text=(started.echo(prompt) if echoes else "") + piece.text,
+        logprobs=None,
+        finish_reason=piece.finish_reason,
+        stop_reason=piece.stop_reason,
+    )
+    if request.logprobs is not None:
+        entries = [*so_far.of_prompt, *(piece.logprobs or [])]
+        choice.logprobs = so_far.writer.write(entries, started.prompts[prompt][0] if echoes else None)
+        so_far.of_prompt = []
+    return choice
 
 
 async def _without_answers(pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:

@@ -44,7 +44,14 @@ class Prompts:
         """The prompts of a completion request as texts, to be echoed. `ids` are their tokens."""
         given = [prompt] if isinstance(prompt, str) else prompt
         texts = [one for one in given if isinstance(one, str)]
-        return texts if len(texts) == len(ids) else [str(self._tokenizer.decode(one)) for one in ids]
+        return (
+            texts
+            if len(texts) == len(ids)
+            else [
+                str(self._tokenizer.decode(one, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+                for one in ids
+            ]
+        )
 
     async def from_completion(self, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
         """The token ids of each prompt of a completion request. Raises `ApiError` on an empty or foreign one."""
