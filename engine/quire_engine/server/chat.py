@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 import uuid
@@ -42,20 +43,25 @@ class Chat:
     async def complete(self, request: ChatCompletionRequest, model: str) -> ChatCompletionResponse:
         pieces, count = await self._start(request)
         (answers,) = await collect(pieces, count, num_sequences=request.num_sequences, n=request.n or 1)
-        choices = [
-            ChatChoice(
-                index=i,
-                message=ChatAnswer(role=self._role, content=t.text),
-                logprobs=chat_logprobs(t.logprobs, self._tokens) if request.logprobs else None,
-                finish_reason=t.finish_reason,
-                stop_reason=t.stop_reason,
-            )
-            for i, t in enumerate(answers.texts)
-        ]
-        answer = ChatCompletionResponse(model=model, choices=choices, usage=count.as_usage())
-        if request.prompt_logprobs is not None:
-            answer.prompt_logprobs = prompt_logprobs(answers.prompt_logprobs, self._tokens)
-        return answer
+
+        def answer() -> ChatCompletionResponse:
+            choices = [
+                ChatChoice(
+                    index=i,
+                    message=ChatAnswer(role=self._role, content=t.text),
+                    logprobs=chat_logprobs(t.logprobs, self._tokens) if request.logprobs else None,
+                    finish_reason=t.finish_reason,
+                    stop_reason=t.stop_reason,
+                )
+                for i, t in enumerate(answers.texts)
+            ]
+            made = ChatCompletionResponse(model=model, choices=choices, usage=count.as_usage())
+            if request.prompt_logprobs is not None:
+                made.prompt_logprobs = prompt_logprobs(answers.prompt_logprobs, self._tokens)
+            return made
+
+        # There may be a hundred thousand logprobs, and other answers should not wait for them.
+        return await asyncio.to_thread(answer) if request.tells_logprobs else answer()
 
     async def stream(self, request: ChatCompletionRequest, model: str) -> AsyncGenerator[bytes]:
         """Check the request, then return its events: what can be refused is refused before the answer begins."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 import uuid
@@ -46,12 +47,17 @@ class Completions:
         started = await self._start(request)
         n = request.n or 1
         answers = await collect(started.pieces, started.count, num_sequences=request.num_sequences, n=n)
-        choices = [
-            self._choice(started, prompt, prompt * n + i, own, text)
-            for prompt, own in enumerate(answers)
-            for i, text in enumerate(own.texts)
-        ]
-        return CompletionResponse(model=model, choices=choices, usage=started.count.as_usage())
+
+        def choices() -> list[CompletionChoice]:
+            return [
+                self._choice(started, prompt, prompt * n + i, own, text)
+                for prompt, own in enumerate(answers)
+                for i, text in enumerate(own.texts)
+            ]
+
+        # There may be a hundred thousand logprobs, and other answers should not wait for them.
+        made = await asyncio.to_thread(choices) if request.tells_logprobs else choices()
+        return CompletionResponse(model=model, choices=made, usage=started.count.as_usage())
 
     async def stream(self, request: CompletionRequest, model: str) -> AsyncGenerator[bytes]:
         """Check the request, then return its events: what can be refused is refused before the answer begins."""

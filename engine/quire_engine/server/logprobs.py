@@ -1,4 +1,7 @@
-"""Logprobs in the shapes of OpenAI's two APIs, and of vLLM's `prompt_logprobs`."""
+"""Logprobs in the shapes of OpenAI's two APIs, and of vLLM's `prompt_logprobs`.
+
+What there are many of is a plain dictionary: a long prompt has a hundred thousand, which as models take seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import codecs
 from collections.abc import Sequence
 
 from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.text.token_bytes import TokenBytes
@@ -22,7 +26,7 @@ class CompletionLogprobs(BaseModel):
     top_logprobs: list[dict[str, float] | None]
 
 
-class TopLogprob(BaseModel):
+class TopLogprob(TypedDict):
     token: str
     logprob: float
     bytes: list[int]
@@ -32,12 +36,12 @@ class ChatTokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(BaseModel):
+class ChatLogprobs(TypedDict):
     content: list[ChatTokenLogprob]
     refusal: None
 
 
-class PromptLogprob(BaseModel):
+class PromptLogprob(TypedDict):
     logprob: float
     rank: int
     decoded_token: str
@@ -89,16 +93,16 @@ class CompletionLogprobsWriter:
 
 def chat_logprobs(entries: Sequence[TokenLogprobs], tokens: TokenBytes) -> ChatLogprobs:
     def shown(token: int, logprob: float) -> TopLogprob:
-        return TopLogprob(token=tokens.text(token), logprob=max(logprob, LEAST), bytes=[*tokens.of(token)])
+        return {"token": tokens.text(token), "logprob": max(logprob, LEAST), "bytes": [*tokens.of(token)]}
 
-    content = [
-        ChatTokenLogprob(
-            **shown(entry.token_id, entry.logprob).__dict__,
-            top_logprobs=[shown(t, lp) for t, lp in zip(entry.top_ids, entry.top_logprobs, strict=True)],
-        )
+    content: list[ChatTokenLogprob] = [
+        {
+            **shown(entry.token_id, entry.logprob),
+            "top_logprobs": [shown(t, lp) for t, lp in zip(entry.top_ids, entry.top_logprobs, strict=True)],
+        }
         for entry in entries
     ]
-    return ChatLogprobs(content=content, refusal=None)
+    return {"content": content, "refusal": None}
 
 
 def prompt_logprobs(entries: Sequence[TokenLogprobs], tokens: TokenBytes) -> PromptLogprobs:
@@ -109,8 +113,6 @@ def prompt_logprobs(entries: Sequence[TokenLogprobs], tokens: TokenBytes) -> Pro
         places = [(entry.token_id, entry.logprob, entry.rank)]
         places += zip(entry.top_ids, entry.top_logprobs, range(1, len(entry.top_ids) + 1), strict=True)
         for token, logprob, rank in places:
-            row.setdefault(
-                token, PromptLogprob(logprob=max(logprob, LEAST), rank=rank, decoded_token=tokens.text(token))
-            )
+            row.setdefault(token, {"logprob": max(logprob, LEAST), "rank": rank, "decoded_token": tokens.text(token)})
         made.append(row)
     return made

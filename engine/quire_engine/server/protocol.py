@@ -142,6 +142,10 @@ class GenerationRequest(StructuredRequest):
         """As `num_logprobs`, for the prompt."""
         return self.prompt_logprobs
 
+    @property
+    def tells_logprobs(self) -> bool:
+        return self.num_logprobs is not None or self.num_prompt_logprobs is not None
+
     def sampling_params(
         self, max_tokens: int, structured_outputs: StructuredOutputsParams | None, defaults: Mapping[str, int | float]
     ) -> SamplingParams:
