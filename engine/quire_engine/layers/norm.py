@@ -60,6 +60,15 @@ class LayerNorm(Norm):
         return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
+class OffsetLayerNorm(LayerNorm):
+    """LayerNorm with 1 + weight in place of weight: Nemotron's."""
+
+    neutral = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(x, self.weight.shape, self.weight + 1.0, self.bias, self.eps)
+
+
 class PlainLayerNorm(nn.Module):
     """LayerNorm without parameters: OLMo's."""
 
@@ -121,7 +130,7 @@ class EachHeadLayerNorm(Norm):
 class NormSpec:
     """Which norm a family has."""
 
-    kind: Literal["rms", "offset rms", "layer", "layer without bias", "layer without parameters"]
+    kind: Literal["rms", "offset rms", "layer", "offset layer", "layer without bias", "layer without parameters"]
     eps: float
 
     def build(self, size: int) -> nn.Module:
@@ -132,6 +141,8 @@ class NormSpec:
                 return OffsetRMSNorm(size, self.eps)
             case "layer" | "layer without bias":
                 return LayerNorm(size, self.eps, bias=self.kind == "layer")
+            case "offset layer":
+                return OffsetLayerNorm(size, self.eps)
             case "layer without parameters":
                 return PlainLayerNorm(size, self.eps)
 

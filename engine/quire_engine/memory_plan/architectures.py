@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Config = Mapping[str, object]
 
@@ -51,6 +51,18 @@ def _deepseek(config: Config) -> Config:
     return {"num_key_value_heads": 1, "head_dim": width, "kv_width": width}
 
 
+def _bloom(config: Config) -> Config:
+    """The first files say `n_embed`, and `seq_length` for the positions that the model was trained with."""
+    hidden, length = config.get("hidden_size") or config.get("n_embed"), config.get("seq_length") or 2048
+    sizes = {"hidden_size": hidden, "max_position_embeddings": length}
+    return {**sizes, **_four_times({**config, **sizes})}
+
+
+def _bigcode(config: Config) -> Config:
+    shared = {"num_key_value_heads": 1 if config.get("multi_query", True) else config.get("num_attention_heads")}
+    return {**shared, **_four_times(config)}
+
+
 _GPT2 = Architecture(
     names={
         "hidden_size": "n_embd",
@@ -62,6 +74,7 @@ _GPT2 = Architecture(
     defaults={"max_position_embeddings": 1024, "tie_word_embeddings": True},
     derived=_four_times,
 )
+_GLM = {"head_dim": 128, "num_key_value_heads": 2, "max_position_embeddings": 131072}
 _GEMMA = {"head_dim": 256, "max_position_embeddings": 8192, "tie_word_embeddings": True}
 
 _EXPERTS = {"num_experts": "num_local_experts"}
@@ -94,6 +107,38 @@ _KNOWN: dict[str, Architecture] = {
     "OlmoForCausalLM": Architecture(),
     "Olmo2ForCausalLM": Architecture(),
     "GraniteForCausalLM": Architecture(),
+    "MinistralForCausalLM": Architecture(defaults={"sliding_window": 4096, "max_position_embeddings": 131072}),
+    "Olmo3ForCausalLM": Architecture(),
+    "Starcoder2ForCausalLM": Architecture(defaults={"max_position_embeddings": 4096, "tie_word_embeddings": True}),
+    "GPTBigCodeForCausalLM": replace(_GPT2, derived=_bigcode),
+    "GPTJForCausalLM": replace(_GPT2, defaults={"max_position_embeddings": 2048}),
+    "BloomForCausalLM": Architecture(
+        names={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
+        defaults={"tie_word_embeddings": True},
+        derived=_bloom,
+    ),
+    "MptForCausalLM": Architecture(
+        names={
+            "hidden_size": "d_model",
+            "num_hidden_layers": "n_layers",
+            "num_attention_heads": "n_heads",
+            "max_position_embeddings": "max_seq_len",
+        },
+        defaults={"max_position_embeddings": 2048, "tie_word_embeddings": True},
+        derived=_four_times,
+    ),
+    "NemotronForCausalLM": Architecture(defaults={"max_position_embeddings": 4096}),
+    "GlmForCausalLM": Architecture(defaults=_GLM),
+    "Glm4ForCausalLM": Architecture(defaults=_GLM),
+    "SmolLM3ForCausalLM": Architecture(
+        defaults={"num_key_value_heads": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True}
+    ),
+    "Exaone4ForCausalLM": Architecture(defaults={"sliding_window": 4096}),
+    "Ernie4_5ForCausalLM": Architecture(
+        defaults={"head_dim": 128, "max_position_embeddings": 131072, "tie_word_embeddings": True}
+    ),
+    "ArceeForCausalLM": Architecture(defaults={"max_position_embeddings": 4096}),
+    "SeedOssForCausalLM": Architecture(defaults={"head_dim": 128, "max_position_embeddings": 524288}),
     "MixtralForCausalLM": Architecture(
         names=_EXPERTS,
         defaults={"num_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 131072},

@@ -18,10 +18,14 @@ from quire_engine.memory_plan.model_shape import ModelShape
 
 @dataclass(frozen=True)
 class AlibiSpec:
-    """Scores fall with distance by `scale` x the slope of the head, rounded to `dtype` with the position."""
+    """Scores fall with distance by `scale` x the slope of the head, rounded to `dtype` with the position.
+
+    `slopes` are the heads', in place of the usual ones.
+    """
 
     scale: float = 1.0
     dtype: torch.dtype = torch.float32
+    slopes: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,9 @@ class Attention(nn.Module):
         own, own_kv = ranks.share(shape.num_heads), ranks.share(shape.num_kv_heads)
         alibi = None
         if spec.alibi is not None:
-            alibi = Alibi(alibi_slopes(shape.num_heads)[own].to(spec.alibi.dtype), spec.alibi.scale)
+            given = spec.alibi.slopes
+            slopes = alibi_slopes(shape.num_heads) if given is None else torch.tensor(given, dtype=torch.float32)
+            alibi = Alibi(slopes[own].to(spec.alibi.dtype), spec.alibi.scale)
         self.attend = PagedAttention(
             own.stop - own.start,
             own_kv.stop - own_kv.start,

@@ -11,6 +11,16 @@ from quire_engine.models.mlp_block import MLPSpec
 from quire_engine.models.naming import renamed, stacked_heads
 from quire_engine.models.settings import Config, activation, flag, number, refuse
 
+GPT2_MODULES = {
+    "model.embed_tokens": "transformer.wte",
+    "model.embed.positions": "transformer.wpe",
+    "model.norm": "transformer.ln_f",
+    "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2",
+    "self_attn.o_proj": "attn.c_proj",
+    "mlp.up_proj": "mlp.c_fc",
+    "mlp.down_proj": "mlp.c_proj",
+}
 _HEADS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
@@ -28,16 +38,7 @@ def gpt2(config: Config) -> DecoderSpec:
         attention = AttentionSpec(scale=own, qkv_bias=True, output_bias=True)
         layers.append(LayerSpec(attention=attention, mlp=mlp, norm=norm))
     naming = renamed(
-        {
-            "model.embed_tokens": "transformer.wte",
-            "model.embed.positions": "transformer.wpe",
-            "model.norm": "transformer.ln_f",
-            "input_layernorm": "ln_1",
-            "post_attention_layernorm": "ln_2",
-            "self_attn.o_proj": "attn.c_proj",
-            "mlp.up_proj": "mlp.c_fc",
-            "mlp.down_proj": "mlp.c_proj",
-        },
+        GPT2_MODULES,
         layers="transformer.h.",
         fused=stacked_heads("attn.c_attn", shape),
         transposed=(*_HEADS, "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"),

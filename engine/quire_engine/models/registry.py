@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quire_engine.memory_plan.architectures import normalised
+from quire_engine.models.bloom import bloom
 from quire_engine.models.cohere import cohere, cohere2
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.deepseek import deepseek_v2, deepseek_v3
+from quire_engine.models.exaone4 import exaone4
 from quire_engine.models.falcon import falcon
 from quire_engine.models.gemma import gemma, gemma2, gemma3
+from quire_engine.models.glm import glm, glm4
 from quire_engine.models.gpt2 import gpt2
+from quire_engine.models.gpt_bigcode import gpt_bigcode
 from quire_engine.models.gpt_neox import gpt_neox
+from quire_engine.models.gptj import gptj
 from quire_engine.models.granite import granite
 from quire_engine.models.llama import llama
-from quire_engine.models.mistral import mistral
+from quire_engine.models.mistral import ministral, mistral
 from quire_engine.models.mixtral import mixtral
-from quire_engine.models.olmo import olmo, olmo2
+from quire_engine.models.mpt import mpt
+from quire_engine.models.nemotron import nemotron
+from quire_engine.models.newer_llamas import arcee, ernie, seed_oss
+from quire_engine.models.olmo import olmo, olmo2, olmo3
 from quire_engine.models.opt import opt
 from quire_engine.models.phi import phi
 from quire_engine.models.phi3 import phi3
@@ -24,7 +32,9 @@ from quire_engine.models.qwen2 import qwen2
 from quire_engine.models.qwen3 import qwen3
 from quire_engine.models.qwen_moe import olmoe, qwen2_moe, qwen3_moe
 from quire_engine.models.settings import Config
+from quire_engine.models.smollm3 import smollm3
 from quire_engine.models.stablelm import stablelm
+from quire_engine.models.starcoder2 import starcoder2
 
 FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "LlamaForCausalLM": llama,
@@ -46,6 +56,21 @@ FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "OlmoForCausalLM": olmo,
     "Olmo2ForCausalLM": olmo2,
     "GraniteForCausalLM": granite,
+    "MinistralForCausalLM": ministral,
+    "Olmo3ForCausalLM": olmo3,
+    "Starcoder2ForCausalLM": starcoder2,
+    "GPTBigCodeForCausalLM": gpt_bigcode,
+    "GPTJForCausalLM": gptj,
+    "BloomForCausalLM": bloom,
+    "MptForCausalLM": mpt,
+    "NemotronForCausalLM": nemotron,
+    "GlmForCausalLM": glm,
+    "Glm4ForCausalLM": glm4,
+    "SmolLM3ForCausalLM": smollm3,
+    "Exaone4ForCausalLM": exaone4,
+    "Ernie4_5ForCausalLM": ernie,
+    "ArceeForCausalLM": arcee,
+    "SeedOssForCausalLM": seed_oss,
     "MixtralForCausalLM": mixtral,
     "Qwen2MoeForCausalLM": qwen2_moe,
     "Qwen3MoeForCausalLM": qwen3_moe,

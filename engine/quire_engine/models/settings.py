@@ -24,6 +24,11 @@ def optional_number(config: Config, name: str, default: float | None) -> float |
     return None if config.get(name, default) is None else number(config, name, 0.0)
 
 
+def optional_window(config: Config) -> int | None:
+    """`sliding_window`, where null and nothing mean none."""
+    return None if config.get("sliding_window") is None else positive_int(config, "sliding_window")
+
+
 def flag(config: Config, name: str, default: bool) -> bool:
     """Raises `ValueError` when the setting is neither true nor false."""
     value = config.get(name)

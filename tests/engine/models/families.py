@@ -326,6 +326,105 @@ FAMILIES = [
             },
         },
     ),
+    Family(
+        models="Ministral",
+        architecture="MinistralForCausalLM",
+        config="MinistralConfig",
+        cases={"alternating window": SIZES | {"head_dim": 24, "sliding_window": 20, "layer_types": [SLIDING, FULL]}},
+    ),
+    Family(
+        models="OLMo-3",
+        architecture="Olmo3ForCausalLM",
+        config="Olmo3Config",
+        cases={"alternating window": SIZES | {"sliding_window": 20, "layer_types": [SLIDING, FULL]}},
+    ),
+    Family(
+        models="StarCoder2",
+        architecture="Starcoder2ForCausalLM",
+        config="Starcoder2Config",
+        cases={"biases, sliding window": SIZES | {"sliding_window": 20}},
+    ),
+    Family(
+        models="StarCoder, SantaCoder",
+        architecture="GPTBigCodeForCausalLM",
+        config="GPTBigCodeConfig",
+        cases={"one key for all heads": PLAIN, "a key for each head": PLAIN | {"multi_query": False, "n_inner": 80}},
+    ),
+    Family(
+        models="GPT-J",
+        architecture="GPTJForCausalLM",
+        config="GPTJConfig",
+        cases={"parallel block, first neighbours rotated, biased head": PLAIN | {"rotary_dim": 8}},
+    ),
+    Family(
+        models="BLOOM",
+        architecture="BloomForCausalLM",
+        config="BloomConfig",
+        cases={
+            "ALiBi, norm behind the embedding": PLAIN | {"num_attention_heads": 6, "hidden_size": 96, "seq_length": 128}
+        },
+    ),
+    Family(
+        models="MPT",
+        architecture="MptForCausalLM",
+        config="MptConfig",
+        cases={
+            "ALiBi": PLAIN | {"max_seq_len": 128},
+            "six heads, clipped projections": PLAIN
+            | {"num_attention_heads": 6, "hidden_size": 96, "max_seq_len": 128, "attn_config": {"clip_qkv": 1.0}},
+        },
+    ),
+    Family(
+        models="Nemotron, Minitron",
+        architecture="NemotronForCausalLM",
+        config="NemotronConfig",
+        cases={"half of each head rotated": SIZES | {"head_dim": 24}},
+    ),
+    Family(
+        models="GLM-4",
+        architecture="GlmForCausalLM",
+        config="GlmConfig",
+        cases={"neighbours rotated in half of each head": SIZES | {"head_dim": 24}},
+    ),
+    Family(
+        models="GLM-4-0414",
+        architecture="Glm4ForCausalLM",
+        config="Glm4Config",
+        cases={"norms around each part": SIZES | {"head_dim": 16, "attention_bias": False}},
+    ),
+    Family(
+        models="SmolLM3",
+        architecture="SmolLM3ForCausalLM",
+        config="SmolLM3Config",
+        cases={"layers without positions": SIZES | {"no_rope_layers": [1, 0]}},
+    ),
+    Family(
+        models="EXAONE 4",
+        architecture="Exaone4ForCausalLM",
+        config="Exaone4Config",
+        cases={
+            "layers without positions": SIZES | {"sliding_window": 20, "layer_types": [SLIDING, FULL]},
+            "no window": SIZES | {"sliding_window": None, "layer_types": [FULL, FULL]},
+        },
+    ),
+    Family(
+        models="ERNIE 4.5",
+        architecture="Ernie4_5ForCausalLM",
+        config="Ernie4_5Config",
+        cases={"neighbours rotated, biases": SIZES | {"head_dim": 16, "use_bias": True}},
+    ),
+    Family(
+        models="AFM (Arcee)",
+        architecture="ArceeForCausalLM",
+        config="ArceeConfig",
+        cases={"plain MLP": SIZES},
+    ),
+    Family(
+        models="Seed-OSS",
+        architecture="SeedOssForCausalLM",
+        config="SeedOssConfig",
+        cases={"biases on q, k and v": SIZES | {"head_dim": 24}},
+    ),
 ]
 
 CASES: dict[str, tuple[Family, dict[str, Any]]] = {

@@ -115,7 +115,7 @@ def test_a_model_whose_attention_cannot_be_replaced_answers_one_request_at_a_tim
 
 
 def test_transformers_runs_what_quire_has_no_family_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name, by_transformers in (("llama", False), ("glm", True)):
+    for name, by_transformers in (("llama", False), ("helium", True)):
         cls, config = PAGED[name]
         caplog.clear()
         with caplog.at_level(logging.INFO):
@@ -136,7 +136,7 @@ def test_attention_that_sees_more_than_it_is_told_is_found_out(caplog: pytest.Lo
 
 
 def test_the_cache_is_planned_as_it_is_allocated(tmp_path: Path) -> None:
-    cls, config = PAGED["glm"]
+    cls, config = PAGED["helium"]
     core = build(save(make_model(cls, config()), tmp_path), num_gpu_blocks_override=40)
     model: Any = core._executor._model  # type: ignore[attr-defined]
     allocated = sum(c.numel() * c.element_size() for a in model.attention_layers() for c in (a.k_cache, a.v_cache))
@@ -144,7 +144,7 @@ def test_the_cache_is_planned_as_it_is_allocated(tmp_path: Path) -> None:
 
 
 def test_dummy_weights_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
-    PAGED["glm"][1]().save_pretrained(tmp_path)
+    PAGED["helium"][1]().save_pretrained(tmp_path)
     edit_config(tmp_path, architectures=["GlmForCausalLM"])
     answers = [answer(build(tmp_path, load_format="dummy", seed=seed), [[1, 2, 3]]) for seed in (4, 4, 5)]
     assert answers[0] == answers[1] != answers[2]
@@ -156,7 +156,7 @@ def edit_config(directory: Path, **changes: Any) -> None:
 
 
 def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:
-    cls, config = PAGED["glm"]
+    cls, config = PAGED["helium"]
     sound = save(make_model(cls, config()), tmp_path / "sound")
     encoder = save(BertModel(BertConfig(**{**SIZES, "num_hidden_layers": 1})), tmp_path / "encoder")
 
@@ -165,7 +165,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:
             build_engine(EngineConfig(model=str(directory), device="cpu", **settings))
 
     refused(encoder, "the architecture BertModel is not one that transformers .* runs: it knows model_type 'bert' as")
-    refused(sound, "GlmForCausalLM is not supported: use one of", model_impl="quire")
+    refused(sound, "HeliumForCausalLM is not supported: use one of", model_impl="quire")
     edit_config(sound, num_hidden_layers=3)
     refused(sound, "lacks .* tensors, model.layers.2")
     edit_config(sound, num_hidden_layers=1)
