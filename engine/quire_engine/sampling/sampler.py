@@ -10,8 +10,9 @@ from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling.adjustments import Adjustments, Forbidden, adjust, forbid
 from quire_engine.sampling.logprobs import rank
 from quire_engine.sampling.masks import TokenMask, apply_mask
+from quire_engine.sampling.radix import where_sums_reach
 
-# Top-k and top-p look at the best tokens only; where these do not decide, the whole row is sorted.
+# Top-k and top-p look at the best tokens only; where these do not decide, at the whole row.
 _HEAD = 1024
 
 
@@ -108,8 +109,20 @@ def restrict(
     threshold, decided = _threshold(chosen, k[limited], p[limited], min(_HEAD, vocab_size))
     if not bool(decided.all()):
         rest = (~decided).nonzero().squeeze(-1)
-        threshold[rest] = _threshold(chosen[rest], k[limited][rest], p[limited][rest], vocab_size)[0]
+        threshold[rest] = _threshold_of_all(chosen[rest], k[limited][rest], p[limited][rest])
     probabilities[limited] = chosen.masked_fill_(chosen < threshold[:, None], 0.0)
+
+
+def _threshold_of_all(probabilities: torch.Tensor, k: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """The least probability that each row keeps."""
+    if probabilities.device.type != "cpu":  # where sums of the same numbers may differ in their last bits
+        return _threshold(probabilities, k, p, probabilities.shape[-1])[0]
+    weights = probabilities.double()
+    of_k = where_sums_reach(probabilities, torch.ones_like(weights), k.double())
+    in_k = probabilities > of_k[:, None]
+    mass = torch.where(in_k, weights, 0.0).sum(-1) + (k - in_k.sum(-1)) * of_k.double()
+    of_p = where_sums_reach(probabilities, weights, p.double() * mass)
+    return torch.where(p < 1.0, torch.maximum(of_k, of_p), of_k)
 
 
 def _threshold(
