@@ -77,6 +77,24 @@ _GPT2 = Architecture(
 _GLM = {"head_dim": 128, "num_key_value_heads": 2, "max_position_embeddings": 131072}
 _GEMMA = {"head_dim": 256, "max_position_embeddings": 8192, "tie_word_embeddings": True}
 
+_ROUTED = {"num_experts": "n_routed_experts"}
+_ROUTER = (".mlp.gate.weight", ".mlp.gate.e_score_correction_bias")
+_V3: Config = {
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "max_position_embeddings": 4096,
+}
+_GLM_MOE: Config = {
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "moe_intermediate_size": 1408,
+    "max_position_embeddings": 131072,
+}
 _EXPERTS = {"num_experts": "num_local_experts"}
 _LATENT: Config = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
 
@@ -147,16 +165,14 @@ _KNOWN: dict[str, Architecture] = {
     "Qwen3MoeForCausalLM": Architecture(derived=_qwen_moe),
     "OlmoeForCausalLM": Architecture(derived=_qwen_moe, defaults={"max_position_embeddings": 4096}),
     "DeepseekV2ForCausalLM": Architecture(
-        names={"num_experts": "n_routed_experts"},
-        defaults={**_LATENT, "num_experts": 64},
-        derived=_deepseek,
-        float32=(".mlp.gate.weight",),
+        names=_ROUTED, defaults={**_LATENT, "num_experts": 64}, derived=_deepseek, float32=_ROUTER
     ),
     "DeepseekV3ForCausalLM": Architecture(
-        names={"num_experts": "n_routed_experts"},
-        defaults={**_LATENT, "num_experts": 256, "num_experts_per_tok": 8, "max_position_embeddings": 4096},
-        derived=_deepseek,
-        float32=(".mlp.gate.weight", ".mlp.gate.e_score_correction_bias"),
+        names=_ROUTED, defaults={**_LATENT, **_V3}, derived=_deepseek, float32=_ROUTER
+    ),
+    "Glm4MoeForCausalLM": Architecture(names=_ROUTED, defaults=_GLM_MOE, float32=_ROUTER),
+    "Dots1ForCausalLM": Architecture(
+        names=_ROUTED, defaults={"sliding_window": 4096, "max_window_layers": 62}, float32=_ROUTER
     ),
 }
 ARCHITECTURES = tuple(_KNOWN)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from quire_engine.layers.rotary import RopeSettings
 from quire_engine.layers.routing import RouterSpec
 from quire_engine.memory_plan.architectures import positive_int
 from quire_engine.models.decoder import DecoderSpec
-from quire_engine.models.decoder_layer import LayerSpec
+from quire_engine.models.decoder_layer import LayerSpec, MixerSpec
 from quire_engine.models.latent_block import LatentAttentionSpec
 from quire_engine.models.llama import rms_norm
 from quire_engine.models.mlp_block import MLPSpec
@@ -32,43 +33,55 @@ def deepseek_v2(config: Config) -> DecoderSpec:
         top_groups=positive_int(config, "topk_group") if grouped else 1,
         float32=True,
     )
-    return _deepseek(config, router, num_shared=positive_int(config, "n_shared_experts", default=2), num_dense=0)
+    return _deepseek(config, router, num_shared=2, num_dense=0)
 
 
 def deepseek_v3(config: Config) -> DecoderSpec:
     """Raises `ValueError` that names what is not supported."""
-    router = RouterSpec(
-        num_experts=positive_int(config, "num_experts"),
-        top_k=positive_int(config, "num_experts_per_tok"),
-        scores="sigmoid",
-        renormalised=flag(config, "norm_topk_prob", True),
-        scale=number(config, "routed_scaling_factor", 2.5),
-        corrected=True,
-        num_groups=positive_int(config, "n_group", default=8),
-        top_groups=positive_int(config, "topk_group", default=4),
-        group_score="two best",
-        float32=True,
-    )
-    return _deepseek(config, router, num_shared=positive_int(config, "n_shared_experts", default=1), num_dense=3)
+    return _deepseek(config, corrected_router(config), num_shared=1, num_dense=3)
 
 
 def _deepseek(config: Config, router: RouterSpec, *, num_shared: int, num_dense: int) -> DecoderSpec:
+    attention = _attention(config, flag(config, "attention_bias", False))
+    return dense_then_sparse(config, [attention], router, num_shared=num_shared, num_dense=num_dense)
+
+
+def corrected_router(config: Config) -> RouterSpec:
+    """DeepSeek-V3's: sigmoids, and a bias that steers the choice (section 2.1.2)."""
+    return RouterSpec(
+        num_experts=positive_int(config, "num_experts"),
+        top_k=positive_int(config, "num_experts_per_tok"),
+        scores="sigmoid",
+        renormalised=flag(config, "norm_topk_prob", False),
+        scale=number(config, "routed_scaling_factor", 1.0),
+        corrected=True,
+        num_groups=positive_int(config, "n_group", default=1),
+        top_groups=positive_int(config, "topk_group", default=1),
+        group_score="two best",
+        float32=True,
+    )
+
+
+def dense_then_sparse(
+    config: Config, attentions: Sequence[MixerSpec], router: RouterSpec, *, num_shared: int, num_dense: int
+) -> DecoderSpec:
+    """Layers of the `attentions`, one for each or one for all. The first few are dense, the others have experts.
+
+    `num_shared` and `num_dense` stand for what config.json leaves out.
+    """
     num_layers = positive_int(config, "num_hidden_layers")
+    num_shared = int(number(config, "n_shared_experts", num_shared))
     num_dense = int(number(config, "first_k_dense_replace", num_dense))
-    bias, act = flag(config, "attention_bias", False), activation(config, "hidden_act", "silu")
-    inner_size = positive_int(config, "moe_intermediate_size")
-    dense = LayerSpec(
-        attention=_attention(config, bias),
-        mlp=MLPSpec(activation=act, bias=flag(config, "mlp_bias", False)),
-        norm=rms_norm(config),
+    act, inner_size = activation(config, "hidden_act", "silu"), positive_int(config, "moe_intermediate_size")
+    dense = MLPSpec(activation=act, bias=flag(config, "mlp_bias", False))
+    sparse = MoESpec(router=router, inner_size=inner_size, shared_size=num_shared * inner_size, activation=act)
+    layers = tuple(
+        LayerSpec(
+            attention=attentions[i % len(attentions)], mlp=dense if i < num_dense else sparse, norm=rms_norm(config)
+        )
+        for i in range(num_layers)
     )
-    sparse = LayerSpec(
-        attention=dense.attention,
-        mlp=MoESpec(router=router, inner_size=inner_size, shared_size=num_shared * inner_size, activation=act),
-        norm=dense.norm,
-    )
-    layers = tuple(dense if i < num_dense else sparse for i in range(num_layers))
-    # After the last layer V3 has one that drafts a token ahead.
+    # After the last layer some checkpoints have one that drafts a token ahead.
     naming = Naming(unused_prefixes=(f"model.layers.{num_layers}.",))
     return DecoderSpec.of(config, layers, naming=naming)
 

@@ -13,6 +13,7 @@ from quire_engine.models.exaone4 import exaone4
 from quire_engine.models.falcon import falcon
 from quire_engine.models.gemma import gemma, gemma2, gemma3
 from quire_engine.models.glm import glm, glm4
+from quire_engine.models.glm_moe import dots1, glm4_moe
 from quire_engine.models.gpt2 import gpt2
 from quire_engine.models.gpt_bigcode import gpt_bigcode
 from quire_engine.models.gpt_neox import gpt_neox
@@ -77,6 +78,8 @@ FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "OlmoeForCausalLM": olmoe,
     "DeepseekV2ForCausalLM": deepseek_v2,
     "DeepseekV3ForCausalLM": deepseek_v3,
+    "Glm4MoeForCausalLM": glm4_moe,
+    "Dots1ForCausalLM": dots1,
 }
 
 

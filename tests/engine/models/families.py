@@ -60,6 +60,14 @@ LATENT: dict[str, Any] = PLAIN | {
     "moe_intermediate_size": 32,
     "first_k_dense_replace": 1,
 }
+ROUTED: dict[str, Any] = SIZES | {
+    "head_dim": 24,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
 MSCALE_ROPE = YARN_ROPE | {"mscale": 0.7, "mscale_all_dim": 1.1}
 
 FAMILIES = [
@@ -424,6 +432,24 @@ FAMILIES = [
         architecture="SeedOssForCausalLM",
         config="SeedOssConfig",
         cases={"biases on q, k and v": SIZES | {"head_dim": 24}},
+    ),
+    Family(
+        models="GLM-4.5, GLM-4.6",
+        architecture="Glm4MoeForCausalLM",
+        config="Glm4MoeConfig",
+        cases={
+            "experts, part of each head rotated": ROUTED,
+            "norm of each head, biases": ROUTED | {"use_qk_norm": True, "attention_bias": True},
+        },
+    ),
+    Family(
+        models="dots.llm1",
+        architecture="Dots1ForCausalLM",
+        config="Dots1Config",
+        cases={
+            "experts, window on later layers": ROUTED
+            | {"n_shared_experts": 2, "sliding_window": 20, "max_window_layers": 1, "norm_topk_prob": True},
+        },
     ),
 ]
 
