@@ -49,6 +49,8 @@ def checked_shape(source: Source, shard: Shard, stored: TensorHeader, num_rows: 
     wanted = shard.whole if source.rows is None else (num_rows, *shard.whole[1:])
     if source.transposed:
         wanted = (wanted[1], wanted[0])
+    if source.matrix is not None:
+        wanted = (source.matrix[1], *wanted)
     same = stored.shape == wanted
     if shard.packed is not None:
         same = _without_ones(stored.shape) == _without_ones(wanted)
@@ -80,8 +82,11 @@ def read(source: Source, shard: Shard, stored: Any, shape: tuple[int, ...]) -> t
         picked = source.rows[shard.rows]
         first, last = int(picked.min()), int(picked.max())
         rows, picked = slice(first, last + 1), picked - first  # what is read, and which of it is kept
-    if source.transposed:
-        tensor: torch.Tensor = stored[shard.columns, rows].t()
+    parts = (shard.columns, rows) if source.transposed else (rows, shard.columns)[: len(shard.whole)]
+    if source.matrix is None:
+        tensor: torch.Tensor = stored[parts]
     else:
-        tensor = stored[rows, shard.columns] if len(shape) > 1 else stored[rows]
+        tensor = stored[(slice(source.matrix[0], source.matrix[0] + 1), *parts)][0]
+    if source.transposed:
+        tensor = tensor.t()
     return tensor if picked is None else tensor[picked]

@@ -171,6 +171,7 @@ _KNOWN: dict[str, Architecture] = {
         names=_ROUTED, defaults={**_LATENT, **_V3}, derived=_deepseek, float32=_ROUTER
     ),
     "Glm4MoeForCausalLM": Architecture(names=_ROUTED, defaults=_GLM_MOE, float32=_ROUTER),
+    "GraniteMoeForCausalLM": Architecture(names=_EXPERTS, defaults={"num_experts": 8, "num_experts_per_tok": 2}),
     "Dots1ForCausalLM": Architecture(
         names=_ROUTED, defaults={"sliding_window": 4096, "max_window_layers": 62}, float32=_ROUTER
     ),

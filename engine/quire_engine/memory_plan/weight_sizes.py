@@ -31,6 +31,7 @@ _WHOLE = (
     ".wpe.weight",
     ".embed_positions.weight",
     ".gate.weight",
+    ".router.layer.weight",
     ".shared_expert_gate.weight",
     ".q_a_proj.weight",
     ".kv_a_proj_with_mqa.weight",

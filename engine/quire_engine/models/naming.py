@@ -19,6 +19,7 @@ class Source:
     name: str
     rows: torch.Tensor | None = None  # [rows] int64: which of the stored rows, where several tensors are stored as one
     transposed: bool = False  # stored as [columns, rows]; `rows` are counted after turning it
+    matrix: tuple[int, int] | None = None  # which one, of how many, where several are stored in three dimensions
 
 
 @dataclass(frozen=True)

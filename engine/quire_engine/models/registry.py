@@ -18,7 +18,7 @@ from quire_engine.models.gpt2 import gpt2
 from quire_engine.models.gpt_bigcode import gpt_bigcode
 from quire_engine.models.gpt_neox import gpt_neox
 from quire_engine.models.gptj import gptj
-from quire_engine.models.granite import granite
+from quire_engine.models.granite import granite, granite_moe
 from quire_engine.models.llama import llama
 from quire_engine.models.mistral import ministral, mistral
 from quire_engine.models.mixtral import mixtral
@@ -80,6 +80,7 @@ FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "DeepseekV3ForCausalLM": deepseek_v3,
     "Glm4MoeForCausalLM": glm4_moe,
     "Dots1ForCausalLM": dots1,
+    "GraniteMoeForCausalLM": granite_moe,
 }
 
 

@@ -451,6 +451,16 @@ FAMILIES = [
             | {"n_shared_experts": 2, "sliding_window": 20, "max_window_layers": 1, "norm_topk_prob": True},
         },
     ),
+    Family(
+        models="Granite-MoE",
+        architecture="GraniteMoeForCausalLM",
+        config="GraniteMoeConfig",
+        cases={
+            "experts stored in three dimensions, multipliers": SIZES
+            | {"num_local_experts": 5, "embedding_multiplier": 6.0, "logits_scaling": 4.0}
+            | {"residual_multiplier": 0.4, "attention_multiplier": 0.1},
+        },
+    ),
 ]
 
 CASES: dict[str, tuple[Family, dict[str, Any]]] = {
