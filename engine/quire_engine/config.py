@@ -68,9 +68,15 @@ class EngineConfig:
     scheduling_policy: str = setting("fcfs", "order of waiting requests", choices=("fcfs", "priority"))
     enforce_eager: bool = setting(False, "run without CUDA graphs")
 
-    tensor_parallel_size: int = setting(1, "GPUs that share each layer", only=1)
-    pipeline_parallel_size: int = setting(1, "groups of GPUs that share the layers", only=1)
-    distributed_executor_backend: str | None = setting(None, "how ranks are started", choices=("mp",))
+    tensor_parallel_size: int = setting(1, "ranks (GPUs, or processes on CPU) that share each layer")
+    pipeline_parallel_size: int = setting(1, "groups of such ranks, which share the layers among them")
+    distributed_executor_backend: str | None = setting(None, "how ranks are started: as processes", choices=("mp",))
+    nnodes: int = setting(1, "machines or pods that the ranks are on, as many ranks on each")
+    node_rank: int = setting(0, "number of this node; node 0 serves, the others follow it")
+    master_addr: str | None = setting(None, "address or name of node 0, where there are several")
+    master_port: int | None = setting(
+        None, "port at which ranks find node 0; when unset 29501 with several nodes, else any that is free"
+    )
     quantization: str | None = setting(
         None,
         "scheme of quantized weights; what the checkpoint says when unset. fp8 also rounds float weights while loading",
@@ -96,7 +102,27 @@ class EngineConfig:
             )
         if self.swap_space is not None and not 0.0 <= self.swap_space <= MAX_SWAP_GIB:
             raise ValueError(f"--swap-space is {self.swap_space}: it must be between 0 and {MAX_SWAP_GIB} GiB")
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override"):
+        for name in (
+            *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override"),
+            *("tensor_parallel_size", "pipeline_parallel_size", "nnodes"),
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        ranks = self.tensor_parallel_size * self.pipeline_parallel_size
+        if ranks % self.nnodes:
+            raise ValueError(
+                f"--nnodes is {self.nnodes}: it must divide the {ranks} ranks, "
+                "--tensor-parallel-size x --pipeline-parallel-size"
+            )
+        if not 0 <= self.node_rank < self.nnodes:
+            raise ValueError(
+                f"--node-rank is {self.node_rank}: it must be between 0 and {self.nnodes - 1}, for --nnodes"
+            )
+        if self.nnodes > 1 and not self.master_addr:
+            raise ValueError(f"--nnodes is {self.nnodes}: give all nodes the address of node 0 as --master-addr")
+        if self.master_port is not None and not 0 < self.master_port < 65536:
+            raise ValueError(f"--master-port is {self.master_port}: it must be between 1 and 65535")

@@ -6,20 +6,28 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.loop import CoreConfig, EngineCore
 from quire_engine.core.messages import EngineInfo
+from quire_engine.core.step import Executor
+from quire_engine.distributed.layout import Layout
+from quire_engine.distributed.leader import Leader
+from quire_engine.distributed.place import Place
+from quire_engine.distributed.ranks import TensorRanks, build_for
+from quire_engine.distributed.watch import RanksLostError
 from quire_engine.execution.device import DTYPES, device_memory, limit_threads, pick_device, pick_dtype
 from quire_engine.execution.input_batch import InputBatch
 from quire_engine.execution.kv_cache import allocate_kv_cache
-from quire_engine.execution.model_runner import ModelRunner
+from quire_engine.execution.model_runner import ModelRunner, warm_up
+from quire_engine.execution.ranked_executor import RankedExecutor
 from quire_engine.execution.sampling_state import SamplingState
+from quire_engine.failure import failure_of
 from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.errors import CheckpointError
@@ -54,6 +62,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OnPhase = Callable[[str, float], None]
+OnLost = Callable[[str], None]
 
 _WARM_UP_TOKENS = {"cpu": 64, "cuda": 8192}
 
@@ -83,16 +92,61 @@ class _Phases:
             self._on_phase(name, self.seconds[name])
 
 
-def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple[EngineCore, EngineInfo]:
+class Ranks(Protocol):
+    """The way to the other ranks of a model, from one of them."""
+
+    rank: int
+    layout: Layout
+
+    def gather(self, model: str, device: torch.device) -> Place:
+        """Meet the others, those of this node with the model's directory."""
+        ...
+
+
+@dataclass(frozen=True)
+class BuiltRank:
+    """One rank's share of a model, loaded, with its memory allocated."""
+
+    runner: ModelRunner
+    core_config: CoreConfig
+    plan: MemoryPlan
+    info: EngineInfo
+    phase: _Phases
+
+
+def build_engine(
+    config: EngineConfig, on_phase: OnPhase | None = None, on_lost: OnLost | None = None
+) -> tuple[EngineCore, EngineInfo]:
     """Load the model, plan and allocate its memory, and warm it up.
 
-    `on_phase` hears the name and the seconds of each part of the start: device, config, weights, memory, warm-up.
+    `on_phase` hears the name and the seconds of each part of the start: device, config, ranks, weights, memory,
+    warm-up. `on_lost` hears the cause, in a thread, when another rank has gone: see `Leader`.
     Raises `StartupError` for everything that the user can put right.
     """
+    if config.node_rank > 0:
+        raise StartupError("InvalidFlag", f"--node-rank is {config.node_rank}: only node 0 runs an engine by itself")
+    if Layout.of(config).size == 1:
+        built = build_rank(config, None, on_phase)
+        return _started(config, built, built.runner)
+    leader = Leader(config, on_lost)
+    try:
+        built = build_rank(config, leader, on_phase)
+        return _started(config, built, RankedExecutor(built.runner, leader))
+    except Exception as error:
+        cause = error if isinstance(error, StartupError) else leader.blame(error)
+        leader.close(failure_of(cause))
+        if isinstance(cause, RanksLostError):
+            raise StartupError(*str(cause).split(": ", 1)) from error
+        raise
+
+
+def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | None = None) -> BuiltRank:
+    """As `build_engine`, for one rank and without the warm-up. `ranks` are the others, where there are any."""
     phase = _Phases(on_phase)
+    layout, rank = (ranks.layout, ranks.rank) if ranks is not None else (Layout(), 0)
     with phase("device", "InvalidFlag"):
-        device = pick_device(config.device)
-        threads = limit_threads()
+        device = pick_device(config.device, layout.local_rank(rank), layout.per_node)
+        threads = limit_threads(layout.per_node)
     with phase("config", "UnsupportedModel"):
         checkpoint = Checkpoint.open(
             config.model,
@@ -111,26 +165,26 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
         generation = generation_config(checkpoint, config.generation_config)
         defaults = sampling_defaults(generation)
         core_config = _core_config(config, spec, checkpoint, generation, device)
+        _check_layout(layout, spec)
+    place = Place()
+    if ranks is not None:
+        with phase("ranks", "EngineFailed"):
+            place = ranks.gather(str(checkpoint.directory), device)
     resident = device_memory(device).used
     with phase("weights", "InvalidCheckpoint"):
         if isinstance(spec, TransformersSpec):
             model = _load_transformers(config, spec, checkpoint, core_config.max_model_len, DTYPES[dtype], device)
         else:
-            model = _load(config, spec, checkpoint, quantization, DTYPES[dtype], device)
+            model = _load(config, spec, checkpoint, quantization, DTYPES[dtype], device, place)
     if not model.batches:
         core_config = _one_at_a_time(core_config)
     with phase("memory", "InsufficientMemory"):
-        plan = plan_memory(_memory_request(config, core_config, model, dtype, device, resident))
+        plan = plan_memory(_memory_request(config, core_config, model, dtype, device, resident, place))
+        # Pages are the same everywhere: what one rank has no room for, no rank can use.
+        plan = plan.with_blocks(place.least(plan.num_blocks), place.least(plan.num_swap_blocks))
         core_config = replace(core_config, num_blocks=plan.num_blocks, num_swap_blocks=plan.num_swap_blocks)
-        runner = _runner(core_config, model, plan, DTYPES[dtype], device)
-    with phase("warm-up", "EngineFailed"):
-        longest = min(core_config.max_num_batched_tokens, core_config.max_model_len - 1)
-        runner.warm_up(max(1, min(_WARM_UP_TOKENS[device.type], longest)), core_config.block_size)
-    log.info("%s", plan.table())
-    on_gpu = device.type == "cuda"
-    gpu_blocks, cpu_blocks = (plan.num_blocks, plan.num_swap_blocks) if on_gpu else (0, plan.num_blocks)
+        runner = _runner(core_config, model, plan, DTYPES[dtype], device, place)
     log.info("%s in %s on %s, %d threads", spec.shape.architecture, dtype, device.type, threads)
-    log.info("# GPU blocks: %d, # CPU blocks: %d", gpu_blocks, cpu_blocks)
     info = EngineInfo(
         model=str(checkpoint.directory),
         max_model_len=core_config.max_model_len,
@@ -144,10 +198,46 @@ def build_engine(config: EngineConfig, on_phase: OnPhase | None = None) -> tuple
         sampling_defaults=defaults,
         startup_seconds=phase.seconds,
     )
+    return BuiltRank(runner, core_config, plan, info, phase)
+
+
+def _started(config: EngineConfig, built: BuiltRank, executor: Executor) -> tuple[EngineCore, EngineInfo]:
+    """Warm up all ranks, and put the core on top of them."""
+    core_config, info = built.core_config, built.info
+    with built.phase("warm-up", "EngineFailed"):
+        longest = min(core_config.max_num_batched_tokens, core_config.max_model_len - 1)
+        warm_up(executor, max(1, min(_WARM_UP_TOKENS[info.device], longest)), core_config.block_size)
+    log.info("%s", built.plan.table())
+    on_gpu = info.device == "cuda"
+    gpu_blocks, cpu_blocks = (info.num_blocks, info.num_swap_blocks) if on_gpu else (0, info.num_blocks)
+    log.info("# GPU blocks: %d, # CPU blocks: %d", gpu_blocks, cpu_blocks)
     grammars = CompiledGrammars(
         partial(_load_vocabulary, config, core_config.vocab_size), core_config.vocab_size, core_config.eos_token_ids
     )
-    return EngineCore(runner, core_config, grammars), info
+    return EngineCore(executor, core_config, grammars), info
+
+
+def _check_layout(layout: Layout, spec: DecoderSpec | TransformersSpec) -> None:
+    """Raises `StartupError` for ranks that cannot share the model, before any is started."""
+    shape = spec.shape
+    if layout.size == 1:
+        return
+    if isinstance(spec, TransformersSpec):
+        raise StartupError(
+            "InvalidFlag",
+            f"{shape.architecture} is run by transformers, in one process: "
+            "leave --tensor-parallel-size and --pipeline-parallel-size at 1",
+        )
+    if layout.pipeline > shape.num_layers:
+        raise StartupError(
+            "InvalidFlag",
+            f"--pipeline-parallel-size is {layout.pipeline}: the model has {shape.num_layers} layers to share out",
+        )
+    try:
+        with torch.device("meta"), build_for(TensorRanks(0, layout.tensor)):
+            CausalLM(spec)
+    except ValueError as error:
+        raise StartupError("InvalidFlag", str(error)) from error
 
 
 def _load_vocabulary(config: EngineConfig, vocab_size: int) -> LLTokenizer:
@@ -222,6 +312,7 @@ def _load(
     quantization: Quantization | None,
     dtype: torch.dtype,
     device: torch.device,
+    place: Place,
 ) -> LanguageModel:
     naming, dummy = spec.naming, config.load_format == "dummy"
     method_for = None
@@ -231,15 +322,20 @@ def _load(
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device):
+        with torch.device(device), build_for(place.tensor_ranks, place.stage):
             model = CausalLM(spec).eval()
             create_weights(model, method_for)
+        whole = model
+        if place.layout.pipeline > 1:
+            with torch.device("meta"):
+                whole = CausalLM(spec)
+                create_weights(whole, method_for)
     finally:
         torch.set_default_dtype(before)
     if dummy:
         draw_weights(model, config.seed)
     else:
-        load_weights(model, checkpoint.directory, naming)
+        load_weights(model, checkpoint.directory, naming, whole)
     finish_weights(model)
     return model
 
@@ -281,16 +377,20 @@ def _memory_request(
     dtype: str,
     device: torch.device,
     resident: int,
+    place: Place,
 ) -> MemoryRequest:
+    layout, shape = place.layout, model.shape.shard(place.layout.tensor)
+    on_gpu = device.type == "cuda"
+    limit = device_memory(device).limit
     num_blocks = config.num_gpu_blocks_override
     swap_space = None if config.swap_space is None else int(config.swap_space * GIB)
     if not model.batches:  # one request, which has its room and is never preempted
         num_blocks, swap_space = -(-core_config.max_model_len // config.block_size), 0
     return MemoryRequest(
-        shape=model.shape,
+        shape=replace(shape, num_layers=len(place.stage.layers(shape.num_layers))),
         dtype=dtype,
-        on_gpu=device.type == "cuda",
-        limit=device_memory(device).limit,
+        on_gpu=on_gpu,
+        limit=limit if on_gpu else limit // layout.per_node,  # ranks have a GPU each, and share the cgroup
         resident=resident,
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
         utilization=config.gpu_memory_utilization,
@@ -301,12 +401,17 @@ def _memory_request(
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
         num_blocks=num_blocks,
         swap_space=swap_space,
-        host_room=memory_limit() - resident_bytes() - HTTP_SERVER_BYTES,
+        host_room=(memory_limit() - HTTP_SERVER_BYTES) // layout.per_node - resident_bytes(),
     )
 
 
 def _runner(
-    core_config: CoreConfig, model: LanguageModel, plan: MemoryPlan, dtype: torch.dtype, device: torch.device
+    core_config: CoreConfig,
+    model: LanguageModel,
+    plan: MemoryPlan,
+    dtype: torch.dtype,
+    device: torch.device,
+    place: Place,
 ) -> ModelRunner:
     cache = allocate_kv_cache(
         model,
@@ -325,5 +430,6 @@ def _runner(
         sampling=sampling,
         device=device,
         rotates_by_length=core_config.rotation is not None,
+        samples=place.rank == 0,
     )
-    return ModelRunner(model, batch, cache)
+    return ModelRunner(model, batch, cache, place, dtype)

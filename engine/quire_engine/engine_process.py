@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import msgspec
 import zmq
 
 from quire_engine import wire
-from quire_engine.config import EngineConfig
 from quire_engine.core.loop import EngineCore
-from quire_engine.core.messages import EngineInfo
-from quire_engine.engine import build_engine
+from quire_engine.core.messages import EngineStats
+from quire_engine.distributed.follower import Follower
+from quire_engine.distributed.launch import die_with_parent
+from quire_engine.distributed.layout import Layout
+from quire_engine.distributed.leader import MASTER_PORT
+from quire_engine.distributed.messages import Release, Run
+from quire_engine.distributed.watch import RanksLostError
+from quire_engine.engine import build_engine, build_rank
+from quire_engine.execution.model_runner import ModelRunner
+from quire_engine.failure import failure_of
 from quire_engine.logs import configure_logging
 from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
 
-PR_SET_PDEATHSIG = 1
-
 
 def main() -> int:
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=wire.LaunchOptions)
     configure_logging(options.log_level, options.log_format)
-    _die_with_parent(options.parent_pid)
+    die_with_parent(options.parent_pid)
     # The server process decides when the engine ends; a SIGTERM to the whole group must not cut streams.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -41,33 +46,86 @@ def main() -> int:
         requests.connect(wire.input_address(options.socket_folder))
         replies.connect(wire.output_address(options.socket_folder))
         try:
-            core, info = _start(options.config, replies)
-            replies.send(wire.encode(wire.Ready(info)))
-            _serve(core, requests, replies)
+            if options.config.node_rank == 0:
+                _lead(options, requests, replies)
+            else:
+                _follow(options, requests, replies)
             return 0
-        except StartupError as error:
-            replies.send(wire.encode(wire.Failed(str(error))))
-            return 1
         except Exception as error:
-            log.exception("the engine failed")
-            replies.send(wire.encode(wire.Failed(f"{failure_reason(error)}: {type(error).__name__}: {error}")))
+            if not isinstance(error, StartupError | RanksLostError):
+                log.exception("the engine failed")
+            replies.send(wire.encode(wire.Failed(failure_of(error))))
             return 1
         finally:
             requests.close()
             replies.close()
 
 
-def failure_reason(error: Exception) -> str:
-    """`OutOfMemory` where memory ran out, on the host or the device, else `EngineFailed`."""
-    out = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "alloc" in str(error).lower()
-    return "OutOfMemory" if out else "EngineFailed"
+def _lead(options: wire.LaunchOptions, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]) -> None:
+    core, info = build_engine(options.config, _on_phase(replies), _on_lost(options.socket_folder))
+    replies.send(wire.encode(wire.Ready(info)))
+    _serve(core, requests, replies)
 
 
-def _start(config: EngineConfig, replies: zmq.Socket[bytes]) -> tuple[EngineCore, EngineInfo]:
-    def on_phase(name: str, seconds: float) -> None:
-        replies.send(wire.encode(wire.Phase(name, seconds)))
+def _follow(options: wire.LaunchOptions, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]) -> None:
+    """Be the first rank of a node that follows node 0, until it releases this one."""
+    config = options.config
+    assert config.master_addr is not None
+    rank = Layout.of(config).ranks_of_node(config.node_rank)[0]
+    port = config.master_port or MASTER_PORT
+    follower = Follower(config, rank, config.master_addr, port, _on_lost(options.socket_folder))
+    try:
+        built = build_rank(config, follower, _on_phase(replies))
+        replies.send(wire.encode(wire.Ready(built.info)))
+        cause = _run_steps(built.runner, follower, requests, replies)
+    except Exception as error:
+        follower.fail(error)
+        raise
+    finally:
+        follower.close()
+    if cause is not None:
+        raise RanksLostError(f"EngineFailed: node 0 ended: {cause}")
+    replies.send(wire.encode(wire.Released()))
 
-    return build_engine(config, on_phase)
+
+def _run_steps(
+    runner: ModelRunner, follower: Follower, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]
+) -> str | None:
+    """Run node 0's steps and answer this node's pings. Returns why node 0 ended, where it failed."""
+    poller = zmq.Poller()
+    poller.register(requests, zmq.POLLIN)
+    poller.register(follower.steps, zmq.POLLIN)
+    while True:
+        ready = dict(poller.poll())
+        if requests in ready:
+            match wire.decode_to_engine(requests.recv()):
+                case wire.Ping():
+                    replies.send(wire.encode(wire.Pong(EngineStats())))
+                case wire.Stop():
+                    return None
+        if follower.steps in ready:
+            match follower.receive():
+                case Run(step):
+                    runner.execute(step)
+                case Release(cause):
+                    return cause
+
+
+def _on_phase(replies: zmq.Socket[bytes]) -> Callable[[str, float], None]:
+    return lambda name, seconds: replies.send(wire.encode(wire.Phase(name, seconds)))
+
+
+def _on_lost(socket_folder: str) -> Callable[[str], None]:
+    """What ends this process when another rank has gone: the main thread may be waiting for it for ever."""
+
+    def end(cause: str) -> None:
+        with zmq.Context() as context, context.socket(zmq.PUSH) as replies:
+            replies.setsockopt(zmq.LINGER, 2000)
+            replies.connect(wire.output_address(socket_folder))
+            replies.send(wire.encode(wire.Failed(cause)))
+        os._exit(1)
+
+    return end
 
 
 def _serve(core: EngineCore, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]) -> None:
@@ -94,14 +152,6 @@ def _handle(message: wire.ToEngine, core: EngineCore, replies: zmq.Socket[bytes]
         case wire.Stop():
             return False
     return True
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when the server process dies, so that no orphan holds the device's memory."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent_pid and os.getppid() != parent_pid:
-        sys.exit("the server process is gone")
 
 
 if __name__ == "__main__":

@@ -70,8 +70,12 @@ class Failed(msgspec.Struct, tag=True):
     message: str
 
 
+class Released(msgspec.Struct, tag=True):
+    """On a node that follows another: that one has ended, as it was asked to, and so does this one."""
+
+
 ToEngine = Add | Abort | Ping | Stop
-FromEngine = Phase | Ready | StepDone | Pong | Failed
+FromEngine = Phase | Ready | StepDone | Pong | Failed | Released
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

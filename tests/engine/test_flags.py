@@ -71,7 +71,7 @@ def test_a_wrong_flag_says_what_to_write(argv: list[str], says: str, capsys: pyt
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--tensor-parallel-size=2"], "--tensor-parallel-size 2 is not supported yet"),
+        (["--tensor-parallel-size=0"], "--tensor-parallel-size is 0: it must be at least 1"),
         (["--block-size=7"], "8, 16, 32, 64 or 128"),
         (["--gpu-memory-utilization=1.5"], "at most 1"),
         (["--max-num-seqs=0"], "at least 1"),

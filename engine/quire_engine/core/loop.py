@@ -12,7 +12,7 @@ from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats,
 from quire_engine.core.randomness import nth_seed
 from quire_engine.core.request import Request
 from quire_engine.core.scheduler import Scheduler, SchedulerConfig
-from quire_engine.core.step import Executor, Step, StepResult
+from quire_engine.core.step import Closing, Executor, Step, StepResult
 from quire_engine.sampling_params import MAX_LOGPROBS, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,11 @@ class EngineCore:
         self._num_steps += 1
         self._num_scheduled_tokens = step.num_tokens
         return refused + self._update(step, result)
+
+    def close(self) -> None:
+        """End the executor's other processes, where it has any."""
+        if isinstance(self._executor, Closing):
+            self._executor.close()
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from quire_engine.sampling_params import SamplingParams
 
@@ -90,3 +90,10 @@ class Executor(Protocol):
     """Runs steps on a model."""
 
     def execute(self, step: Step) -> StepResult: ...
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """An executor that has processes to end."""
+
+    def close(self) -> None: ...

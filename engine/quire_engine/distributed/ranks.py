@@ -1,6 +1,7 @@
-"""Which part of each layer this process holds, and how the parts are put together.
+"""Which layers and which part of each this process holds, and how the parts are put together.
 
-Layers ask `tensor_ranks()` when they are built and keep the answer, so that models need not hand it down.
+Layers ask `tensor_ranks()` when they are built and keep the answer, so that models need not hand it down. Decoders
+ask `pipeline_stage()`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import distributed
+
+from quire_engine.distributed.layout import Stage
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class TensorRanks:
 
 
 _current = TensorRanks()
+_stage = Stage()
 
 
 def tensor_ranks() -> TensorRanks:
@@ -58,12 +62,18 @@ def tensor_ranks() -> TensorRanks:
     return _current
 
 
+def pipeline_stage() -> Stage:
+    """The stage that a decoder is built for: the only one, outside of `build_for`."""
+    return _stage
+
+
 @contextmanager
-def build_for(ranks: TensorRanks) -> Iterator[None]:
-    """Have the layers that are built inside hold their part only."""
-    global _current
-    before, _current = _current, ranks
+def build_for(ranks: TensorRanks, stage: Stage | None = None) -> Iterator[None]:
+    """Have the layers that are built inside hold their part only, and decoders the layers of `stage`."""
+    global _current, _stage
+    before = _current, _stage
+    _current, _stage = ranks, stage or Stage()
     try:
         yield
     finally:
-        _current = before
+        _current, _stage = before

@@ -22,11 +22,24 @@ class Memory:
     used: int
 
 
-def pick_device(wanted: str) -> torch.device:
-    """The device for --device. Raises `ValueError` when there is no GPU and one was asked for."""
+def pick_device(wanted: str, local_rank: int = 0, num_local: int = 1) -> torch.device:
+    """The device for --device, of one of `num_local` ranks of this machine.
+
+    Raises `ValueError` when there is no GPU and one was asked for, or when there are too few.
+    """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is cuda and torch finds no GPU: use --device cpu, or give the pod a GPU")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if found < num_local:
+        raise ValueError(
+            f"--tensor-parallel-size x --pipeline-parallel-size asks for {num_local} GPUs on each node and torch finds "
+            f"{found}: give the pod more, or lower them"
+        )
+    device = torch.device("cuda", local_rank) if num_local > 1 else torch.device("cuda")
+    torch.cuda.set_device(device)
+    return device
 
 
 def pick_dtype(wanted: str, of_checkpoint: str, device: torch.device) -> str:
@@ -34,10 +47,13 @@ def pick_dtype(wanted: str, of_checkpoint: str, device: torch.device) -> str:
     return serving_dtype(_ALIASES.get(wanted, wanted), of_checkpoint, on_gpu=device.type == "cuda")
 
 
-def limit_threads() -> int:
-    """Let torch use as many threads as the cgroup's quota keeps busy; OMP_NUM_THREADS wins. Returns the number."""
+def limit_threads(num_local: int = 1) -> int:
+    """Let torch use as many threads as the cgroup's quota keeps busy, shared by the ranks of this machine.
+
+    OMP_NUM_THREADS wins. Returns the number.
+    """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, int(cpu_limit())))
+        torch.set_num_threads(max(1, int(cpu_limit()) // num_local))
     return torch.get_num_threads()
 
 

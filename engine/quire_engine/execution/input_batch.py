@@ -23,7 +23,7 @@ class ModelInputs:
     context: AttentionContext
     sampled: list[str]  # the requests that sample
     sampled_tokens: torch.Tensor  # [len(sampled)] int64: the batch's rows whose hidden state gives the next token
-    sampling: SamplingBatch
+    sampling: SamplingBatch | None  # None on ranks that do not sample
     prompt_logprobs: list[PromptRows]
 
 
@@ -40,10 +40,11 @@ class InputBatch:
         sampling: SamplingState,
         device: torch.device,
         rotates_by_length: bool = False,
+        samples: bool = True,
     ) -> None:
         self._block_size = block_size
         self._device = device
-        self._sampling = sampling
+        self._sampling, self._samples = sampling, samples
         self._prompt_logprobs = PromptLogprobs()
         self._rows: dict[str, int] = {}
         self._free_rows = list(range(max_num_seqs))
@@ -107,9 +108,11 @@ class InputBatch:
         firsts += [(s, span.first) for s, span in zip(prompts, spans, strict=True)]
         lasts = [(s, first + len(s.token_ids) - 1) for s, first in firsts if s.samples]
         of_prompts = [self._prompt_logprobs.rows(s, first) for s, first in firsts]
-        sampling = self._sampling.batch(
-            [self._rows[s.request_id] for s, _ in lasts], [s.end for s, _ in lasts], [s.allowed for s, _ in lasts]
-        )
+        sampling = None
+        if self._samples:
+            sampling = self._sampling.batch(
+                [self._rows[s.request_id] for s, _ in lasts], [s.end for s, _ in lasts], [s.allowed for s, _ in lasts]
+            )
         return ModelInputs(
             inputs[0],
             inputs[1],

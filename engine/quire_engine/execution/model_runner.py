@@ -5,41 +5,76 @@ from __future__ import annotations
 import torch
 
 from quire_engine.attention.context import attention_context
-from quire_engine.core.step import NewSequence, ScheduledSequence, Step, StepResult, TokenLogprobs
+from quire_engine.core.step import Executor, NewSequence, ScheduledSequence, Step, StepResult, TokenLogprobs
+from quire_engine.distributed.place import Place
 from quire_engine.execution.input_batch import InputBatch, ModelInputs
 from quire_engine.execution.kv_cache import KVCache
 from quire_engine.models.language_model import LanguageModel
 from quire_engine.sampling.logprobs import rank_hidden
-from quire_engine.sampling.sampler import choose
+from quire_engine.sampling.sampler import SamplingBatch, choose
 from quire_engine.sampling_params import SamplingParams
 
 _WARM_UP = "warm-up"
 
 
 class ModelRunner:
-    """The executor of one process: lays a step out, runs the model, samples."""
+    """Runs one rank's part of steps: lays a step out, runs the layers, and in the last stage samples.
 
-    def __init__(self, model: LanguageModel, batch: InputBatch, cache: KVCache) -> None:
+    The executor of an engine that has one rank. Of several, only rank 0 samples.
+    """
+
+    def __init__(
+        self, model: LanguageModel, batch: InputBatch, cache: KVCache, place: Place, dtype: torch.dtype
+    ) -> None:
         self._model = model
         self._batch = batch
         self._cache = cache
+        self._place = place
+        self._dtype = dtype  # of hidden states
 
     @torch.inference_mode()
     def execute(self, step: Step) -> StepResult:
+        """Returns nothing of use on ranks that do not sample."""
         self._batch.apply(step)
         self._cache.move(step)
-        inputs = self._batch.lay_out(step)
-        with attention_context(inputs.context):
-            hidden = self._model(inputs.token_ids, inputs.positions)
         result = StepResult([[] for _ in step.scheduled])
+        if not step.scheduled:
+            return result
+        inputs = self._batch.lay_out(step)
+        hidden = self._run_layers(inputs)
+        if hidden is None:
+            return result
         if inputs.sampled:
-            chosen = choose(self._model.logits(hidden[inputs.sampled_tokens]), inputs.sampling)
-            tokens = dict(zip(inputs.sampled, chosen.token_ids, strict=True))
-            result.token_ids = [[tokens[s.request_id]] if s.samples else [] for s in step.scheduled]
-            result.logprobs = {inputs.sampled[row]: [entry] for row, entry in chosen.logprobs.items()}
+            # The ranks that share the head compute its logits together, and all get them.
+            logits = self._model.logits(hidden[inputs.sampled_tokens])
+            if inputs.sampling is not None:
+                self._choose(step, inputs.sampled, logits, inputs.sampling, result)
         if inputs.prompt_logprobs:
             result.prompt_logprobs = self._rank_prompts(inputs, hidden)
         return result
+
+    def _run_layers(self, inputs: ModelInputs) -> torch.Tensor | None:
+        """This stage's hidden states [num_tokens, hidden_size]; None where they went on to the next stage."""
+        link, stage = self._place.link, self._place.stage
+        more: list[torch.Tensor] = []
+        if link is not None and not stage.first:
+            size = self._model.shape.hidden_size
+            more = [link.receive(len(inputs.token_ids), size, self._dtype, inputs.token_ids.device)]
+        with attention_context(inputs.context):
+            out: torch.Tensor = self._model(inputs.token_ids, inputs.positions, *more)
+        if link is None or stage.last:
+            return out
+        link.send(out)
+        return None
+
+    def _choose(
+        self, step: Step, sampled: list[str], logits: torch.Tensor, sampling: SamplingBatch, result: StepResult
+    ) -> None:
+        """Sample the next token of each of `sampled`, from its row of `logits`, into `result`."""
+        chosen = choose(logits, sampling)
+        tokens = dict(zip(sampled, chosen.token_ids, strict=True))
+        result.token_ids = [[tokens[s.request_id]] if s.samples else [] for s in step.scheduled]
+        result.logprobs = {sampled[row]: [entry] for row, entry in chosen.logprobs.items()}
 
     def _rank_prompts(self, inputs: ModelInputs, hidden: torch.Tensor) -> dict[str, list[TokenLogprobs]]:
         """How likely the prompts' tokens are, by request."""
@@ -54,14 +89,15 @@ class ModelRunner:
             for rows in inputs.prompt_logprobs
         }
 
-    def warm_up(self, num_tokens: int, block_size: int) -> None:
-        """Run a prompt of `num_tokens` and one decode, so that the first request finds everything initialised.
 
-        Writes to the first blocks, which nobody has been given yet.
-        """
-        params = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
-        num_blocks = -(-(num_tokens + 1) // block_size)
-        sequence = ScheduledSequence(_WARM_UP, [0] * num_tokens, 0, list(range(num_blocks)), samples=True)
-        self.execute(Step(new=[NewSequence(_WARM_UP, num_tokens, params, 0)], scheduled=[sequence]))
-        self.execute(Step(scheduled=[ScheduledSequence(_WARM_UP, [0], num_tokens, [], samples=True)]))
-        self._batch.apply(Step(removed=[_WARM_UP]))
+def warm_up(executor: Executor, num_tokens: int, block_size: int) -> None:
+    """Run a prompt of `num_tokens` and one decode, so that the first request finds everything initialised.
+
+    Writes to the first blocks, which nobody has been given yet.
+    """
+    params = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
+    num_blocks = -(-(num_tokens + 1) // block_size)
+    sequence = ScheduledSequence(_WARM_UP, [0] * num_tokens, 0, list(range(num_blocks)), samples=True)
+    executor.execute(Step(new=[NewSequence(_WARM_UP, num_tokens, params, 0)], scheduled=[sequence]))
+    executor.execute(Step(scheduled=[ScheduledSequence(_WARM_UP, [0], num_tokens, [], samples=True)]))
+    executor.execute(Step(removed=[_WARM_UP]))

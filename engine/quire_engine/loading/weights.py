@@ -47,8 +47,10 @@ def stored_tensors(directory: Path, naming: Naming) -> Callable[[str], TensorHea
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, directory: Path, naming: Naming) -> None:
+def load_weights(model: nn.Module, directory: Path, naming: Naming, whole: nn.Module | None = None) -> None:
     """Fill `model` from the safetensors files in `directory`, reading of each tensor what this rank holds.
+
+    `whole` is what the files are of, where `model` has some of its layers only: it needs no memory for weights.
 
     Raises `CheckpointError` for files that are missing or broken, and for tensors that are missing, unexpected or
     of another shape or type.
@@ -56,14 +58,20 @@ def load_weights(model: nn.Module, directory: Path, naming: Naming) -> None:
     try:
         # A file that was cut off is found here, before a part of it is read.
         headers = {file: tensor_headers(file) for file in weight_files(directory)}
-        _fill_all(weight_shards(model), headers, naming, directory)
+        own = weight_shards(model)
+        _fill_all(own, own if whole is None else weight_shards(whole), headers, naming, directory)
     except (ValueError, SafetensorError) as error:
         raise CheckpointError("InvalidCheckpoint", str(error)) from error
 
 
 def _fill_all(
-    shards: Mapping[str, Shard], headers: Mapping[Path, Mapping[str, TensorHeader]], naming: Naming, directory: Path
+    own: Mapping[str, Shard],
+    shards: Mapping[str, Shard],
+    headers: Mapping[Path, Mapping[str, TensorHeader]],
+    naming: Naming,
+    directory: Path,
 ) -> None:
+    """Check all of `shards`, the whole model's, and read `own`."""
     file_of = {name: file for file, tensors in headers.items() for name in tensors}
     naming = naming.of(file_of)
     sources = {name: source_of(naming, name, shard.packed) for name, shard in shards.items()}
@@ -88,13 +96,14 @@ def _fill_all(
     for name, source in sources.items():
         if name in optional:
             continue
-        by_file[file_of[source.name]].append(name)
+        if name in own:
+            by_file[file_of[source.name]].append(name)
         if source.rows is not None:
             num_rows[source.name] = max(num_rows[source.name], int(source.rows.max()) + 1)
     for file, names in by_file.items():
         with safe_open(file, framework="pt") as tensors:
             for name in names:
-                source, shard = sources[name], shards[name]
+                source, shard = sources[name], own[name]
                 try:
                     shape = checked_shape(source, shard, headers[file][source.name], num_rows[source.name])
                 except ValueError as error:

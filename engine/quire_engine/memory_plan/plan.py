@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 
@@ -71,6 +71,17 @@ class MemoryPlan:
     def others(self) -> int:
         """Bytes of the limit beside weights, activations and KV cache."""
         return self.resident + self.http_server + (0 if self.on_gpu else self.swap_space)
+
+    def with_blocks(self, num_blocks: int, num_swap_blocks: int) -> MemoryPlan:
+        """The plan with no more than so many pages."""
+        each = self.kv_cache // self.num_blocks
+        return replace(
+            self,
+            num_blocks=num_blocks,
+            num_swap_blocks=num_swap_blocks,
+            kv_cache=each * num_blocks,
+            swap_space=each * num_swap_blocks,
+        )
 
     def table(self) -> str:
         """The plan for people, one purpose a line."""

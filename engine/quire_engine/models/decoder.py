@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from quire_engine.core.rotation import RotationByLength
+from quire_engine.distributed.ranks import pipeline_stage
 from quire_engine.layers.embedding import Embedding, PositionTable
 from quire_engine.layers.linear import Linear
 from quire_engine.layers.norm import NormSpec
@@ -109,31 +110,41 @@ class InputEmbedding(nn.Module):
 
 
 class Decoder(nn.Module):
+    """The layers of one pipeline stage; the first has the embedding too, and the last the final norm."""
+
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        hidden_size = spec.shape.hidden_size
-        self.embed_tokens = Embedding(spec.shape.vocab_size, spec.embedding.size or hidden_size)
+        hidden_size, self.stage = spec.shape.hidden_size, pipeline_stage()
+        self.embed_tokens = None
+        if self.stage.first or (self.stage.last and spec.shape.tied_embeddings):
+            self.embed_tokens = Embedding(spec.shape.vocab_size, spec.embedding.size or hidden_size)
         self.embed = None
-        if spec.embedding != EmbeddingSpec():
+        if self.stage.first and spec.embedding != EmbeddingSpec():
             self.embed = InputEmbedding(spec.embedding, hidden_size)
         ropes: list[RopeSettings | None] = []  # the different ones, and which of them each layer has
         for layer in spec.layers:
             if layer.attention.rope not in ropes:
                 ropes.append(layer.attention.rope)
         self.rotaries = nn.ModuleList(nn.Identity() if r is None else rotary_embedding(r) for r in ropes)
-        self.rotary_of = [ropes.index(layer.attention.rope) for layer in spec.layers]
-        self.layers = nn.ModuleList(layer.build(spec.shape) for layer in spec.layers)
-        self.norm = None if spec.norm is None else spec.norm.build(hidden_size)
+        numbers = self.stage.layers(len(spec.layers))
+        self.rotary_of = [ropes.index(spec.layers[i].attention.rope) for i in numbers]
+        self.layers = nn.ModuleDict({str(i): spec.layers[i].build(spec.shape) for i in numbers})
+        self.norm = spec.norm.build(hidden_size) if spec.norm is not None and self.stage.last else None
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        x = self.embed_tokens(token_ids)
-        if self.embed is not None:
-            x = self.embed(x, positions)
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        x = self._embedded(token_ids, positions) if hidden is None else hidden
         rotations = [r(positions, x.dtype) if isinstance(r, RotaryEmbedding) else None for r in self.rotaries]
-        for layer, rotary in zip(self.layers, self.rotary_of, strict=True):
+        for layer, rotary in zip(self.layers.values(), self.rotary_of, strict=True):
             x = layer(x, rotations[rotary])
         out: torch.Tensor = x if self.norm is None else self.norm(x)
         return out
+
+    def _embedded(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        assert self.embed_tokens is not None
+        x: torch.Tensor = self.embed_tokens(token_ids)
+        return x if self.embed is None else self.embed(x, positions)
 
 
 class CausalLM(LanguageModel):
@@ -144,21 +155,27 @@ class CausalLM(LanguageModel):
         self.spec, self.shape = spec, spec.shape
         self.model = Decoder(spec)
         shape, size = spec.shape, spec.embedding.size
-        self.project_out = None if size is None else Linear(shape.hidden_size, size)
+        self.project_out = Linear(shape.hidden_size, size) if size is not None and self.model.stage.last else None
         self.lm_head = None
-        if not shape.tied_embeddings:
+        if self.model.stage.last and not shape.tied_embeddings:
             self.lm_head = Embedding(shape.vocab_size, size or shape.hidden_size, bias=spec.head_bias)
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """[num_tokens] and [num_tokens] int64 -> hidden states [num_tokens, hidden_size]. Needs a context."""
-        out: torch.Tensor = self.model(token_ids, positions)
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[num_tokens] and [num_tokens] int64 -> hidden states [num_tokens, hidden_size]. Needs a context.
+
+        `hidden`, of the same shape as the result, is what the stage before this one made.
+        """
+        out: torch.Tensor = self.model(token_ids, positions, hidden)
         return out
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[rows, hidden_size] -> [rows, vocab_size] float32."""
+        """[rows, hidden_size] -> [rows, vocab_size] float32. The last stage has them."""
         if self.project_out is not None:
             hidden = self.project_out(hidden)
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        assert head is not None
         logits = head.logits(hidden).float()
         if self.spec.logit_multiplier != 1.0:
             logits = logits * self.spec.logit_multiplier

@@ -68,6 +68,7 @@ class EngineClient:
         self.last_sign = time.monotonic()  # when the engine was last heard of
         self.ready = asyncio.Event()
         self.dead = asyncio.Event()
+        self.released = asyncio.Event()  # on a node that follows another: that one has ended well
         self.failure: str | None = None  # why the engine is gone: `Reason: one line`
         self.on_step: Callable[[wire.StepDone], None] = lambda _: None
         self._mailboxes: dict[str, Mailbox] = {}
@@ -174,6 +175,8 @@ class EngineClient:
                     self.ready.set()
                 case wire.Failed(text):
                     self._die(text)
+                case wire.Released():
+                    self.released.set()
 
     def _deliver(self, output: EngineOutput) -> None:
         ended = output.finish_reason is not None

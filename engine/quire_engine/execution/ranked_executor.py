@@ -1,0 +1,50 @@
+"""Runs steps on all ranks at once."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+
+from quire_engine.core.step import Step, StepResult
+from quire_engine.distributed.leader import Leader
+from quire_engine.execution.model_runner import ModelRunner
+from quire_engine.failure import failure_of
+
+
+class RankedExecutor:
+    """Sends each step to the other ranks and runs this one's part, where the results are.
+
+    As many steps as there are stages may be under way: each stage works on another one.
+    """
+
+    def __init__(self, runner: ModelRunner, leader: Leader) -> None:
+        self.depth = leader.layout.pipeline
+        self.most_in_flight = 0
+        self._runner = runner
+        self._leader = leader
+        self._in_flight: deque[Step] = deque()
+        self._close = weakref.finalize(self, leader.close)
+
+    def submit(self, step: Step) -> None:
+        """Have the other ranks begin with a step. Raises `RanksLostError`."""
+        self._leader.send(step)
+        self._in_flight.append(step)
+        self.most_in_flight = max(self.most_in_flight, len(self._in_flight))
+
+    def collect(self) -> StepResult:
+        """The result of the step that was submitted first: runs this rank's part of it. Raises `RanksLostError`."""
+        try:
+            return self._runner.execute(self._in_flight.popleft())
+        except Exception as error:
+            blamed = self._leader.blame(error)
+            self._close.detach()
+            self._leader.close(failure_of(blamed))
+            raise blamed from error
+
+    def close(self) -> None:
+        """End the other ranks. So does forgetting this, and the end of the process."""
+        self._close()
+
+    def execute(self, step: Step) -> StepResult:
+        self.submit(step)
+        return self.collect()

@@ -1,0 +1,147 @@
+"""Ranks together answer as one process does: greedy in float32, token for token as transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from quire_engine.config import EngineConfig
+from quire_engine.core.loop import EngineCore
+from quire_engine.core.messages import EngineRequest
+from quire_engine.engine import build_engine
+from quire_engine.sampling_params import SamplingParams
+from quire_engine.startup_error import StartupError
+from tests.engine.distributed.rank_pool import RankPool
+from tests.engine.models.checkpoints import (
+    ALL,
+    FAMILIES,
+    MAX_MODEL_LEN,
+    check_greedy,
+    greedy_reference,
+    make_model,
+    mixed_prompts,
+    save,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LAYOUTS = {"TP 2": (2, 1), "TP 4": (4, 1), "PP 2": (1, 2), "TP 2 x PP 2": (2, 2)}
+PROMPTS, NEW_TOKENS = mixed_prompts(12, 60), 12
+
+
+@contextmanager
+def engine(directory: Path, tensor: int, pipeline: int, **changes: Any) -> Iterator[EngineCore]:
+    settings: dict[str, Any] = {"block_size": 8, "max_model_len": MAX_MODEL_LEN, "num_gpu_blocks_override": 40}
+    settings |= {"max_num_batched_tokens": 48, "dtype": "float32", "device": "cpu"} | changes
+    config = EngineConfig(
+        model=str(directory), tensor_parallel_size=tensor, pipeline_parallel_size=pipeline, **settings
+    )
+    core, _ = build_engine(config)
+    try:
+        yield core
+    finally:
+        core.close()
+
+
+def answer(core: EngineCore, prompts: list[list[int]], **params: Any) -> list[list[int]]:
+    answers: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        answers[str(i)] = []
+        core.add_request(
+            EngineRequest(str(i), prompt, SamplingParams(**{"temperature": 0.0, "max_tokens": NEW_TOKENS} | params))
+        )
+    while core.has_work():
+        for output in core.step():
+            assert output.error is None
+            answers[output.request_id] += output.new_token_ids
+        core.check_integrity()
+    return [answers[str(i)] for i in range(len(prompts))]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
+    transformers.utils.logging.disable_progress_bar()
+    model = make_model(FAMILIES["llama"][0], FAMILIES["llama"][1]())
+    return save(model, tmp_path_factory.mktemp("llama")), greedy_reference(model, PROMPTS, NEW_TOKENS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_answer_as_transformers_does(ranks: RankPool, llama: tuple[Path, list[list[int]]], layout: str) -> None:
+    directory, expected = llama
+    with engine(directory, *LAYOUTS[layout]) as core:
+        assert answer(core, PROMPTS) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", ALL)
+def test_ranks_answer_alike_for_every_family(ranks: RankPool, case: str, layout: str, tmp_path: Path) -> None:
+    cls, config = ALL[case]
+    model = make_model(cls, config(), seed=2)
+    try:
+        with engine(save(model, tmp_path), *LAYOUTS[layout]) as core:
+            check_greedy(model, PROMPTS, answer(core, PROMPTS))
+    except StartupError as error:
+        assert "-parallel-size" in str(error)
+        pytest.skip(str(error))
+
+
+def test_sampled_answers_and_logprobs_are_those_of_one_process(
+    ranks: RankPool, llama: tuple[Path, list[list[int]]]
+) -> None:
+    params = {"temperature": 0.9, "top_p": 0.95, "seed": 5, "logprobs": 2, "prompt_logprobs": 1}
+    found = []
+    for tensor, pipeline in ((1, 1), (2, 2)):
+        with engine(llama[0], tensor, pipeline) as core:
+            found.append(answer(core, PROMPTS[:6], **params))
+    assert found[0] == found[1]
+
+
+def test_the_pool_is_what_the_rank_with_the_least_room_holds(ranks: RankPool, tmp_path: Path) -> None:
+    cls, config = FAMILIES["llama"]
+    three_layers = config()
+    three_layers.num_hidden_layers = 3
+    directory = save(make_model(cls, three_layers), tmp_path)
+    layer_page = 2 * 8 * 2 * 16 * 4  # keys and values, tokens, KV heads, head size, bytes
+    # Rank 1 has two of the layers and rank 0 one: the budget that is 40 pages here is 20 there.
+    with engine(directory, 1, 2, num_gpu_blocks_override=None, kv_cache_memory_bytes=40 * layer_page) as core:
+        assert core.config.num_blocks == 20
+
+
+@pytest.mark.parametrize(
+    ("layout", "says"),
+    [
+        ((3, 1), "--tensor-parallel-size is 3: it does not go with 4 heads"),
+        ((8, 1), "--tensor-parallel-size is 8: it must divide the 4 heads"),
+        ((1, 5), "--pipeline-parallel-size is 5: the model has 2 layers"),
+    ],
+)
+def test_a_size_that_does_not_divide_the_model_is_refused_before_a_rank_is_started(
+    llama: tuple[Path, list[list[int]]], layout: tuple[int, int], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("quire_engine.distributed.leader.launch")
+    with pytest.raises(StartupError, match=says), engine(llama[0], *layout):
+        pass
+
+
+def test_a_rank_that_cannot_load_ends_the_start_with_its_cause(
+    ranks: RankPool, llama: tuple[Path, list[list[int]]], tmp_path: Path
+) -> None:
+    """The last stage finds nothing wrong: a tensor of the first is short of a row."""
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "config.json").write_bytes((llama[0] / "config.json").read_bytes())
+    tensors = load_file(llama[0] / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"] = torch.zeros(63, 96)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with (
+        pytest.raises(StartupError, match=r"InvalidCheckpoint: .*layers\.0\.mlp\.down_proj.*\[63, 96\]"),
+        engine(tmp_path, 1, 2),
+    ):
+        pass
