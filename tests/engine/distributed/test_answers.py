@@ -88,7 +88,8 @@ def test_ranks_answer_alike_for_every_family(ranks: RankPool, case: str, layout:
         with engine(save(model, tmp_path), *LAYOUTS[layout]) as core:
             check_greedy(model, PROMPTS, answer(core, PROMPTS))
     except StartupError as error:
-        assert "-parallel-size" in str(error)
+        if "-parallel-size" not in str(error):
+            raise
         pytest.skip(str(error))
 
 
