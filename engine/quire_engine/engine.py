@@ -294,6 +294,7 @@ def _core_config(
         seed=config.seed,
         use_priority=config.scheduling_policy == "priority",
         rotation=spec.rotation if isinstance(spec, DecoderSpec) else None,
+        num_stages=config.pipeline_parallel_size,
     )
 
 

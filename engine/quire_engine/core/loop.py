@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from dataclasses import dataclass, replace
 
 from quire_engine.core.beam_group import BeamGroup
 from quire_engine.core.grammar import Grammars, GrammarState
 from quire_engine.core.grammar_queue import GrammarQueue
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, FinishReason
+from quire_engine.core.pipeline import Pipeline, pipeline_of
 from quire_engine.core.randomness import nth_seed
 from quire_engine.core.request import Request
 from quire_engine.core.scheduler import Scheduler, SchedulerConfig
@@ -34,9 +36,11 @@ class CoreConfig(SchedulerConfig):
 class EngineCore:
     """Turns requests into tokens. One thread calls everything."""
 
-    def __init__(self, executor: Executor, config: CoreConfig, grammars: Grammars | None = None) -> None:
+    def __init__(self, executor: Executor | Pipeline, config: CoreConfig, grammars: Grammars | None = None) -> None:
         self.config = config
         self._executor = executor
+        self._pipeline = pipeline_of(executor)
+        self._in_flight: deque[tuple[Step, list[Request]]] = deque()
         self._scheduler = Scheduler(config)
         self._grammars = grammars
         self._compiling = GrammarQueue()
@@ -77,27 +81,31 @@ class EngineCore:
         self._refused = [output for output in self._refused if output.request_id not in request_ids]
 
     def has_work(self) -> bool:
-        return bool(self._requests or self._refused)
+        return bool(self._requests or self._refused or self._in_flight)
 
     def step(self) -> list[EngineOutput]:
         """One turn: schedule, execute, update. Returns what each request gained.
+
+        Where stages share the layers, it schedules until each has a step, and updates by the first that ends.
 
         Where all requests wait for their grammars, it waits a little with them.
         """
         self._take_grammars()
         refused, self._refused = self._refused, []
         self._num_scheduled_tokens = 0
-        if len(self._compiling) == len(self._requests):
+        if len(self._compiling) == len(self._requests) and not self._in_flight:
             if not refused:
                 self._compiling.wait(_GRAMMAR_SECONDS)
             return refused
-        step = self._scheduler.schedule()
-        if not step.scheduled:
+        while len(self._in_flight) < self._pipeline.depth and (step := self._scheduler.schedule()).scheduled:
+            self._submit(step)
+        if not self._in_flight:
             raise RuntimeError(f"{len(self._requests)} requests wait and none can be scheduled: this is a bug in Quire")
-        result = self._executor.execute(step)
+        step, requests = self._in_flight.popleft()
+        result = self._pipeline.collect()
         self._num_steps += 1
         self._num_scheduled_tokens = step.num_tokens
-        return refused + self._update(step, result)
+        return refused + self._update(step, requests, result)
 
     def close(self) -> None:
         """End the executor's other processes, where it has any."""
@@ -128,11 +136,20 @@ class EngineCore:
         known = {*self._compiling} | {r.unit[0].request_id for r in (*scheduler.running.values(), *scheduler.waiting)}
         assert known == set(self._requests), f"lost or left over: {known ^ set(self._requests)}"
 
-    def _update(self, step: Step, result: StepResult) -> list[EngineOutput]:
+    def _submit(self, step: Step) -> None:
+        requests = [self._scheduler.running[s.request_id] for s in step.scheduled]
+        for request in requests:
+            request.in_flight = True
+        self._pipeline.submit(step)
+        self._in_flight.append((step, requests))
+
+    def _update(self, step: Step, requests: list[Request], result: StepResult) -> list[EngineOutput]:
         outputs: list[EngineOutput] = []
         groups: dict[str, BeamGroup] = {}
-        for sequence, new_tokens in zip(step.scheduled, result.token_ids, strict=True):
-            request = self._scheduler.running[sequence.request_id]
+        for sequence, request, new_tokens in zip(step.scheduled, requests, result.token_ids, strict=True):
+            request.in_flight = False
+            if self._scheduler.running.get(request.request_id) is not request:
+                continue  # it was aborted meanwhile
             request.num_computed_tokens = sequence.end
             if request.group is not None:
                 if sequence.samples:

@@ -51,6 +51,7 @@ class Request:
     rotated_for: int = 0  # see `RotationByLength.length`
     waiting: bool = True
     announced: bool = False  # whether the executor knows it
+    in_flight: bool = False  # in a step whose result is not there yet: it cannot be in another
     group: BeamGroup | None = None  # the beam search that it is a part of
 
     @property

@@ -21,6 +21,7 @@ class SchedulerConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     num_swap_blocks: int = 0  # pages of host memory; 0: whoever is preempted is computed anew
+    num_stages: int = 1  # steps that may be under way
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
     rotation: RotationByLength | None = None
@@ -87,27 +88,34 @@ class Scheduler:
         self.running[child.request_id] = child
 
     def schedule(self) -> Step:
-        """The next step. Empty only when nothing runs or waits."""
+        """The next step. Empty only when nothing runs or waits, or while other steps are under way.
+
+        Of the requests that run, it takes the share of one stage, so that those of the others are left to them.
+        """
         self.preempted = []
         step = Step()
         if self.config.rotation is not None:
             self._rotate_anew(self.config.rotation)
-        self._make_room(step)
+        if not self._make_room(step):
+            return step
         # Blocks were just taken from a request: handing them to another one would only move the shortage.
         admits = not self.preempted
         if admits:
             self._make_way(step)
         left = self.config.max_num_batched_tokens
-        for request in [r for r in self.running.values() if r.num_missing_tokens == 1]:
+        idle = [r for r in self.running.values() if not r.in_flight]
+        share = -(-len(self.running) // self.config.num_stages)
+        for request in [r for r in idle if r.num_missing_tokens == 1][:share]:
             left -= self._put(step, request, left)
-        for request in sorted((r for r in self.running.values() if r.num_missing_tokens > 1), key=_order):
+        for request in sorted((r for r in idle if r.num_missing_tokens > 1), key=_order):
             # A prompt begun does not hold up one of a higher priority.
             left -= self._admit(step, left, above=request.order[0]) if admits else 0
             left -= self._put(step, request, left)
         if admits:
             self._admit(step, left)
         self._tables.end_step()
-        step.removed, self._removed = self._removed, []
+        if step.scheduled:
+            step.removed, self._removed = self._removed, []
         return step
 
     def _name(self, request: Request) -> None:
@@ -134,17 +142,24 @@ class Scheduler:
                 self._name(member)
             self.waiting.push(first)
 
-    def _make_room(self, step: Step) -> None:
-        """Preempt until each request that runs can get the blocks of its next step."""
-        lacking = self._tables.num_lacking(self.running.values())
+    def _make_room(self, step: Step) -> bool:
+        """Preempt until each request that runs can get the blocks of its next step.
+
+        False where that has to wait for requests in flight: the last in order may be one of them.
+        """
+        idle = [r for r in self.running.values() if not r.in_flight]
+        lacking = self._tables.num_lacking(idle)
         if lacking <= self.pool.num_free:
-            return
+            return True
+        if len(idle) < len(self.running):
+            return False
         by_order = sorted(self.running.values(), key=_order)
         while lacking > self.pool.num_free:
             victim = by_order.pop()
             if not victim.waiting:
                 lacking -= self._tables.num_lacking(victim.unit)
                 self._preempt(victim, step)
+        return True
 
     def _make_way(self, step: Step) -> None:
         """Preempt requests of lower priority than the first that waits, if that makes room for it."""
@@ -152,6 +167,7 @@ class Scheduler:
             return
         first = self.waiting.peek()
         lower = sorted((r for r in self.running.values() if r.order[0] > first.order[0]), key=_order)
+        lower = [r for r in lower if not any(member.in_flight for member in r.unit)]
         tables, victims = self._tables, list[Request]()
         places = self.config.max_running - self._num_places - first.num_places
         blocks = self.pool.num_free - tables.num_lacking(self.running.values()) - tables.num_to_start(first.unit)

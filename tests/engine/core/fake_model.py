@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 
 from quire_engine.core.loop import CoreConfig
@@ -60,6 +61,26 @@ def search(
         if len(found) == width and running[0][0] / length**length_penalty <= found[-1][0]:
             break
     return [output for _, output in found[:n]]
+
+
+class Stages:
+    """An executor as a pipeline: the results come when they are asked for, in order."""
+
+    def __init__(self, executor: PagedExecutor, depth: int) -> None:
+        self.depth = depth
+        self.most_in_flight = 0
+        self._executor = executor
+        self._submitted: deque[Step] = deque()
+
+    def submit(self, step: Step) -> None:
+        in_flight = {s.request_id for other in self._submitted for s in other.scheduled}
+        assert not in_flight & {s.request_id for s in step.scheduled}, "a request is in two steps at once"
+        self._submitted.append(step)
+        self.most_in_flight = max(self.most_in_flight, len(self._submitted))
+        assert len(self._submitted) <= self.depth
+
+    def collect(self) -> StepResult:
+        return self._executor.execute(self._submitted.popleft())
 
 
 @dataclass

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from quire_engine.core.loop import CoreConfig, EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.sampling_params import SamplingParams
-from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate, search
+from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, Stages, generate, search
 
 EOS = (11, 12)
 
@@ -25,6 +25,7 @@ def configs(draw: st.DrawFn) -> CoreConfig:
         enable_chunked_prefill=draw(st.booleans()),
         enable_prefix_caching=draw(st.booleans()),
         use_priority=draw(st.booleans()),
+        num_stages=draw(st.sampled_from([1, 1, 2, 3])),
         vocab_size=VOCAB_SIZE,
         eos_token_ids=EOS,
     )
@@ -58,8 +59,7 @@ def test_every_request_ends_with_its_own_tokens_and_every_block_comes_back(
     config: CoreConfig, arriving: list[EngineRequest], arrivals: list[int], aborts: dict[int, int]
 ) -> None:
     """`arrivals[i]` is the turn before which request i arrives; before turn t, request `aborts[t]` is aborted."""
-    executor = PagedExecutor(config)
-    core = EngineCore(executor, config)
+    core = EngineCore(Stages(PagedExecutor(config), config.num_stages), config)
     outputs: list[EngineOutput] = []
     aborted = set[str]()
     for turn in range(3000):

@@ -15,6 +15,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineRequest
 from quire_engine.engine import build_engine
+from quire_engine.execution.ranked_executor import RankedExecutor
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.startup_error import StartupError
 from tests.engine.distributed.rank_pool import RankPool
@@ -113,6 +114,18 @@ def test_the_pool_is_what_the_rank_with_the_least_room_holds(ranks: RankPool, tm
     # Rank 1 has two of the layers and rank 0 one: the budget that is 40 pages here is 20 there.
     with engine(directory, 1, 2, num_gpu_blocks_override=None, kv_cache_memory_bytes=40 * layer_page) as core:
         assert core.config.num_blocks == 20
+
+
+def test_stages_work_on_steps_of_different_requests_at_once(
+    ranks: RankPool, llama: tuple[Path, list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executors: list[RankedExecutor] = []
+    made = RankedExecutor.__init__
+    monkeypatch.setattr(RankedExecutor, "__init__", lambda self, *a: (executors.append(self), made(self, *a))[1])
+    for tensor, pipeline in ((1, 2), (2, 1)):
+        with engine(llama[0], tensor, pipeline) as core:
+            assert answer(core, PROMPTS) == llama[1]
+    assert [executor.most_in_flight for executor in executors] == [2, 1]
 
 
 @pytest.mark.parametrize(
