@@ -70,6 +70,7 @@ class EngineConfig:
 
     tensor_parallel_size: int = setting(1, "ranks (GPUs, or processes on CPU) that share each layer")
     pipeline_parallel_size: int = setting(1, "groups of such ranks, which share the layers among them")
+    enable_expert_parallel: bool = setting(False, "ranks hold whole experts each, instead of a part of all of them")
     distributed_executor_backend: str | None = setting(None, "how ranks are started: as processes", choices=("mp",))
     nnodes: int = setting(1, "machines or pods that the ranks are on, as many ranks on each")
     node_rank: int = setting(0, "number of this node; node 0 serves, the others follow it")

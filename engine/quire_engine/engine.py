@@ -20,7 +20,6 @@ from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.leader import Leader
 from quire_engine.distributed.place import Place
 from quire_engine.distributed.ranks import TensorRanks, build_for
-from quire_engine.distributed.watch import RanksLostError
 from quire_engine.execution.device import DTYPES, device_memory, limit_threads, pick_device, pick_dtype
 from quire_engine.execution.input_batch import InputBatch
 from quire_engine.execution.kv_cache import allocate_kv_cache
@@ -132,12 +131,13 @@ def build_engine(
     try:
         built = build_rank(config, leader, on_phase)
         return _started(config, built, RankedExecutor(built.runner, leader))
-    except Exception as error:
-        cause = error if isinstance(error, StartupError) else leader.blame(error)
-        leader.close(failure_of(cause))
-        if isinstance(cause, RanksLostError):
-            raise StartupError(*str(cause).split(": ", 1)) from error
+    except StartupError as error:
+        leader.close(str(error))
         raise
+    except Exception as error:
+        cause = leader.blame(error)
+        leader.close(failure_of(cause))
+        raise cause from error
 
 
 def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | None = None) -> BuiltRank:
@@ -165,7 +165,8 @@ def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | No
         generation = generation_config(checkpoint, config.generation_config)
         defaults = sampling_defaults(generation)
         core_config = _core_config(config, spec, checkpoint, generation, device)
-        _check_layout(layout, spec)
+        if rank == 0:
+            _check_layout(layout, spec)
     place = Place()
     if ranks is not None:
         with phase("ranks", "EngineFailed"):
@@ -234,8 +235,8 @@ def _check_layout(layout: Layout, spec: DecoderSpec | TransformersSpec) -> None:
             f"--pipeline-parallel-size is {layout.pipeline}: the model has {shape.num_layers} layers to share out",
         )
     try:
-        with torch.device("meta"), build_for(TensorRanks(0, layout.tensor)):
-            CausalLM(spec)
+        with build_for(TensorRanks(0, layout.tensor, None, layout.expert_parallel)):
+            CausalLM(spec)  # has no memory yet
     except ValueError as error:
         raise StartupError("InvalidFlag", str(error)) from error
 
@@ -327,7 +328,7 @@ def _load(
             model = CausalLM(spec).eval()
             create_weights(model, method_for)
         whole = model
-        if place.layout.pipeline > 1:
+        if place.layout.pipeline > 1 or place.layout.expert_parallel:  # a rank has not a part of every tensor
             with torch.device("meta"):
                 whole = CausalLM(spec)
                 create_weights(whole, method_for)

@@ -52,7 +52,7 @@ def main() -> int:
                 _follow(options, requests, replies)
             return 0
         except Exception as error:
-            if not isinstance(error, StartupError | RanksLostError):
+            if not isinstance(error, StartupError):
                 log.exception("the engine failed")
             replies.send(wire.encode(wire.Failed(failure_of(error))))
             return 1

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from quire_engine.distributed.watch import RanksLostError
 from quire_engine.startup_error import StartupError
 
 
 def failure_of(error: Exception) -> str:
     """What made a process fail, for whoever reads its last line."""
-    if isinstance(error, StartupError | RanksLostError):
+    if isinstance(error, StartupError):
         return str(error)
     text = " ".join(str(error).split())
     return f"{_reason(error)}: {type(error).__name__}: {text}"

@@ -39,10 +39,13 @@ class Layout:
     tensor: int = 1
     pipeline: int = 1
     nodes: int = 1
+    expert_parallel: bool = False  # the ranks of a stage hold whole experts each
 
     @staticmethod
     def of(config: EngineConfig) -> Layout:
-        return Layout(config.tensor_parallel_size, config.pipeline_parallel_size, config.nnodes)
+        return Layout(
+            config.tensor_parallel_size, config.pipeline_parallel_size, config.nnodes, config.enable_expert_parallel
+        )
 
     @property
     def size(self) -> int:

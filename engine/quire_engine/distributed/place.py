@@ -97,7 +97,7 @@ def join(store: Store, layout: Layout, rank: int, device: torch.device, address:
     # The same share of the neighbouring stages.
     before = None if stage.first else rank + layout.tensor
     after = None if stage.last else rank - layout.tensor
-    share = TensorRanks(rank % layout.tensor, layout.tensor, group)
+    share = TensorRanks(rank % layout.tensor, layout.tensor, group, layout.expert_parallel)
     return Place(layout, rank, share, StageLink(before, after, layout.pipeline))
 
 

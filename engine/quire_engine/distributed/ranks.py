@@ -72,7 +72,7 @@ def build_for(ranks: TensorRanks, stage: Stage | None = None) -> Iterator[None]:
     """Have the layers that are built inside hold their part only, and decoders the layers of `stage`."""
     global _current, _stage
     before = _current, _stage
-    _current, _stage = ranks, stage or Stage()
+    _current, _stage = ranks, stage or _stage
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from quire_engine.distributed.messages import Failed, decode_from_rank
+from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,12 @@ _HEARTBEAT_SECONDS, _LOST_SECONDS = 2, 10
 _STUMBLED, _LOST, _EXITED, _FAILED, _KILLED = range(5)
 
 
-class RanksLostError(RuntimeError):
-    """Another rank has gone, and with it the engine. The text is `Reason: one line`."""
+class RanksLostError(StartupError):
+    """Another rank has gone, at the start or later, and with it the engine. The text is `Reason: one line`."""
+
+    def __init__(self, cause: str) -> None:
+        Exception.__init__(self, cause)
+        self.reason = cause.partition(":")[0]
 
 
 def quiet(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:

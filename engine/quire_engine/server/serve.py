@@ -40,7 +40,12 @@ def serve(config: EngineConfig, settings: ServerSettings) -> int:
         reason = "AddressInUse" if taken else "InvalidFlag"
         hint = "name a free one with --port" if taken else "name another address with --host, or another --port"
         return give_up(f"{reason}: cannot listen on {settings.host}:{settings.port} ({error.strerror}): {hint}")
-    failure = uvloop.run(_Process(config, settings, listener).run())
+    if config.node_rank > 0:
+        from quire_engine.server.follower import FollowerProcess
+
+        failure = uvloop.run(FollowerProcess(config, settings, listener).run())
+    else:
+        failure = uvloop.run(_Process(config, settings, listener).run())
     return 0 if failure is None else give_up(failure)
 
 

@@ -33,6 +33,10 @@ from tests.engine.models.checkpoints import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LAYOUTS = {"TP 2": (2, 1), "TP 4": (4, 1), "PP 2": (1, 2), "TP 2 x PP 2": (2, 2)}
+SHAPES = {
+    shape: next(case for case in ALL if case.startswith(shape))
+    for shape in ("Mixtral", "Deepseek", "Gemma2", "GPTNeoX")
+}
 PROMPTS, NEW_TOKENS = mixed_prompts(12, 60), 12
 
 
@@ -77,6 +81,22 @@ def test_ranks_answer_as_transformers_does(ranks: RankPool, llama: tuple[Path, l
     directory, expected = llama
     with engine(directory, *LAYOUTS[layout]) as core:
         assert answer(core, PROMPTS) == expected
+
+
+@pytest.mark.parametrize("case", SHAPES.values())
+def test_stages_of_two_ranks_answer_alike_for_other_shapes(ranks: RankPool, case: str, tmp_path: Path) -> None:
+    cls, config = ALL[case]
+    model = make_model(cls, config(), seed=3)
+    with engine(save(model, tmp_path), 2, 2) as core:
+        check_greedy(model, PROMPTS, answer(core, PROMPTS))
+
+
+@pytest.mark.parametrize("case", [SHAPES["Mixtral"], SHAPES["Deepseek"]])
+def test_ranks_that_hold_whole_experts_answer_alike(ranks: RankPool, case: str, tmp_path: Path) -> None:
+    cls, config = ALL[case]
+    model = make_model(cls, config(), seed=4)
+    with engine(save(model, tmp_path), 2, 1, enable_expert_parallel=True) as core:
+        check_greedy(model, PROMPTS, answer(core, PROMPTS))
 
 
 @pytest.mark.slow
