@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from quire_engine.core.grammar import PendingGrammar
 from quire_engine.core.request import Request
+
+log = logging.getLogger(__name__)
 
 
 class GrammarQueue:
@@ -45,4 +48,8 @@ class GrammarQueue:
                 ready.append(request)
             except ValueError as error:
                 wrong[request.request_id] = str(error)
+            except Exception as error:
+                # Whatever is wrong with one grammar, the others go on.
+                log.exception("the grammar of request %s could not be prepared", request.request_id)
+                wrong[request.request_id] = f"structured_outputs: {type(error).__name__}: {error}"
         return ready, wrong

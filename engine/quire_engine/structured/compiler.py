@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quire_engine.structured.grammar_text import grammar_text
+from quire_engine.structured.panics import panics_as_errors
 from quire_engine.structured_outputs import StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class GrammarCompiler:
 
     def __init__(self, load_vocabulary: Callable[[], LLTokenizer]) -> None:
         self._load_vocabulary = load_vocabulary
-        self._vocabulary: LLTokenizer | None = None
+        self._loaded: LLTokenizer | str | None = None  # or what is wrong with it
         self._kept: OrderedDict[tuple[object, ...], Future[CompiledGrammar]] = OrderedDict()
         self._waiting: list[Future[CompiledGrammar]] = []
         self._thread: ThreadPoolExecutor | None = None
@@ -84,14 +85,25 @@ class GrammarCompiler:
             from llguidance import LLMatcher
         except ImportError as error:
             raise ValueError("structured outputs need llguidance: pip install llguidance") from error
-        if self._vocabulary is None:
-            self._vocabulary = self._load_vocabulary()
-        end_tokens = tuple(self._vocabulary.eos_tokens)
-        matcher = LLMatcher(self._vocabulary, grammar_text(wanted), log_level=0, limits=_limits())
-        reason = _fault(matcher, end_tokens)
+        vocabulary = self._vocabulary()
+        end_tokens = tuple(vocabulary.eos_tokens)
+        with panics_as_errors():
+            matcher = LLMatcher(vocabulary, grammar_text(wanted), log_level=0, limits=_limits())
+            reason = _fault(matcher, end_tokens)
         if reason is not None:
             raise ValueError(f"structured_outputs.{wanted.kind} cannot be used: {reason}")
         return CompiledGrammar(matcher, end_tokens)
+
+    def _vocabulary(self) -> LLTokenizer:
+        """Loaded once, in vain or not. Raises `ValueError` that says what is wrong with the tokenizer."""
+        if self._loaded is None:
+            try:
+                self._loaded = self._load_vocabulary()
+            except ValueError as error:
+                self._loaded = str(error)
+        if isinstance(self._loaded, str):
+            raise ValueError(self._loaded)
+        return self._loaded
 
 
 def _limits() -> LLParserLimits:

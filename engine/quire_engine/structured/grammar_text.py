@@ -28,7 +28,7 @@ def grammar_text(wanted: StructuredOutputsParams) -> str:
         return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(wanted.regex, _ASCII_CLASSES)}/")
     if wanted.choice is not None:
         # One terminal: as alternatives of a rule, each of them would be a lexeme of its own.
-        choices = " | ".join(json.dumps(c, ensure_ascii=False) for c in dict.fromkeys(wanted.choice))
+        choices = " | ".join(json.dumps(c).replace("\x7f", r"\u007f") for c in dict.fromkeys(wanted.choice))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
     assert wanted.grammar is not None
     rules = wanted.grammar.count("::=")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.structured.compiler import COMPILE_SECONDS, CompiledGrammar, GrammarCompiler, allowed_text, reason_of
+from quire_engine.structured.panics import panics_as_errors
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -73,7 +74,9 @@ class Match:
     def advance(self, token: int) -> None:
         """Move past `token`. Raises `ValueError` where the answer cannot go on."""
         started = time.thread_time()
-        if not self._matcher.consume_token(token):
+        with panics_as_errors():
+            moved = self._matcher.consume_token(token)
+        if not moved:
             raise ValueError(f"structured_outputs: the answer cannot go on: {reason_of(self._matcher)}")
         self._look_ahead()
         self._seconds_left += _SECONDS_PER_TOKEN - (time.thread_time() - started)
@@ -81,7 +84,8 @@ class Match:
             raise ValueError("structured_outputs: the grammar takes too long to follow: write one less ambiguous")
 
     def _look_ahead(self) -> None:
-        mask = allowed_text(self._matcher, self._own_ends)
+        with panics_as_errors():
+            mask = allowed_text(self._matcher, self._own_ends)
         if self._matcher.is_error():
             raise ValueError(f"structured_outputs: the answer cannot go on: {reason_of(self._matcher)}")
         mask = mask.ljust(self._num_bytes, b"\0")[: self._num_bytes]  # the model's tokens, in whole words

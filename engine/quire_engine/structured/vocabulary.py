@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quire_engine.structured.panics import panics_as_errors
+
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +28,8 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> LLToke
     if not isinstance(eos, int):
         eos, size = size, size + 1  # one more, which no model gives
     try:
-        return from_tokenizer(tokenizer, n_vocab=size, eos_token=eos)
+        with panics_as_errors():
+            return from_tokenizer(tokenizer, n_vocab=size, eos_token=eos)
     except ValueError as error:
         raise ValueError(f"structured outputs cannot read this model's tokenizer: {error}") from error
 
