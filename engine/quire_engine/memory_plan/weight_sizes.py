@@ -28,15 +28,17 @@ _SCALES = (".weight_scale", ".weight_scale_inv")
 _HEADS = ("lm_head.weight", "embed_out.weight")
 # Tables, routers to experts and projections to latent vectors, which each GPU has whole.
 _WHOLE = (
-    ".wpe.weight",
+    "wpe.weight",
     ".embed_positions.weight",
+    ".project_in.weight",
+    ".project_out.weight",
     ".gate.weight",
     ".router.layer.weight",
     ".shared_expert_gate.weight",
     ".q_a_proj.weight",
     ".kv_a_proj_with_mqa.weight",
 )
-_LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # Projections to queries, keys and values that are stored as one.
 _FUSED = (".qkv_proj.", ".query_key_value.", ".c_attn.", ".Wqkv.")
 

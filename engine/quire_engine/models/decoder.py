@@ -66,6 +66,10 @@ class DecoderSpec:
     ) -> DecoderSpec:
         """What all families read alike from a normalised config.json. One layer stands for all."""
         shape = ModelShape.from_config(config)
+        if head_bias and shape.tied_embeddings:
+            raise ValueError(
+                "config.json: tie_word_embeddings is true and the head has a bias: only false is supported"
+            )
         layers = (layers,) * shape.num_layers if isinstance(layers, LayerSpec) else layers
         return DecoderSpec(
             shape=shape,

@@ -45,11 +45,12 @@ def gemma3(config: Config) -> DecoderSpec:
     )
     nested = isinstance(config.get("rope_parameters"), dict)
     # Older files have one base for each kind of layer beside each other, and scale those that see everything.
-    local = config if nested else {"rope_theta": config.get("rope_local_base_freq") or 10_000.0}
+    theta = config.get("rope_local_base_freq") or 10_000.0
+    local = config if nested else {**config, "rope_theta": theta, "rope_scaling": None}
     whole = config if nested else {"rope_theta": 1_000_000.0, **config}
     kinds = {
         "full_attention": replace(attention, rope=rope_of(whole)),
-        "sliding_attention": replace(attention, rope=rope_of({**config, **local}, kind="sliding_attention")),
+        "sliding_attention": replace(attention, rope=rope_of(local, kind="sliding_attention")),
     }
     every = positive_int(config, "sliding_window_pattern", default=6)
     return _alternating(config, kinds, every=every, softcap=None)

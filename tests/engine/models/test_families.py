@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from quire_engine.attention.context import AttentionContext, PrefillSpan, attention_context
 from quire_engine.core.loop import EngineCore
+from quire_engine.memory_plan.model_facts import ModelFacts
 from tests.engine.models.checkpoints import ALL, check_greedy, greedy_reference, make_model, mixed_prompts, save
 from tests.engine.models.test_greedy_equality import LONGEST, NEW_TOKENS, answer, build
 
@@ -58,11 +60,23 @@ def test_logits_and_greedy_answers_are_those_of_transformers(name: str, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("budget", [19, 512])
-def test_100_prompts_are_answered_as_transformers_generates(name: str, budget: int, tmp_path: Path) -> None:
+def test_60_prompts_in_chunks_are_answered_as_transformers_generates(name: str, tmp_path: Path) -> None:
     model = make(name, tmp_path)
-    prompts = mixed_prompts(100, LONGEST, seed=2)
-    core = build(tmp_path, max_num_batched_tokens=budget, block_size=BLOCK_SIZE)
+    prompts = mixed_prompts(60, LONGEST, seed=2)
+    core = build(tmp_path, max_num_batched_tokens=19, block_size=BLOCK_SIZE)
     answers = answer(core, prompts)
-    assert check_greedy(model, prompts, answers) <= 1
-    assert greedy_reference(model, prompts[:10], NEW_TOKENS) == answers[:10]
+    assert check_greedy(model, prompts, answers) == 0
+    assert greedy_reference(model, prompts[:3], NEW_TOKENS) == answers[:3]
+
+
+def test_a_checkpoint_may_leave_out_prefixes_and_carry_masks(tmp_path: Path) -> None:
+    """As GPT-2 is on the hub."""
+    model = make("GPT2LMHeadModel: learned positions", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors | {f"h.{i}.attn.bias": torch.ones(1, 1, 128, 128) for i in range(2)}, file)
+    prompts = mixed_prompts(3, LONGEST)
+    assert check_greedy(model, prompts, answer(build(tmp_path), prompts)) == 0
+    facts = ModelFacts.of_directory(tmp_path)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert facts.weights.elements == parameters

@@ -1,0 +1,104 @@
+"""Settings of a config.json that are wrong or not built are refused by their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from quire_engine.memory_plan.model_shape import ModelShape
+from quire_engine.models.registry import decoder_spec
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+GPT2 = {"architectures": ["GPT2LMHeadModel"], "vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4}
+FALCON = LLAMA | {"architectures": ["FalconForCausalLM"]}
+MPT = {"architectures": ["MptForCausalLM"], "vocab_size": 128, "d_model": 64, "n_layers": 2, "n_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LLAMA | {"hidden_act": "swoosh"}, "hidden_act is 'swoosh': it must be one of silu"),
+        (LLAMA | {"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5': it must be a number"),
+        (LLAMA | {"attention_bias": "yes"}, "attention_bias is 'yes': it must be true or false"),
+        (GPT2 | {"activation_function": "swoosh"}, "activation_function is 'swoosh'"),
+        (GPT2 | {"n_head": 0}, "n_head is 0: it must be a whole number above 0"),
+        ({k: v for k, v in GPT2.items() if k != "n_layer"}, "config.json has no 'n_layer'"),
+        (GPT2 | {"add_cross_attention": True}, "add_cross_attention is True: only False is supported"),
+        (LLAMA | {"architectures": ["PhiForCausalLM"], "tie_word_embeddings": True}, "the head has a bias: only false"),
+        (MPT | {"attn_config": {"qk_ln": True}}, "qk_ln is True: only False is supported"),
+        (MPT | {"attn_config": "alibi"}, "attn_config is 'alibi': it must be an object"),
+        (FALCON | {"num_kv_heads": 3, "new_decoder_architecture": True}, "4 attention heads do not divide into 3"),
+        (
+            LLAMA | {"architectures": ["Cohere2ForCausalLM"], "layer_types": ["full_attention", "linear_attention"]},
+            "layer_types has 'linear_attention': full_attention and sliding_attention are supported",
+        ),
+        (
+            LLAMA | {"architectures": ["Gemma2ForCausalLM"], "layer_types": ["full_attention"]},
+            "layer_types is no list of 2 kinds",
+        ),
+        (
+            LLAMA | {"architectures": ["Phi3ForCausalLM"], "rope_scaling": {"type": "su", "short_factor": [1.0]}},
+            "the rope type longrope needs short_factor as 8 numbers",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(config: dict[str, Any], message: str) -> None:
+    from quire_engine.models.decoder import CausalLM
+
+    with pytest.raises(ValueError, match=message):
+        CausalLM(decoder_spec(config))
+
+
+def test_older_configs_mean_what_newer_ones_mean() -> None:
+    """As they are on the hub: Gemma 3 and GPT-NeoX before rope had parameters of its own."""
+    gemma = LLAMA | {"architectures": ["Gemma3ForCausalLM"], "head_dim": 16, "sliding_window": 32}
+    older = gemma | {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window_pattern": 2,
+    }
+    newer = gemma | {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    for a, b in zip(decoder_spec(older).layers, decoder_spec(newer).layers, strict=True):
+        left, right = a.attention.rope, b.attention.rope
+        assert left is not None
+        assert right is not None
+        assert (left.rope_type, left.theta, left.dim) == (right.rope_type, right.theta, right.dim)
+    neox = LLAMA | {"architectures": ["GPTNeoXForCausalLM"], "rotary_pct": 0.5, "rotary_emb_base": 500}
+    rope = decoder_spec(neox).layers[0].attention.rope
+    assert rope is not None
+    assert (rope.dim, rope.theta) == (8, 500.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        (FALCON | {"num_kv_heads": 4}, {"num_kv_heads": 1, "tied_embeddings": True}),
+        (FALCON | {"multi_query": False}, {"num_kv_heads": 4}),
+        (FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}, {"num_kv_heads": 2}),
+        (GPT2, {"intermediate_size": 256, "max_position_embeddings": 1024}),
+        (
+            {"architectures": ["BloomForCausalLM"], "vocab_size": 128, "n_embed": 64, "n_layer": 3, "n_head": 4},
+            {"hidden_size": 64, "num_layers": 3, "intermediate_size": 256},
+        ),
+        (LLAMA | {"architectures": ["GemmaForCausalLM"]}, {"head_dim": 256, "tied_embeddings": True}),
+    ],
+)
+def test_what_is_left_out_is_what_the_class_says(config: dict[str, Any], sizes: dict[str, Any]) -> None:
+    shape = ModelShape.of_known_architecture(config)
+    assert {name: getattr(shape, name) for name in sizes} == sizes
+    assert decoder_spec(config).shape == shape
