@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionUserMessageParam
 
 from e2e.cluster.kubectl import Kubectl
 from e2e.llmservice import LLMService, tiny_spec, until
@@ -22,6 +23,14 @@ while [ ! -e /tmp/fail ]; do sleep 0.2; done
 exit 4
 """
 """The leader serves; a worker finds its leader, and goes on until it is told to fail."""
+
+
+KILL_ENGINE = """
+import os
+for pid in open("/proc/1/task/1/children").read().split():
+    os.kill(int(pid), 9)
+"""
+"""In a pod of Quire's own engine, where the server is process 1."""
 
 
 def spec(image: str, nodes: int, **changes: Any) -> dict[str, Any]:
@@ -48,6 +57,13 @@ def endpoints(kubectl: Kubectl, service: LLMService) -> list[str]:
     return sorted(endpoint["targetRef"]["name"] for endpoint in ready)
 
 
+def greeted(service: LLMService) -> str | None:
+    """What the model answers to a greeting."""
+    messages: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Hello"}]
+    answer = service.client().chat.completions.create(model="tiny", messages=messages, max_tokens=8, temperature=0)
+    return answer.choices[0].message.content
+
+
 def test_a_group_serves_by_its_leader_and_starts_anew_as_a_whole_when_a_worker_fails(
     kubectl: Kubectl, namespace: str, operator: str, engine_image: str
 ) -> None:
@@ -68,6 +84,29 @@ def test_a_group_serves_by_its_leader_and_starts_anew_as_a_whole_when_a_worker_f
     )
     service.wait_ready(180)
     assert service.client().completions.create(model="tiny", prompt="Return", max_tokens=8).choices[0].text
+
+
+def test_quires_own_ranks_serve_over_two_pods_and_end_together(
+    kubectl: Kubectl, namespace: str, operator: str, engine_image: str
+) -> None:
+    """Two ranks on the CPU share each layer, one in each pod."""
+    service = LLMService(kubectl, namespace, "ranks")
+    service.apply(tiny_spec(parallelism={"tensor": 2, "nodes": 2}))
+    service.wait_ready(240)
+    before = uids(service)
+    assert sorted(before) == ["ranks-nodes-0", "ranks-nodes-0-1"]
+    answer = greeted(service)
+    assert answer
+
+    # A rank that is killed takes both pods along, and the group starts anew.
+    kubectl("exec", "ranks-nodes-0-1", "-n", namespace, "--", "python3", "-c", KILL_ENGINE)
+    until(
+        "both pods made anew",
+        lambda: sorted(uids(service)) == sorted(before) and not set(before.values()) & set(uids(service).values()),
+        180,
+    )
+    service.wait_ready(240)
+    assert greeted(service) == answer
 
 
 def test_moving_from_one_pod_to_a_group_and_back_fails_no_request(

@@ -154,6 +154,14 @@ def test_tensor_parallel_ranks_take_as_many_gpus() -> None:
     assert container(**spec)["resources"]["limits"]["nvidia.com/gpu"] == "4"
 
 
+def test_ranks_on_the_cpu_are_processes_of_one_pod_or_of_several() -> None:
+    spec = {"parallelism": {"tensor": 2, "pipeline": 2, "nodes": 2}, "resources": {"gpu": {"count": 0}}}
+    args = engine_of(service(**spec)).args
+    assert {"--tensor-parallel-size=2", "--pipeline-parallel-size=2", "--nnodes=2", "--device=cpu"} <= set(args)
+    assert "--node-rank=$(LWS_WORKER_INDEX)" in args
+    assert "--master-addr=$(LWS_LEADER_ADDRESS)" in args
+
+
 def test_memory_is_requested_and_limited_and_cpu_only_requested() -> None:
     resources = container(resources={"cpu": "3", "memory": "6Gi"})["resources"]
     assert resources == {"requests": {"cpu": "3", "memory": "6Gi"}, "limits": {"memory": "6Gi"}}

@@ -263,9 +263,6 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "spec.model.kvCacheDtype": {"model": {"kvCacheDtype": "fp8"}},
     "spec.model.adapters": {"model": {"adapters": [{"name": "a", "source": "hf://a/b"}]}},
     "spec.engine.speculative": {"engine": {"speculative": {"method": "ngram"}}},
-    "spec.parallelism.tensor": {"parallelism": {"tensor": 2}},
-    "spec.parallelism.pipeline": {"parallelism": {"pipeline": 2}},
-    "spec.parallelism.nodes": {"parallelism": {"nodes": 2, "tensor": 2}},
 }
 
 

@@ -37,9 +37,10 @@ def pick_device(wanted: str, local_rank: int = 0, num_local: int = 1) -> torch.d
             f"--tensor-parallel-size x --pipeline-parallel-size asks for {num_local} GPUs on each node and torch finds "
             f"{found}: give the pod more, or lower them"
         )
-    device = torch.device("cuda", local_rank) if num_local > 1 else torch.device("cuda")
-    torch.cuda.set_device(device)
-    return device
+    if num_local == 1:
+        return torch.device("cuda")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def pick_dtype(wanted: str, of_checkpoint: str, device: torch.device) -> str:

@@ -16,13 +16,13 @@ class Parallelism(Fields):
     """How one replica is spread over GPUs and nodes."""
 
     tensor: Annotated[int, Field(ge=1, le=64)] = 1
-    """GPUs that share each layer. Not supported yet by type quire: only 1."""
+    """Ranks that share each layer: GPUs, or processes where gpu.count is 0."""
 
     pipeline: Annotated[int, Field(ge=1, le=64)] = 1
-    """Groups of GPUs that share the layers. Not supported yet by type quire: only 1."""
+    """Groups of such ranks, which share the layers among them."""
 
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
-    """Pods that make up one replica. Not supported yet by type quire; vllm and custom have it, with LeaderWorkerSet."""
+    """Pods that make up one replica, by LeaderWorkerSet, for types quire, vllm and custom."""
 
     exclusive_topology: Annotated[str, Field(min_length=1, max_length=317)] | None = None
     """With nodes above 1, a label of nodes such as that of a rack: groups of pods never share one of its values."""

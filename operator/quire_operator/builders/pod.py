@@ -53,17 +53,24 @@ def _serving(service: LLMService, circumstances: Circumstances) -> Manifest:
         **_probes(service, engine),
         "lifecycle": {"preStop": engine.pre_stop},
     }
-    grace = engine.pre_stop_seconds + service.spec.rollout.drain_seconds + SLACK_SECONDS
-    template = _template(service, circumstances, container, grace)
+    template = _template(service, circumstances, container, _grace(service, engine))
     template["metadata"]["annotations"] |= _scrape_annotations(engine)
     return _merged(service, template, selector_labels(service))
 
 
 def _following(service: LLMService, circumstances: Circumstances) -> Manifest:
-    """No port, probe or drain: it serves through its leader, which LeaderWorkerSet restarts along with it."""
+    """No port, probe or drain: it serves through its leader, which LeaderWorkerSet restarts along with it.
+
+    It has as long to go as its leader, whose answers need it to the last.
+    """
     engine = engine_of(service)
     container = {**_container(service, engine, circumstances), "args": list(engine.worker_args)}
-    return _merged(service, _template(service, circumstances, container, SLACK_SECONDS), worker_labels(service))
+    template = _template(service, circumstances, container, _grace(service, engine))
+    return _merged(service, template, worker_labels(service))
+
+
+def _grace(service: LLMService, engine: Engine) -> int:
+    return engine.pre_stop_seconds + service.spec.rollout.drain_seconds + SLACK_SECONDS
 
 
 def _merged(service: LLMService, ours: Manifest, fixed: dict[str, str]) -> Manifest:

@@ -67,6 +67,8 @@ def cannot_be_planned(spec: Spec) -> Skipped | None:
             return Skipped("OwnArguments", f"{what}, which is not planned with")
     if spec.parallelism.pipeline * spec.parallelism.nodes != 1:
         return Skipped("NotPlanned", "models that span pipeline stages or nodes are not planned yet")
+    if spec.gpus_per_pod == 0 and spec.parallelism.tensor != 1:
+        return Skipped("NotPlanned", "several ranks on the CPU are not planned yet")
     return None
 
 

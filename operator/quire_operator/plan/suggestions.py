@@ -29,7 +29,7 @@ def _ways_out(trial: Trial) -> Iterator[str]:
         yield f"set spec.engine.gpuMemoryUtilization to {_UTILIZATION}"
     tensor = smallest_tensor(trial)
     if tensor is not None:
-        yield _with_tensor(trial, tensor)
+        yield _with_tensor(tensor)
     if not trial.device.on_gpu:
         memory = _memory_that_fits(trial)
         if memory is not None:
@@ -48,13 +48,10 @@ def _both(trial: Trial) -> Iterator[str]:
     tensor = smallest_tensor(replace(trial, max_model_len=min(trial.max_model_len, _SHORT)))
     if tensor is not None:
         longest = longest_that_fits(replace(trial, tensor=tensor))
-        yield f"{_with_tensor(trial, tensor)}, with spec.model.maxModelLen at most {longest}"
+        yield f"{_with_tensor(tensor)}, with spec.model.maxModelLen at most {longest}"
 
 
-def _with_tensor(trial: Trial, tensor: int) -> str:
-    parallelism = trial.spec.parallelism.model_copy(update={"tensor": tensor})
-    if refusal_of(trial.spec.model_copy(update={"parallelism": parallelism})) is not None:
-        return f"{tensor} GPUs would hold it, once spec.parallelism.tensor is supported"
+def _with_tensor(tensor: int) -> str:
     return f"set spec.parallelism.tensor to {tensor}, and spec.resources.gpu.count with it where it is set"
 
 

@@ -25,7 +25,7 @@ def vllm(service: LLMService) -> Engine:
         *model_flags(service),
         *serving_flags(service, PORT),
         *tuning_flags(service),
-        *parallel_flags(service),
+        *(parallel_flags(service) if service.spec.gpus_per_pod else []),
         *(["--distributed-executor-backend=mp", *group] if group else []),
     )
     return Engine(

@@ -89,9 +89,7 @@ def _speculative(service: LLMService, wish: Speculative) -> dict[str, str | int]
 
 
 def parallel_flags(service: LLMService) -> list[str]:
-    """How the model is spread over GPUs."""
-    if service.spec.gpus_per_pod == 0:
-        return []
+    """How the model is spread over ranks."""
     parallelism = service.spec.parallelism
     flags = []
     if parallelism.tensor > 1:
