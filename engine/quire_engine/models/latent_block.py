@@ -39,10 +39,7 @@ class LatentAttentionSpec:
 
 
 class LatentAttentionBlock(nn.Module):
-    """Attends in the latent space: projections of keys go into queries, and those of values come after (ibid., 2.1.2).
-
-    q_h . (K_h c) = (K_h^T q_h) . c, so that no key or value of a head is ever made.
-    """
+    """Projects queries and one latent vector a token; those of keys and values are left to attention."""
 
     key_projection: torch.Tensor  # [heads of this rank, nope_dim, kv_rank]
     value_projection: torch.Tensor  # [heads of this rank, value_dim, kv_rank]
@@ -71,15 +68,12 @@ class LatentAttentionBlock(nn.Module):
         spec = self.spec
         q = self.q_proj(x) if spec.q_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         q_nope, q_rope = q.view(len(x), -1, spec.head_dim).split([spec.nope_dim, spec.rope.dim], dim=-1)
+        queries = torch.cat((q_nope, self.rotate(q_rope, *rotation)), dim=-1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split([spec.kv_rank, spec.rope.dim], dim=-1)
         k_rope = self.rotate(k_rope[:, None], *rotation)
         vectors = torch.cat((self.kv_a_layernorm(latent)[:, None], k_rope), dim=-1)
-
-        q_latent = torch.einsum("thn,hnr->thr", q_nope, self.key_projection)
-        queries = torch.cat((q_latent, self.rotate(q_rope, *rotation)), dim=-1)
-        attended = self.attend(queries, vectors, vectors)[..., : spec.kv_rank]
-        values = torch.einsum("thr,hvr->thv", attended, self.value_projection)
-        out: torch.Tensor = self.o_proj(values.flatten(1))
+        attended = self.attend.over_latents(queries, vectors, self.key_projection, self.value_projection)
+        out: torch.Tensor = self.o_proj(attended.flatten(1))
         return out
 
     def finish(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import silu
 from transformers import DeepseekV2Config, DeepseekV3Config, MixtralConfig, Qwen2MoeConfig
@@ -139,6 +139,7 @@ def batch(num_tokens: int, num_used: int = NUM_EXPERTS) -> tuple[torch.Tensor, t
     return x, torch.rand(num_tokens, TOP_K, generator=generator), chosen
 
 
+@settings(deadline=None, max_examples=30)
 @given(num_tokens=st.integers(1, 40), num_used=st.integers(TOP_K, NUM_EXPERTS))
 def test_each_token_is_the_weighted_sum_of_its_experts(num_tokens: int, num_used: int) -> None:
     experts, (x, weights, chosen) = whole(), batch(num_tokens, num_used)
