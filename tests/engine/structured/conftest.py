@@ -42,7 +42,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=VOCAB_SIZE,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=1024,

@@ -85,6 +85,18 @@ def test_preempted_and_chunked_requests_answer_as_others_do(random_model: Path, 
         tight.core.check_integrity()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}])
+def test_ranks_that_share_a_model_answer_as_one_does(random_model: Path, llm: LLM, ranks: dict[str, Any]) -> None:
+    params = [constrained(i) if i % 3 else SamplingParams(max_tokens=20, seed=i) for i in range(6)]
+    expected = [o.outputs[0].token_ids for o in llm.generate(PROMPTS[:6], params, use_tqdm=False)]
+    shared = LLM(str(random_model), device="cpu", block_size=8, num_gpu_blocks_override=1000, **ranks)
+    try:
+        assert [o.outputs[0].token_ids for o in shared.generate(PROMPTS[:6], params, use_tqdm=False)] == expected
+    finally:
+        shared.core.close()
+
+
 def test_the_end_token_comes_only_where_the_grammar_may_end(llm: LLM) -> None:
     eos = llm.info.eos_token_ids[0]
     wanted = StructuredOutputsParams(regex=r"\d+")
