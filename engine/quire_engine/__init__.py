@@ -12,11 +12,12 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from quire_engine.core.pooling import PoolingParams
     from quire_engine.llm import LLM
     from quire_engine.sampling_params import BeamSearchParams, SamplingParams
     from quire_engine.structured_outputs import StructuredOutputsParams
 
-__all__ = ["LLM", "BeamSearchParams", "SamplingParams", "StructuredOutputsParams", "__version__"]
+__all__ = ["LLM", "BeamSearchParams", "PoolingParams", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from quire_engine.sampling_params import SamplingParams
 
         return SamplingParams
+    if name == "PoolingParams":
+        from quire_engine.core.pooling import PoolingParams
+
+        return PoolingParams
     if name == "BeamSearchParams":
         from quire_engine.sampling_params import BeamSearchParams
 

@@ -35,6 +35,11 @@ class EngineConfig:
     trust_remote_code: bool = setting(
         False, "run the tokenizer's and transformers models' own code from the checkpoint"
     )
+    task: str = setting(
+        "auto",
+        "generate text, or embed: make vectors of prompts; auto takes what the checkpoint is for",
+        choices=("auto", "generate", "embed"),
+    )
     dtype: str = setting(
         "auto",
         "type of weights and activations; auto takes the checkpoint's, and bfloat16 for float32 on a GPU",

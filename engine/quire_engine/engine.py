@@ -15,6 +15,7 @@ import torch
 from quire_engine.config import EngineConfig
 from quire_engine.core.loop import CoreConfig, EngineCore
 from quire_engine.core.messages import EngineInfo
+from quire_engine.core.pooling import Pooling
 from quire_engine.core.step import Executor
 from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.leader import Leader
@@ -31,9 +32,12 @@ from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.generation_config import eos_token_ids, generation_config, sampling_defaults
+from quire_engine.loading.sentence_transformers import pooling_of
 from quire_engine.loading.transformers_weights import draw_transformers, load_transformers
 from quire_engine.loading.weights import draw_weights, load_weights, stored_tensors
+from quire_engine.memory_plan.architectures import makes_embeddings
 from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
+from quire_engine.memory_plan.model_shape import ModelShape
 from quire_engine.memory_plan.plan import (
     GIB,
     HTTP_SERVER_BYTES,
@@ -45,7 +49,7 @@ from quire_engine.memory_plan.plan import (
 from quire_engine.memory_plan.quantization import Quantization, quantization_of, served_quantization
 from quire_engine.models.decoder import CausalLM, DecoderSpec
 from quire_engine.models.language_model import LanguageModel
-from quire_engine.models.registry import decoder_spec, has_family
+from quire_engine.models.registry import decoder_spec, embedding_spec, has_family
 from quire_engine.models.transformers_backend.one_at_a_time import OneAtATime
 from quire_engine.models.transformers_backend.rehearsal import rehearse
 from quire_engine.models.transformers_backend.spec import TransformersSpec
@@ -155,6 +159,9 @@ def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | No
             weights=config.load_format != "dummy",
         )
         spec = _spec(config, checkpoint)
+        pooling, longest_prompt = pooling_of(checkpoint, spec.shape, config.task)
+        if pooling is not None:
+            spec = _embedding_spec(spec, longest_prompt)
         quantization = _quantization(config, checkpoint)
         if quantization is not None and isinstance(spec, TransformersSpec):
             raise ValueError(
@@ -165,6 +172,8 @@ def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | No
         generation = generation_config(checkpoint, config.generation_config)
         defaults = sampling_defaults(generation)
         core_config = _core_config(config, spec, checkpoint, generation, device)
+        if pooling is not None:
+            core_config = _pooling(core_config, spec.shape, pooling)
         if rank == 0:
             _check_layout(layout, spec)
     place = Place()
@@ -196,6 +205,7 @@ def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | No
         block_size=core_config.block_size,
         dtype=dtype,
         device=device.type,
+        pooling=pooling,
         sampling_defaults=defaults,
         startup_seconds=phase.seconds,
     )
@@ -207,7 +217,8 @@ def _started(config: EngineConfig, built: BuiltRank, executor: Executor) -> tupl
     core_config, info = built.core_config, built.info
     with built.phase("warm-up", "EngineFailed"):
         longest = min(core_config.max_num_batched_tokens, core_config.max_model_len - 1)
-        warm_up(executor, max(1, min(_WARM_UP_TOKENS[info.device], longest)), core_config.block_size)
+        pools = core_config.pooling is not None
+        warm_up(executor, max(1, min(_WARM_UP_TOKENS[info.device], longest)), core_config.block_size, pools=pools)
     log.info("%s", built.plan.table())
     on_gpu = info.device == "cuda"
     gpu_blocks, cpu_blocks = (info.num_blocks, info.num_swap_blocks) if on_gpu else (0, info.num_blocks)
@@ -299,6 +310,24 @@ def _core_config(
     )
 
 
+def _embedding_spec(spec: DecoderSpec | TransformersSpec, longest: int | None) -> DecoderSpec:
+    """The model as it makes vectors of prompts of up to `longest` tokens."""
+    if isinstance(spec, TransformersSpec):
+        raise ValueError(f"{spec.shape.architecture} is run by transformers, which makes no embeddings here")
+    if not makes_embeddings(spec.shape.architecture):
+        spec = embedding_spec(spec)
+    return replace(spec, longest=min(spec.longest, longest or spec.longest))
+
+
+def _pooling(core_config: CoreConfig, shape: ModelShape, pooling: Pooling) -> CoreConfig:
+    """Settings of a model of vectors: encoders run prompts whole, and what counts all tokens computes all of them."""
+    if shape.kv_width == 0:
+        budget = max(core_config.max_num_batched_tokens, core_config.max_model_len)
+        core_config = replace(core_config, enable_chunked_prefill=False, max_num_batched_tokens=budget)
+    caches = core_config.enable_prefix_caching and shape.kv_width > 0 and pooling.over == "last"
+    return replace(core_config, enable_prefix_caching=caches, pooling=pooling)
+
+
 def _quantization(config: EngineConfig, checkpoint: Checkpoint) -> Quantization | None:
     found = quantization_of(checkpoint.config)
     try:
@@ -388,6 +417,8 @@ def _memory_request(
     swap_space = None if config.swap_space is None else int(config.swap_space * GIB)
     if not model.batches:  # one request, which has its room and is never preempted
         num_blocks, swap_space = -(-core_config.max_model_len // config.block_size), 0
+    if core_config.pooling is not None and not core_config.enable_prefix_caching:
+        swap_space = 0  # who is preempted begins again
     return MemoryRequest(
         shape=replace(shape, num_layers=len(place.stage.layers(shape.num_layers))),
         dtype=dtype,
@@ -434,4 +465,5 @@ def _runner(
         rotates_by_length=core_config.rotation is not None,
         samples=place.rank == 0,
     )
-    return ModelRunner(model, batch, cache, place, dtype)
+    # The results are rank 0's.
+    return ModelRunner(model, batch, cache, place, dtype, core_config.pooling if place.rank == 0 else None)

@@ -11,8 +11,10 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import BeamAnswer, EngineOutput, EngineRequest
+from quire_engine.core.pooling import PoolingParams
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.engine import build_engine
+from quire_engine.request_embedding import EmbeddingRequestOutput, embed_all
 from quire_engine.request_output import (
     BeamSearchOutput,
     BeamSearchSequence,
@@ -160,6 +162,38 @@ class LLM:
                 )
             outputs.append(BeamSearchOutput(sequences))
         return outputs
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        use_tqdm: bool = True,
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """The vector of each prompt, as `outputs.embedding`, in their order.
+
+        Raises `ValueError` for a prompt that can never run, and where the model generates text: no vector is made then.
+        """
+        every = [prompts] if isinstance(prompts, str | dict) else list(prompts)
+        if pooling_params is None or isinstance(pooling_params, PoolingParams):
+            params = [pooling_params or PoolingParams()] * len(every)
+        else:
+            params = list(pooling_params)
+        if len(params) != len(every):
+            raise ValueError(f"there are {len(every)} prompts and {len(params)} pooling_params: give one or as many")
+        first = self._num_requests
+        self._num_requests += len(every)
+        return embed_all(self.core, [self._token_ids(p) for p in every], params, first, use_tqdm)
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """As `embed`."""
+        return self.embed(prompts, use_tqdm, pooling_params=pooling_params)
 
     def _params_for(
         self, prompts: Sequence[object], params: SamplingParams | Sequence[SamplingParams] | None

@@ -11,6 +11,7 @@ from quire_engine.core.grammar import Grammars, GrammarState
 from quire_engine.core.grammar_queue import GrammarQueue
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, FinishReason
 from quire_engine.core.pipeline import Pipeline, pipeline_of
+from quire_engine.core.pooling import Pooling
 from quire_engine.core.randomness import nth_seed
 from quire_engine.core.request import Request
 from quire_engine.core.scheduler import Scheduler, SchedulerConfig
@@ -31,6 +32,7 @@ class CoreConfig(SchedulerConfig):
     eos_token_ids: tuple[int, ...] = ()
     seed: int = 0
     use_priority: bool = False
+    pooling: Pooling | None = None  # of a model that makes embeddings
 
 
 class EngineCore:
@@ -156,6 +158,9 @@ class EngineCore:
                     (request.group.choices[request.request_id],) = result.logprobs[request.request_id]
                     groups[request.unit[0].request_id] = request.group
                 continue
+            if sequence.pools:
+                outputs.append(self._end_pooled(request, result.embeddings[request.request_id]))
+                continue
             of_prompt = result.prompt_logprobs.get(request.request_id)
             if not new_tokens and of_prompt is None:
                 continue
@@ -171,6 +176,12 @@ class EngineCore:
             if group.is_complete:
                 outputs += self._search_on(group)
         return outputs
+
+    def _end_pooled(self, request: Request, embedding: list[float]) -> EngineOutput:
+        self._scheduler.remove(request)
+        del self._requests[request.request_id]
+        cached = request.num_cached_tokens or 0
+        return EngineOutput(request.request_id, [], "stop", num_cached_tokens=cached, embedding=embedding)
 
     def _search_on(self, group: BeamGroup) -> list[EngineOutput]:
         """End a round of a beam search. The last one gives out the answers."""
@@ -232,6 +243,7 @@ class EngineCore:
             nth_seed(self.config.seed, self._num_arrived) if seed is None else seed,
             order=(request.priority if self.config.use_priority else 0, self._num_arrived),
             cache_salt=request.cache_salt,
+            pooling=request.pooling,
         )
         if request.params.use_beam_search:
             BeamGroup.lead(queued, self._ends(request.params), self._max_beam_tokens(request.params))
@@ -251,20 +263,23 @@ class EngineCore:
         if request.request_id in self._requests:
             raise ValueError(f"a request with the id {request.request_id!r} is already there: use a new id")
         config, length = self.config, len(request.prompt_token_ids)
+        self._check_kind(request)
+        more = 1 if request.pooling is None else 0  # tokens that there has to be room for, beside the prompt
         if length == 0:
             raise ValueError("the prompt is empty: it needs at least one token")
-        if length > config.max_model_len - 1:
+        if length > config.max_model_len - more:
+            room = ", with room for one more" if more else ""
             raise ValueError(
-                f"the prompt has {length} tokens and at most {config.max_model_len - 1} fit, "
-                f"with room for one more: shorten it, or raise --max-model-len, now {config.max_model_len}"
+                f"the prompt has {length} tokens and at most {config.max_model_len - more} fit{room}: "
+                f"shorten it, or raise --max-model-len, now {config.max_model_len}"
             )
         pool = config.num_blocks * config.block_size
-        if length > pool - 1:
+        if length > pool - more:
             raise ValueError(
                 f"the prompt has {length} tokens and the whole KV cache holds {pool}: shorten it, or raise "
                 "--gpu-memory-utilization, --kv-cache-memory-bytes or --num-gpu-blocks-override"
             )
-        if length > self._max_tokens - 1:
+        if length > self._max_tokens - more:
             raise ValueError(
                 f"the prompt has {length} tokens and a step computes {config.max_num_batched_tokens}: raise "
                 "--max-num-batched-tokens, or set --enable-chunked-prefill"
@@ -281,6 +296,19 @@ class EngineCore:
             wrong = next((i for i in ids if not 0 <= i < config.vocab_size), None)
             if wrong is not None:
                 raise ValueError(f"{name} holds the token {wrong}: it must be between 0 and {config.vocab_size - 1}")
+
+    def _check_kind(self, request: EngineRequest) -> None:
+        """Raise `ValueError` for a text that is wanted of a model of vectors, or the other way round."""
+        pooling = self.config.pooling
+        if pooling is not None and request.pooling is None:
+            raise ValueError("this model makes embeddings and generates no text: use /v1/embeddings, or LLM.embed")
+        if pooling is None and request.pooling is not None:
+            raise ValueError(
+                "this model generates text and makes no embeddings: use /v1/completions or LLM.generate, "
+                "or start it with --task embed"
+            )
+        if pooling is not None and request.pooling is not None and request.pooling.dimensions is not None:
+            pooling.check_dimensions(request.pooling.dimensions)
 
     def _check_beams(self, params: SamplingParams, length: int) -> None:
         """Raise `ValueError` for a beam search that can never run."""

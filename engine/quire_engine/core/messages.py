@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
 
@@ -13,7 +14,10 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass
 class EngineRequest:
-    """One sequence to generate, or one beam search. Else `n > 1` is expanded by the caller into that many requests."""
+    """One sequence to generate, or one beam search. Else `n > 1` is expanded by the caller into that many requests.
+
+    With `pooling` nothing is generated, and `params` have no effect: the prompt's vector is the answer.
+    """
 
     request_id: str
     prompt_token_ids: list[int]
@@ -21,6 +25,7 @@ class EngineRequest:
     arrival_time: float = 0.0  # time.monotonic() of whoever accepted it; the same clock on one machine
     priority: int = 0  # lower runs first
     cache_salt: str | None = None
+    pooling: PoolingParams | None = None
 
 
 @dataclass
@@ -52,6 +57,7 @@ class EngineOutput:
     # parts, and before the first token.
     prompt_logprobs: list[TokenLogprobs] | None = None
     beams: list[BeamAnswer] | None = None
+    embedding: list[float] | None = None  # the prompt's vector, with `EngineRequest.pooling`; it comes alone and last
 
     @property
     def ended_by_token(self) -> bool:
@@ -91,4 +97,5 @@ class EngineInfo:
     dtype: str
     device: str
     sampling_defaults: dict[str, int | float] = field(default_factory=dict)  # of requests, by names of `SamplingParams`
+    pooling: Pooling | None = None  # of a model that makes embeddings, and nothing else
     startup_seconds: dict[str, float] = field(default_factory=dict)  # by phase

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from quire_engine.core.block_hash import BlockHash, block_hash, root_hash
 from quire_engine.core.grammar import GrammarState
+from quire_engine.core.pooling import PoolingParams
 from quire_engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Request:
     order: tuple[int, int]  # (priority, number of arrival): the lower one runs first
     cache_salt: str | None = None
     grammar: GrammarState | None = None  # what its answer has to follow
+    pooling: PoolingParams | None = None  # its answer is a vector
     num_computed_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)  # of the full blocks, where caching is on

@@ -241,14 +241,16 @@ class Scheduler:
             step.new.append(_new_sequence(request))
         start, end = request.num_computed_tokens, request.num_computed_tokens + count
         first = request.num_blocks_sent
+        whole, pooled = end == request.num_tokens, request.pooling is not None
         step.scheduled.append(
             ScheduledSequence(
                 request.request_id,
                 request.token_ids[start:end],
                 start,
                 request.block_ids[first:],
-                samples=end == request.num_tokens,
-                allowed=request.grammar.allowed if request.grammar and end == request.num_tokens else None,
+                samples=whole and not pooled,
+                allowed=request.grammar.allowed if request.grammar and whole else None,
+                pools=whole and pooled,
                 first_new_block=first,
             )
         )
@@ -313,4 +315,5 @@ def _new_sequence(request: Request) -> NewSequence:
         token_ids=list(request.token_ids) if request.params.looks_back else [],
         prompt_logprobs_from=request.num_prompt_logprobs + 1,
         rotated_for=request.rotated_for,
+        pooling=request.pooling,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from quire_engine.core.pooling import PoolingParams
 from quire_engine.sampling_params import SamplingParams
 
 
@@ -19,6 +20,7 @@ class NewSequence:
     token_ids: list[int] = field(default_factory=list)  # all that are known, where `params.looks_back`
     prompt_logprobs_from: int = 1  # the first position whose prompt logprobs, if asked for, are still wanted
     rotated_for: int = 0  # the length that its keys are rotated for, where that matters: see `RotationByLength`
+    pooling: PoolingParams | None = None  # its hidden states make one vector, once the prompt is through
 
 
 @dataclass(slots=True)
@@ -31,6 +33,7 @@ class ScheduledSequence:
     new_block_ids: list[int]
     samples: bool  # whether `token_ids` ends the known tokens, so that the next one is to be sampled
     allowed: bytes | None = None  # the tokens that may be sampled, one bit each as in `GrammarState`; None for all
+    pools: bool = False  # whether `token_ids` ends a prompt whose vector is wanted: then nothing is sampled
     first_new_block: int = 0  # the place in the table that `new_block_ids` begin at; some may be there already
 
     @property
@@ -84,6 +87,7 @@ class StepResult:
     # By request, of the prompt's positions that follow the step's tokens, in order and without a gap from
     # `prompt_logprobs_from` on; for requests with `params.prompt_logprobs` alone.
     prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+    embeddings: dict[str, list[float]] = field(default_factory=dict)  # by request, where `pools` is true
 
 
 class Executor(Protocol):

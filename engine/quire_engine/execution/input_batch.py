@@ -25,6 +25,7 @@ class ModelInputs:
     sampled_tokens: torch.Tensor  # [len(sampled)] int64: the batch's rows whose hidden state gives the next token
     sampling: SamplingBatch | None  # None on ranks that do not sample
     prompt_logprobs: list[PromptRows]
+    firsts: list[tuple[ScheduledSequence, int]]  # each sequence's first row
 
 
 class InputBatch:
@@ -121,6 +122,7 @@ class InputBatch:
             torch.tensor([last for _, last in lasts], dtype=torch.int64).to(self._device),
             sampling,
             [rows for rows in of_prompts if rows is not None],
+            firsts,
         )
 
     def _lay_out_decodes(self, decodes: list[ScheduledSequence]) -> tuple[np.ndarray, list[int]]:

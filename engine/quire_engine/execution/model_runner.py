@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from quire_engine.attention.context import attention_context
+from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.core.step import Executor, NewSequence, ScheduledSequence, Step, StepResult, TokenLogprobs
 from quire_engine.distributed.place import Place
 from quire_engine.execution.input_batch import InputBatch, ModelInputs
 from quire_engine.execution.kv_cache import KVCache
+from quire_engine.execution.pooling import Pooler
 from quire_engine.models.language_model import LanguageModel
 from quire_engine.sampling.logprobs import rank_hidden
 from quire_engine.sampling.sampler import SamplingBatch, choose
@@ -20,13 +22,21 @@ _WARM_UP = "warm-up"
 class ModelRunner:
     """Runs one rank's part of steps: lays a step out, runs the layers, and in the last stage samples.
 
-    The executor of an engine that has one rank. Of several, only rank 0 samples.
+    The executor of an engine that has one rank. Of several, only rank 0 samples. With `pooling` it makes vectors
+    instead.
     """
 
     def __init__(
-        self, model: LanguageModel, batch: InputBatch, cache: KVCache, place: Place, dtype: torch.dtype
+        self,
+        model: LanguageModel,
+        batch: InputBatch,
+        cache: KVCache,
+        place: Place,
+        dtype: torch.dtype,
+        pooling: Pooling | None = None,
     ) -> None:
         self._model = model
+        self._pooler = None if pooling is None else Pooler(pooling)
         self._batch = batch
         self._cache = cache
         self._place = place
@@ -36,6 +46,8 @@ class ModelRunner:
     def execute(self, step: Step) -> StepResult:
         """Returns nothing of use on ranks that do not sample."""
         self._batch.apply(step)
+        if self._pooler is not None:
+            self._pooler.apply(step)
         self._cache.move(step)
         result = StepResult([[] for _ in step.scheduled])
         if not step.scheduled:
@@ -44,6 +56,8 @@ class ModelRunner:
         hidden = self._run_layers(inputs)
         if hidden is None:
             return result
+        if self._pooler is not None:
+            result.embeddings = self._pooler.pool(hidden, inputs.firsts)
         if inputs.sampled:
             # The ranks that share the head compute its logits together, and all get them.
             logits = self._model.logits(hidden[inputs.sampled_tokens])
@@ -90,14 +104,17 @@ class ModelRunner:
         }
 
 
-def warm_up(executor: Executor, num_tokens: int, block_size: int) -> None:
+def warm_up(executor: Executor, num_tokens: int, block_size: int, *, pools: bool = False) -> None:
     """Run a prompt of `num_tokens` and one decode, so that the first request finds everything initialised.
 
-    Writes to the first blocks, which nobody has been given yet.
+    A model that makes vectors, which `pools`, runs the prompt alone. Writes to the first blocks, which nobody has been
+    given yet.
     """
     params = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
-    num_blocks = -(-(num_tokens + 1) // block_size)
-    sequence = ScheduledSequence(_WARM_UP, [0] * num_tokens, 0, list(range(num_blocks)), samples=True)
-    executor.execute(Step(new=[NewSequence(_WARM_UP, num_tokens, params, 0)], scheduled=[sequence]))
-    executor.execute(Step(scheduled=[ScheduledSequence(_WARM_UP, [0], num_tokens, [], samples=True)]))
+    blocks = list(range(-(-(num_tokens + 1) // block_size)))
+    new = NewSequence(_WARM_UP, num_tokens, params, 0, pooling=PoolingParams() if pools else None)
+    prompt = ScheduledSequence(_WARM_UP, [0] * num_tokens, 0, blocks, samples=not pools, pools=pools)
+    executor.execute(Step(new=[new], scheduled=[prompt]))
+    if not pools:
+        executor.execute(Step(scheduled=[ScheduledSequence(_WARM_UP, [0], num_tokens, [], samples=True)]))
     executor.execute(Step(removed=[_WARM_UP]))

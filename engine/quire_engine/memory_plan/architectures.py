@@ -24,6 +24,9 @@ class Architecture:
     float32: tuple[str, ...] = ()
     """Endings of tensors that are kept in float32, whatever type is served."""
 
+    unused: tuple[str, ...] = ()
+    """Beginnings of tensors that are not loaded."""
+
 
 def _four_times(config: Config) -> Config:
     """An inner size that is four times the hidden one, where it is not given."""
@@ -95,6 +98,40 @@ _GLM_MOE: Config = {
     "moe_intermediate_size": 1408,
     "max_position_embeddings": 131072,
 }
+
+
+def _encoder(config: Config) -> Config:
+    """An encoder keeps nothing of a token."""
+    return {"kv_width": 0, "num_key_value_heads": config.get("num_attention_heads")}
+
+
+def _roberta(config: Config) -> Config:
+    """Positions count from the padding's id on, which stands before the first."""
+    last, padding = positive_int(config, "max_position_embeddings"), config.get("pad_token_id")
+    return {**_encoder(config), "max_position_embeddings": last - (padding if isinstance(padding, int) else 1) - 1}
+
+
+_BERT = Architecture(
+    defaults={"max_position_embeddings": 512, "type_vocab_size": 2},
+    derived=_encoder,
+    unused=("pooler.", "bert.pooler.", "cls."),
+)
+_ROBERTA = Architecture(
+    defaults={"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1},
+    derived=_roberta,
+    unused=("pooler.", "roberta.pooler.", "lm_head."),
+)
+_DISTILBERT = Architecture(
+    names={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+    },
+    defaults={"max_position_embeddings": 512},
+    derived=_encoder,
+    unused=("vocab_transform.", "vocab_layer_norm.", "vocab_projector."),
+)
 _EXPERTS = {"num_experts": "num_local_experts"}
 _LATENT: Config = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
 
@@ -177,6 +214,18 @@ _KNOWN: dict[str, Architecture] = {
     ),
 }
 ARCHITECTURES = tuple(_KNOWN)
+_ENCODERS: dict[str, Architecture] = {
+    "BertModel": _BERT,
+    "BertForMaskedLM": _BERT,
+    "RobertaModel": _ROBERTA,
+    "RobertaForMaskedLM": _ROBERTA,
+    "XLMRobertaModel": _ROBERTA,
+    "XLMRobertaForMaskedLM": _ROBERTA,
+    "DistilBertModel": _DISTILBERT,
+    "DistilBertForMaskedLM": _DISTILBERT,
+}
+ENCODERS = tuple(_ENCODERS)
+"""Those that see a prompt in both directions: they make embeddings alone."""
 
 
 def normalised(config: Config) -> dict[str, object]:
@@ -187,8 +236,10 @@ def normalised(config: Config) -> dict[str, object]:
     architectures = config.get("architectures")
     names = architectures if isinstance(architectures, list) else []
     for name in names:
-        if name in _KNOWN:
-            return _read(_KNOWN[name], {**config, "architectures": [name]})
+        known = _known(name)
+        if known is not None:
+            read = _read(known, {**config, "architectures": [name]})
+            return read | {"tie_word_embeddings": True} if makes_embeddings(name) else read
     if not names:
         raise ValueError('config.json has no "architectures": it must name the model\'s class')
     raise ValueError(f"config.json: the architecture {names[0]} is not supported: use one of {', '.join(_KNOWN)}")
@@ -196,7 +247,39 @@ def normalised(config: Config) -> dict[str, object]:
 
 def float32_tensors(architecture: str) -> tuple[str, ...]:
     """Endings of the tensors that an architecture's models keep in float32."""
-    return _KNOWN[architecture].float32 if architecture in _KNOWN else ()
+    known = _known(architecture)
+    return () if known is None else known.float32
+
+
+def unused_tensors(architecture: str) -> tuple[str, ...]:
+    """Beginnings of the tensors that stand in an architecture's checkpoints and are not loaded."""
+    known = _known(architecture)
+    return () if known is None else known.unused
+
+
+def with_head(architecture: str) -> str | None:
+    """The decoder that a class without an output head, such as LlamaModel, is a part of; None where it is none."""
+    base = architecture.removesuffix("Model") if architecture.endswith("Model") else None
+    heads = () if base is None else (f"{base}ForCausalLM", f"{base}LMHeadModel")
+    return next((name for name in heads if name in _KNOWN), None)
+
+
+def makes_embeddings(architecture: str) -> bool:
+    """Whether a class has nothing to generate text by: an encoder, or a decoder without its head."""
+    return architecture in _ENCODERS or with_head(architecture) is not None
+
+
+def without_head(architecture: str) -> str:
+    """The other way round, as LlamaModel of LlamaForCausalLM; what has no head is itself."""
+    return (
+        f"{architecture.removesuffix('ForCausalLM').removesuffix('LMHeadModel')}Model"
+        if architecture in _KNOWN
+        else architecture
+    )
+
+
+def _known(name: str) -> Architecture | None:
+    return _ENCODERS.get(name) or _KNOWN.get(with_head(name) or name)
 
 
 def _read(architecture: Architecture, config: dict[str, object]) -> dict[str, object]:

@@ -113,7 +113,7 @@ def _checked(kind: type[_Numbers], values: Mapping[str, Any], least: int) -> _Nu
     for field in dataclasses.fields(kind):
         value = values[field.name]
         if field.type == "int":
-            _whole(value, least)
+            _whole(value, 0 if field.name == "kv_width" else least)
         elif type(value).__name__ != field.type:
             raise ValueError(f"{field.name} is {value!r}")
     return kind(**values)

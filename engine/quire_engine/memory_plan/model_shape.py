@@ -22,7 +22,7 @@ class ModelShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    kv_width: int  # what the cache holds of a token for each KV head: a key and a value, or a latent vector
+    kv_width: int  # what the cache holds of a token for each KV head: key and value, a latent vector, or nothing
     num_experts: int  # 1 where there are none
     experts_per_token: int
     expert_size: int  # the inner size of each
@@ -55,7 +55,7 @@ class ModelShape:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            kv_width=positive_int(config, "kv_width", default=2 * head_dim),
+            kv_width=0 if config.get("kv_width") == 0 else positive_int(config, "kv_width", default=2 * head_dim),
             num_experts=positive_int(config, "num_experts", default=1),
             experts_per_token=positive_int(config, "num_experts_per_tok", default=1),
             expert_size=positive_int(config, "moe_intermediate_size", default=intermediate_size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from quire_engine.memory_plan.architectures import makes_embeddings
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 
 GIB = 1 << 30
@@ -123,7 +124,7 @@ def size_memory(request: MemoryRequest) -> MemoryPlan:
     activations = activation_bytes(request)
     block_bytes = request.shape.kv_bytes_per_token(request.dtype) * request.block_size
     http_server = 0 if request.on_gpu else HTTP_SERVER_BYTES
-    num_swap_blocks = swap_bytes(request) // block_bytes
+    num_swap_blocks = swap_bytes(request) // block_bytes if block_bytes else 0
     swap_space = num_swap_blocks * block_bytes
     used = request.resident + http_server + request.weights + activations
     if not request.on_gpu:
@@ -132,7 +133,7 @@ def size_memory(request: MemoryRequest) -> MemoryPlan:
     pool = allowed if request.on_gpu else min(allowed, CPU_POOL_AT_MOST)
     if request.kv_cache_memory_bytes is not None:
         pool = request.kv_cache_memory_bytes
-    num_blocks = max(0, pool // block_bytes)
+    num_blocks = max(0, pool // block_bytes) if block_bytes else _blocks_of_a_step(request)
     if request.num_blocks is not None:
         num_blocks = request.num_blocks
     return MemoryPlan(
@@ -149,6 +150,13 @@ def size_memory(request: MemoryRequest) -> MemoryPlan:
         num_swap_blocks=num_swap_blocks,
         block_size=request.block_size,
     )
+
+
+def _blocks_of_a_step(request: MemoryRequest) -> int:
+    """Pages that whole prompts are counted in where nothing is kept of them, with what the scheduler holds back."""
+    tokens = max(request.max_num_batched_tokens, request.max_model_len)
+    blocks = -(-tokens // request.block_size) + min(request.max_num_seqs, tokens)
+    return blocks + blocks // 50 + 1
 
 
 def swap_bytes(request: MemoryRequest) -> int:
@@ -169,6 +177,8 @@ def activation_bytes(request: MemoryRequest) -> int:
     width = 3 * shape.hidden_size + max(3 * heads, mlp)
     tokens = request.max_num_batched_tokens * width * item
     gathered = max(GATHERED_TOKENS, request.max_model_len) * shape.kv_bytes_per_token_and_layer(request.dtype)
+    if makes_embeddings(shape.architecture):
+        return tokens + gathered
     # Logits in float32, their sorted copy and its indices, and running sums in float64.
     logits = min(request.max_num_seqs, request.max_num_batched_tokens) * shape.vocab_size * (4 + 4 + 4 + 8 + 8)
     # Logits that logprobs of prompts are read from, their exponentials, and what they are compared with.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quire_engine.memory_plan.architectures import float32_tensors
+from quire_engine.memory_plan.architectures import float32_tensors, unused_tensors
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.memory_plan.quantization import UNUSED, Gptq, Quantization
 from quire_engine.memory_plan.safetensors_header import TensorHeader
@@ -21,6 +21,7 @@ COMPUTED = (
     ".attn.masked_bias",
     ".attention.bias",
     ".attention.masked_bias",
+    "position_ids",
 )
 # Scales of FP8 weights, which stay float32 whatever is served.
 _SCALES = (".weight_scale", ".weight_scale_inv")
@@ -32,13 +33,15 @@ _WHOLE = (
     ".embed_positions.weight",
     ".project_in.weight",
     ".project_out.weight",
+    ".position_embeddings.weight",
+    ".token_type_embeddings.weight",
     ".gate.weight",
     ".router.layer.weight",
     ".shared_expert_gate.weight",
     ".q_a_proj.weight",
     ".kv_a_proj_with_mqa.weight",
 )
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 # Projections to queries, keys and values that are stored as one.
 _FUSED = (".qkv_proj.", ".query_key_value.", ".c_attn.", ".Wqkv.")
 
@@ -61,10 +64,11 @@ class WeightSizes:
         """Sum up a checkpoint's tensors, by name."""
         ordered = isinstance(quantization, Gptq) and quantization.act_order and quantization.group_size is not None
         not_kept = (*COMPUTED, *UNUSED, *(() if ordered else (".g_idx",)))
+        unused = unused_tensors(shape.architecture)
         kept = float32_tensors(shape.architecture)
         split = kv = whole = stored = float32 = linear = 0
         for name, tensor in tensors.items():
-            if name.endswith(not_kept) or (shape.tied_embeddings and name in _HEADS):
+            if name.endswith(not_kept) or name.startswith(unused) or (shape.tied_embeddings and name in _HEADS):
                 continue
             layer = _LAYER.search(name)
             if layer is not None and int(layer[1]) >= shape.num_layers:

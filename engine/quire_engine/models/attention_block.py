@@ -9,6 +9,7 @@ from torch import nn
 
 from quire_engine.attention.paged_attention import PagedAttention
 from quire_engine.attention.scores import Alibi, alibi_slopes
+from quire_engine.attention.whole_attention import WholeAttention
 from quire_engine.distributed.ranks import tensor_ranks
 from quire_engine.layers.linear import ColumnLinear, RowLinear, Rows
 from quire_engine.layers.norm import HeadNormSpec
@@ -33,6 +34,7 @@ class AttentionSpec:
     """What sets the attention of a family, or of some of its layers, apart."""
 
     rope: RopeSettings | None = None
+    causal: bool = True  # else each token sees the whole prompt, and nothing is cached
     window: int | None = None
     scale: float | None = None  # of the scores; 1 / sqrt(head_dim) unless given
     softcap: float | None = None
@@ -63,6 +65,9 @@ class Attention(nn.Module):
             if spec.rope.dim < head_dim:
                 by_halves, by_neighbours = rotate_first, rotate_first_neighbours
             self.rotate = by_neighbours if spec.rope.interleaved else by_halves
+        if not spec.causal:
+            self.attend: nn.Module = WholeAttention(head_dim, scale=spec.scale)
+            return
         ranks = tensor_ranks()
         own, own_kv = ranks.share(shape.num_heads), ranks.share(shape.num_kv_heads)
         alibi = None

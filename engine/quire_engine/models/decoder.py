@@ -30,6 +30,7 @@ class EmbeddingSpec:
     size: int | None = None  # where it is not the hidden size: it is projected up, and down again before the head
     learned_positions: int = 0  # of a second table, added; its first `first_position` rows are unused
     first_position: int = 0
+    token_types: int = 0  # rows of a third table, of which all tokens have the first one added
     norm: NormSpec | None = None
 
 
@@ -97,6 +98,7 @@ class InputEmbedding(nn.Module):
         self.first_position = spec.first_position
         rows = spec.learned_positions + spec.first_position
         self.positions = PositionTable(rows, hidden_size) if spec.learned_positions else None
+        self.token_types = PositionTable(spec.token_types, hidden_size) if spec.token_types else None
         self.norm = None if spec.norm is None else spec.norm.build(hidden_size)
 
     def forward(self, embedded: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -108,6 +110,8 @@ class InputEmbedding(nn.Module):
             x = x * self.scale
         if self.positions is not None:
             x = x + self.positions(positions + self.first_position)
+        if self.token_types is not None:
+            x = x + self.token_types.weight[0]
         if self.norm is not None:
             x = self.norm(x)
         return x

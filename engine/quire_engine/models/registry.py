@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from quire_engine.memory_plan.architectures import normalised
+from quire_engine.memory_plan.architectures import normalised, with_head, without_head
+from quire_engine.models.bert import bert, distilbert, roberta
 from quire_engine.models.bloom import bloom
 from quire_engine.models.cohere import cohere, cohere2
 from quire_engine.models.decoder import DecoderSpec
@@ -83,11 +85,24 @@ FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "GraniteMoeForCausalLM": granite_moe,
 }
 
+ENCODERS: dict[str, Callable[[Config], DecoderSpec]] = {
+    "BertModel": bert,
+    "BertForMaskedLM": bert,
+    "RobertaModel": roberta,
+    "RobertaForMaskedLM": roberta,
+    "XLMRobertaModel": roberta,
+    "XLMRobertaForMaskedLM": roberta,
+    "DistilBertModel": distilbert,
+    "DistilBertForMaskedLM": distilbert,
+}
+"""They make embeddings alone."""
+
 
 def has_family(config: Config) -> bool:
     """Whether one of a config.json's architectures is a family of ours."""
     architectures = config.get("architectures")
-    return any(name in FAMILIES for name in architectures) if isinstance(architectures, list) else False
+    names = architectures if isinstance(architectures, list) else []
+    return any(name in ENCODERS or (with_head(name) or name) in FAMILIES for name in names)
 
 
 def decoder_spec(config: Config) -> DecoderSpec:
@@ -95,4 +110,22 @@ def decoder_spec(config: Config) -> DecoderSpec:
     common = normalised(config)
     architectures = common["architectures"]
     assert isinstance(architectures, list)
-    return FAMILIES[architectures[0]](common)
+    name = architectures[0]
+    if name in ENCODERS:
+        return ENCODERS[name](common)
+    if common.get("is_causal") is False or common.get("use_bidirectional_attention"):
+        raise ValueError(f"config.json: tokens of this {name} see those behind them: only encoders may, as BertModel")
+    whole = with_head(name)
+    return FAMILIES[name](common) if whole is None else embedding_spec(FAMILIES[whole](common))
+
+
+def embedding_spec(spec: DecoderSpec) -> DecoderSpec:
+    """The model without its output head, which its checkpoint may lack. Raises `ValueError` where that is no vector."""
+    if spec.embedding.size is not None:
+        raise ValueError(f"{spec.shape.architecture} projects its hidden states: it makes no embeddings here")
+    shape = replace(spec.shape, architecture=without_head(spec.shape.architecture), tied_embeddings=True)
+    naming = spec.naming
+    head, first = naming.source("lm_head.weight").name, naming.source("model.embed_tokens.weight").name
+    otherwise = naming.otherwise or {first.partition(".")[0] + ".": ""}
+    unused = (*naming.unused, head, head.removesuffix("weight") + "bias")
+    return replace(spec, shape=shape, head_bias=False, naming=replace(naming, otherwise=otherwise, unused=unused))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -15,6 +15,8 @@ from starlette.types import ASGIApp
 from quire_engine import __version__
 from quire_engine.server.chat import Chat
 from quire_engine.server.completions import Completions
+from quire_engine.server.embedding_protocol import EmbeddingRequest
+from quire_engine.server.embeddings import Embeddings
 from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.errors import ApiError, error_body, on_api_error, on_http_exception, on_validation_error
 from quire_engine.server.gate import Gate
@@ -24,12 +26,16 @@ from quire_engine.server.protocol import ChatCompletionRequest, CompletionReques
 from quire_engine.server.settings import ServerSettings
 from quire_engine.server.streaming import ClientGoneError, EventStream, unless_client_leaves
 
+_Part = TypeVar("_Part")
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but the metrics count it
 
 
 @dataclass
 class Service:
-    """What the routes work with. `completions` and `chat` are there once the tokenizer and the engine are."""
+    """What the routes work with.
+
+    Once the tokenizer and the engine are there, `completions` and `chat` are, or `embeddings`, by what the model does.
+    """
 
     settings: ServerSettings
     lifecycle: Lifecycle
@@ -39,6 +45,7 @@ class Service:
     cards: list[ModelCard] = field(default_factory=list)
     completions: Completions | None = None
     chat: Chat | None = None
+    embeddings: Embeddings | None = None
 
     def health(self) -> tuple[int, str]:
         """Status code and reason. 200 only while the engine gives signs of life and the server takes requests."""
@@ -66,6 +73,12 @@ class Service:
             raise ApiError(404, f"the model {asked!r} is not served here: use {served}", param="model")
         return asked
 
+    def of_text(self, part: _Part | None) -> _Part:
+        """Raises `ApiError` where the model generates no text."""
+        if part is None:
+            raise ApiError(400, f"{self.model_names[0]} makes embeddings and generates no text: use /v1/embeddings")
+        return part
+
     def check_queue(self) -> None:
         """Raises `ApiError` 429 when as many requests wait as `--max-waiting` allows."""
         limit = self.settings.max_waiting
@@ -84,6 +97,7 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(Exception, _on_unexpected)
     _add_status_routes(app, service)
     _add_generation_routes(app, service)
+    _add_embedding_routes(app, service)
     return Gate(app, service.lifecycle, service.settings.api_key, service.starting, service.metrics.observe_http)
 
 
@@ -119,23 +133,38 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
 
 def _add_generation_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions")
-    async def completions(request: Request, body: CompletionRequest) -> Response:
-        assert service.completions is not None
+    async def create_completion(request: Request, body: CompletionRequest) -> Response:
         name = service.checked_model(body.model)
+        completions = service.of_text(service.completions)
         service.check_queue()
         if body.stream:
-            return EventStream(await service.completions.stream(body, name))
-        answer = await unless_client_leaves(request, service.completions.complete(body, name))
+            return EventStream(await completions.stream(body, name))
+        answer = await unless_client_leaves(request, completions.complete(body, name))
         return Response(answer.model_dump_json(), media_type="application/json")
 
     @app.post("/v1/chat/completions")
-    async def chat(request: Request, body: ChatCompletionRequest) -> Response:
-        assert service.chat is not None
+    async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
         name = service.checked_model(body.model)
+        chat = service.of_text(service.chat)
         service.check_queue()
         if body.stream:
-            return EventStream(await service.chat.stream(body, name))
-        answer = await unless_client_leaves(request, service.chat.complete(body, name))
+            return EventStream(await chat.stream(body, name))
+        answer = await unless_client_leaves(request, chat.complete(body, name))
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _add_embedding_routes(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/embeddings")
+    async def create_embedding(request: Request, body: EmbeddingRequest) -> Response:
+        name = service.checked_model(body.model)
+        if service.embeddings is None:
+            raise ApiError(
+                400,
+                f"{name} generates text and makes no embeddings: use /v1/chat/completions or /v1/completions, "
+                "or start the server with --task embed",
+            )
+        service.check_queue()
+        answer = await unless_client_leaves(request, service.embeddings.embed(body, name))
         return Response(answer.model_dump_json(), media_type="application/json")
 
 

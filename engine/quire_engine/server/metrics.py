@@ -155,6 +155,12 @@ class Metrics:
             self.inter_token_seconds.observe(0.0)
         times.last_token = now
 
+    def observe_embedded(self, times: RequestTimes, now: float) -> None:
+        """A prompt's vector has come."""
+        self.prompt_tokens.inc(times.num_prompt_tokens)
+        self._num_prompt_tokens += times.num_prompt_tokens
+        self.observe_finished(times, "stop", now)
+
     def observe_submitted(self, params: SamplingParams) -> None:
         """A prompt goes to the engine, for `params.n` sequences."""
         self.params_n.observe(params.n)

@@ -53,17 +53,22 @@ class Prompts:
             ]
         )
 
-    async def from_completion(self, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
-        """The token ids of each prompt of a completion request. Raises `ApiError` on an empty or foreign one."""
+    async def from_completion(
+        self, prompt: str | list[str] | list[int] | list[list[int]], field: str = "prompt"
+    ) -> list[list[int]]:
+        """The token ids of each prompt in a request's `field`. Raises `ApiError` on an empty or foreign one."""
         if isinstance(prompt, str):
-            return [await self._encode(prompt, special=True)]
+            return [await self._encode(prompt, special=True, field=field)]
         if not prompt:
-            raise ApiError(400, "prompt is empty: send a string, or a list of strings or token ids", param="prompt")
+            raise ApiError(400, f"{field} is empty: send a string, or a list of strings or token ids", param=field)
         if isinstance(prompt[0], int):
-            return [self._checked([p for p in prompt if isinstance(p, int)])]
+            return [self._checked([p for p in prompt if isinstance(p, int)], field)]
         ids = []
         for one in prompt:
-            ids.append(await self._encode(one, special=True) if isinstance(one, str) else self._checked(one))
+            if isinstance(one, str):
+                ids.append(await self._encode(one, special=True, field=field))
+            elif isinstance(one, list):
+                ids.append(self._checked(one, field))
         return ids
 
     async def from_chat(
@@ -119,13 +124,13 @@ class Prompts:
                 400, f"{field} holds token id {max(ids)}: this model's ids end at {self._vocab_size - 1}", param=field
             )
 
-    def _checked(self, ids: list[int]) -> list[int]:
+    def _checked(self, ids: list[int], field: str) -> list[int]:
         if not ids:
-            raise ApiError(400, "prompt holds an empty list: each prompt needs at least one token", param="prompt")
-        self.check_ids(ids, "prompt")
+            raise ApiError(400, f"{field} holds an empty list: each prompt needs at least one token", param=field)
+        self.check_ids(ids, field)
         return ids
 
-    async def _encode(self, text: str, *, special: bool) -> list[int]:
+    async def _encode(self, text: str, *, special: bool, field: str = "prompt") -> list[int]:
         if len(text) > self._max_model_len * 128:  # no tokenizer packs more into a token: do not even try
             raise ApiError(
                 400, f"the prompt has {len(text)} characters: this model's context holds {self._max_model_len} tokens"
@@ -135,5 +140,5 @@ class Prompts:
         else:
             ids = self._tokenizer.encode(text, add_special_tokens=special)
         if not ids:
-            raise ApiError(400, "the prompt is empty: write at least one character", param="prompt")
+            raise ApiError(400, "the prompt is empty: write at least one character", param=field)
         return list(ids)

@@ -14,6 +14,7 @@ from quire_engine.core.messages import EngineInfo
 from quire_engine.server.app import Service
 from quire_engine.server.chat import Chat
 from quire_engine.server.completions import Completions
+from quire_engine.server.embeddings import Embeddings, Inputs
 from quire_engine.server.generation import Generation
 from quire_engine.server.parameters import Parameters
 from quire_engine.server.prompts import Prompts
@@ -67,15 +68,19 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
     defaults = dict(info.sampling_defaults)
     most = defaults.pop("max_tokens", limit)
     prompts = Prompts(tokenizer, limit, info.vocab_size, template, longest_answer=int(most))
+    service.cards = [ModelCard(id=name, root=info.model, max_model_len=limit) for name in service.model_names]
+    service.metrics.set_info(info)
+    service.client.on_step = service.metrics.observe_step
+    if info.pooling is not None:
+        inputs = Inputs(prompts, tokenizer, limit)
+        service.embeddings = Embeddings(service.client, inputs, service.metrics, info.pooling)
+        return
     generation = Generation(service.client, tokenizer, service.metrics)
     use_priority = service.client.config.scheduling_policy == "priority"
     parameters = Parameters(tokenizer, info.vocab_size, use_priority=use_priority, defaults=defaults)
     tokens = TokenBytes(tokenizer)
     service.completions = Completions(generation, prompts, parameters, tokens)
     service.chat = Chat(generation, prompts, parameters, tokens, service.settings.response_role)
-    service.cards = [ModelCard(id=name, root=info.model, max_model_len=limit) for name in service.model_names]
-    service.metrics.set_info(info)
-    service.client.on_step = service.metrics.observe_step
 
 
 def _read_template(file: str | None) -> str | None:

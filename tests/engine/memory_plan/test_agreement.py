@@ -11,14 +11,17 @@ import pytest
 from quire_engine.config import EngineConfig
 from quire_engine.engine import build_engine
 from quire_engine.memory_plan.architectures import ARCHITECTURES
+from quire_engine.memory_plan.architectures import ENCODERS as PLANNED_ENCODERS
 from quire_engine.memory_plan.host_memory import memory_limit
 from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.memory_plan.model_shape import ModelShape
+from quire_engine.models.registry import ENCODERS as SERVED_ENCODERS
 from quire_engine.models.registry import FAMILIES as SERVED
 from quire_engine.models.registry import decoder_spec
 from quire_operator.plan.gpu_memory import Device
 from quire_operator.plan.service_plan import plan_of
-from tests.engine.models.checkpoints import ALL, FAMILIES, make_model, save
+from tests.engine.models.checkpoints import ALL, ENCODERS, FAMILIES, make_model, save
+from tests.engine.models.families import ENCODERS as TESTED_ENCODERS
 from tests.engine.models.families import FAMILIES as TESTED
 from tests.operator.services import service
 
@@ -26,9 +29,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *ENCODERS])
 def test_weights_and_kv_bytes_per_token_are_those_of_the_engine(tmp_path: Path, name: str, dtype: str) -> None:
-    cls, config = ALL[name]
+    cls, config = (ALL | ENCODERS)[name]
     save(make_model(cls, config()), tmp_path)
     spec = service(model={"source": "hf://org/name", "dtype": dtype}).spec
     plan = plan_of(spec, ModelFacts.of_directory(tmp_path), Device("CPU", 4 << 30, on_gpu=False))
@@ -53,12 +56,13 @@ def test_the_pool_of_a_pod_is_the_one_that_the_engine_allocates(tmp_path: Path) 
 def test_the_architectures_that_are_planned_are_those_that_are_served_and_tested() -> None:
     assert {family.architecture for family in TESTED} == set(SERVED)
     assert set(ARCHITECTURES) == set(SERVED)
+    assert {family.architecture for family in TESTED_ENCODERS} == set(SERVED_ENCODERS) == set(PLANNED_ENCODERS)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *ENCODERS])
 @pytest.mark.parametrize("left_out", ["nothing", "head_dim", "num_key_value_heads"])
 def test_the_shape_that_is_planned_with_is_the_one_that_is_served(tmp_path: Path, name: str, left_out: str) -> None:
-    cls, config = ALL[name]
+    cls, config = (ALL | ENCODERS)[name]
     save(make_model(cls, config()), tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     written.pop(left_out, None)

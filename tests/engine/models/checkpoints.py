@@ -11,18 +11,21 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from tests.engine.models.families import CASES, MAX_MODEL_LEN, SIZES, VOCAB_SIZE
+from tests.engine.models.families import CASES, ENCODER_CASES, MAX_MODEL_LEN, SIZES, VOCAB_SIZE
 
 __all__ = ["MAX_MODEL_LEN", "SIZES", "VOCAB_SIZE"]
 
 
 def _case(name: str) -> tuple[type[PreTrainedModel], Any]:
-    family, settings = CASES[name]
+    family, settings = (CASES | ENCODER_CASES)[name]
     return getattr(transformers, family.architecture), lambda: getattr(transformers, family.config)(**settings)
 
 
 ALL: dict[str, tuple[type[PreTrainedModel], Any]] = {name: _case(name) for name in CASES}
 """The class and a function that gives the config, by name."""
+
+ENCODERS: dict[str, tuple[type[PreTrainedModel], Any]] = {name: _case(name) for name in ENCODER_CASES}
+"""Likewise, of those that make embeddings."""
 
 FAMILIES = {
     "llama": ALL["LlamaForCausalLM: grouped heads"],
