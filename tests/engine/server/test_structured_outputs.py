@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -164,13 +163,12 @@ async def test_hostile_grammars_leave_the_server_answering(server: Server) -> No
             asyncio.create_task(client.post("/v1/completions", json={**COMPLETION, "max_tokens": 50, **fields}))
             for fields in hostile
         ]
-        slowest = 0.0
+        answered_meanwhile = 0
         while not all(attack.done() for attack in attacks):
-            started = time.monotonic()
             assert (await client.get("/health")).status_code == 200
-            slowest = max(slowest, time.monotonic() - started)
+            answered_meanwhile += not all(attack.done() for attack in attacks)
             await asyncio.sleep(0.05)
         statuses = [attack.result().status_code for attack in attacks]
         assert set(statuses) <= {200, 400}
-        assert slowest < 10  # a stall would have lasted as long as the attacks, each of them
+        assert answered_meanwhile > 0
         assert (await client.post("/v1/completions", json={**COMPLETION, "max_tokens": 3})).status_code == 200
