@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from quire_engine import LLM, BeamSearchParams, SamplingParams
+from quire_engine import LLM, BeamSearchParams, PoolingParams, SamplingParams
 from tests.engine.models.checkpoints import FAMILIES, VOCAB_SIZE, make_model, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,6 +30,27 @@ def llm(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> LLM:
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}a:"
     tokenizer.save_pretrained(directory)
     return LLM(str(directory), device="cpu", block_size=8, num_gpu_blocks_override=200)
+
+
+def test_vectors_of_texts_and_tokens_come_in_their_order_from_a_model_that_embeds_and_generates_nothing(
+    llm: LLM,
+) -> None:
+    embedder = LLM(llm.config.model, task="embed", device="cpu", block_size=8, num_gpu_blocks_override=200)
+    outputs = embedder.embed(["abc", {"prompt_token_ids": [97, 98, 99]}, "d"], use_tqdm=False)
+    assert [o.prompt_token_ids for o in outputs] == [[97, 98, 99], [97, 98, 99], [100]]
+    one, again, other = [o.outputs.embedding for o in outputs]
+    assert len(one) == outputs[0].outputs.hidden_size == 64
+    assert one == pytest.approx(again, abs=1e-6)
+    assert one != pytest.approx(other, abs=1e-2)
+    assert sum(x * x for x in one) == pytest.approx(1.0)
+    assert embedder.encode("abc", use_tqdm=False)[0].outputs.data == pytest.approx(one, abs=1e-6)
+    raw = embedder.embed("abc", use_tqdm=False, pooling_params=PoolingParams(normalize=False))
+    assert sum(x * x for x in raw[0].outputs.embedding) != pytest.approx(1.0, abs=1e-2)
+    with pytest.raises(ValueError, match=r"use /v1/embeddings, or LLM\.embed"):
+        embedder.generate("abc", GREEDY, use_tqdm=False)
+    with pytest.raises(ValueError, match="start it with --task embed"):
+        llm.embed("abc", use_tqdm=False)
+    assert llm.generate("abc", GREEDY, use_tqdm=False)[0].finished
 
 
 def test_answers_come_in_the_prompts_order_with_text_tokens_and_times(llm: LLM) -> None:

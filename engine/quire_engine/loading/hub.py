@@ -19,8 +19,10 @@ from quire_engine.loading.errors import CheckpointError
 
 CONFIG_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py")
 WEIGHT_FILES = ("*.safetensors",)
-# Copies of the weights in other layouts, which some repositories carry beside the usual one.
-IGNORED_FILES = ("*/*", "consolidated*")
+# Copies of the weights in other layouts, which some repositories carry beside the usual one. Of folders only those of
+# sentence-transformers' modules are wanted, such as 1_Pooling, and their settings alone.
+MODULE_FILES = ("[0-9]_*/config.json",)
+IGNORED_FILES = ("[!0-9]*/*", "[0-9][!_]*/*", "*/*/*", "*/*.safetensors", "consolidated*")
 
 # What the hub's client raises for all that breaks below HTTP. It is of another package in each of its major versions.
 TransportError: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")

@@ -110,6 +110,8 @@ class HubCache:
         target = self.snapshot(commit) / file.path
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
+            if "/" in file.path:
+                target.parent.mkdir(exist_ok=True)
             temporary.symlink_to(os.path.relpath(self.blob(file), target.parent))
         except FileNotFoundError:
             raise

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from quire_engine.loading.errors import CheckpointError
-from quire_engine.loading.hub import CONFIG_FILES, IGNORED_FILES, WEIGHT_FILES
+from quire_engine.loading.hub import CONFIG_FILES, IGNORED_FILES, MODULE_FILES, WEIGHT_FILES
 
 _SHA256_DIGITS = 64
 
@@ -46,13 +46,15 @@ def list_files(api: HfApi, repository: str, commit: str) -> list[HubFile]:
 
 def needed(repository: str, files: Iterable[HubFile]) -> list[HubFile]:
     """Configuration, tokenizer, and the weights in one layout. Raises `CheckpointError` where there are no weights."""
-    at_root = [file for file in files if "/" not in file.path]
+    everything = list(files)
+    at_root = [file for file in everything if "/" not in file.path]
     for layout in _WEIGHTS:
         ignored = IGNORED_FILES if layout is WEIGHT_FILES else ()
         weights = [f for f in at_root if _matches(f, layout) and not _matches(f, (*ignored, *_NOT_WEIGHTS))]
         if weights:
             config = [f for f in at_root if _matches(f, CONFIG_FILES) and not _matches(f, IGNORED_FILES)]
-            return sorted({*config, *weights}, key=lambda file: file.path)
+            modules = [f for f in everything if _matches(f, MODULE_FILES)]
+            return sorted({*config, *modules, *weights}, key=lambda file: file.path)
     raise CheckpointError("InvalidCheckpoint", f"{repository} has no weights: name a repository with safetensors files")
 
 

@@ -21,6 +21,9 @@ FILES = {
     "README.md": b"not needed",
     "pytorch_model.bin": b"not needed",
     "original/params.json": b"not needed",
+    "onnx/config.json": b"not needed",
+    "1_Pooling/config.json": b"{}",
+    "2_Dense/model.safetensors": b"not needed",
     "consolidated.safetensors": b"not needed",
 }
 FETCH = """
@@ -102,7 +105,8 @@ def fetch(hub: str, name: str, folder: Path, revision: str = "", **env: str) -> 
 
 def test_only_what_serving_needs_is_fetched_and_only_once(hub: str, tmp_path: Path) -> None:
     directory = Path(fetch(hub, "org/open", tmp_path))
-    assert {f.name for f in directory.iterdir()} == {
+    assert {str(f.relative_to(directory)) for f in directory.rglob("*") if f.is_file()} == {
+        "1_Pooling/config.json",
         "config.json",
         "model.safetensors",
         "tokenizer.json",

@@ -30,6 +30,10 @@ def names(*paths: str) -> list[str]:
         (("pytorch_model.bin", "training_args.bin", "optimizer.pt"), ["pytorch_model.bin"]),
         (("model.safetensors", "onnx/model.safetensors", "tokenizer.model"), ["model.safetensors", "tokenizer.model"]),
         (("weights.pth", "README.md", "image.png"), ["weights.pth"]),
+        (
+            ("model.safetensors", "1_Pooling/config.json", "2_Dense/model.safetensors", "onnx/config.json"),
+            ["1_Pooling/config.json", "model.safetensors"],
+        ),
     ],
 )
 def test_weights_are_wanted_in_one_layout_only(there: tuple[str, ...], wanted: list[str]) -> None:
@@ -54,6 +58,15 @@ def fill(cache: HubCache, commit: str, content: bytes = CONTENT) -> HubFile:
     cache.link(commit, file)
     cache.finish(commit, [file])
     return file
+
+
+def test_a_file_in_a_folder_is_linked_there(tmp_path: Path) -> None:
+    cache = HubCache(tmp_path, "org/model")
+    file = HubFile("1_Pooling/config.json", len(CONTENT), FILE.digest)
+    cache.begin("c" * 40, [file])
+    cache.blob(file).write_bytes(CONTENT)
+    cache.link("c" * 40, file)
+    assert (cache.snapshot("c" * 40) / "1_Pooling" / "config.json").read_bytes() == CONTENT
 
 
 def aged(cache: HubCache, commit: str, seconds: float) -> None:

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.loop import EngineCore
-from quire_engine.core.messages import EngineInfo
+from quire_engine.core.messages import EngineInfo, EngineRequest
 from quire_engine.core.pooling import PoolingParams
 from quire_engine.engine import build_engine
 from quire_engine.request_embedding import embed_all
+from quire_engine.sampling_params import SamplingParams
 from quire_engine.startup_error import StartupError
 from tests.engine.models.checkpoints import ENCODERS, FAMILIES, SIZES, make_model, mixed_prompts, save
 
@@ -152,6 +153,27 @@ def test_a_vector_is_cut_to_the_dimensions_that_it_was_trained_for_and_is_normal
     torch.testing.assert_close(raw, whole, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="made to be cut to one of 16, 32"):
         embed(core, [[1, 2, 3]], PoolingParams(dimensions=17))
+
+
+def test_a_prompt_that_gives_way_halfway_still_counts_all_of_its_tokens(tmp_path: Path) -> None:
+    model = headless("LlamaModel")
+    save(model, tmp_path)
+    write_modules(tmp_path, "mean_tokens", normalize=True)
+    core, _ = start(tmp_path, max_num_batched_tokens=16, num_gpu_blocks_override=18, scheduling_policy="priority")
+    prompts = {"low": [7] * 60 + [9] * 40, "high": list(range(50, 120))}
+    core.add_request(EngineRequest("low", prompts["low"], SamplingParams(), priority=1, pooling=PoolingParams()))
+    assert core.step() == []  # it has begun
+    core.add_request(EngineRequest("high", prompts["high"], SamplingParams(), pooling=PoolingParams()))
+    vectors = {}
+    while core.has_work():
+        for output in core.step():
+            vectors[output.request_id] = output.embedding
+        core.check_integrity()
+    assert [*vectors] == ["high", "low"]
+    assert core.stats().num_preemptions == 1
+    for name, prompt in prompts.items():
+        wanted = reference(model, prompt, "mean_tokens")
+        torch.testing.assert_close(torch.tensor(vectors[name]), wanted, atol=1e-5, rtol=0)
 
 
 def test_prompts_that_do_not_fit_are_refused_and_those_that_just_fit_are_not(tmp_path: Path) -> None:
