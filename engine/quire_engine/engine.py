@@ -34,7 +34,7 @@ from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.generation_config import eos_token_ids, generation_config, sampling_defaults
 from quire_engine.loading.sentence_transformers import pooling_of
 from quire_engine.loading.transformers_weights import draw_transformers, load_transformers
-from quire_engine.loading.weights import draw_weights, load_weights, stored_tensors
+from quire_engine.loading.weights import check_size, draw_weights, load_weights, stored_tensors
 from quire_engine.memory_plan.architectures import makes_embeddings
 from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
 from quire_engine.memory_plan.model_shape import ModelShape
@@ -87,7 +87,13 @@ class _Phases:
             raise StartupError(error.reason, str(error)) from error
         except ValueError as error:
             raise StartupError(reason, str(error)) from error
+        except ArithmeticError as error:
+            raise StartupError(reason, f"a number in config.json is out of all bounds: {error}") from error
         except (MemoryError, torch.OutOfMemoryError) as error:
+            raise StartupError("OutOfMemory", f"memory ran out during {name}: {error}") from error
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):  # which is how torch says it on the CPU
+                raise
             raise StartupError("OutOfMemory", f"memory ran out during {name}: {error}") from error
         self.seconds[name] = time.monotonic() - started
         log.info("%s: %.2f s", name, self.seconds[name])
@@ -162,6 +168,8 @@ def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | No
         pooling, longest_prompt = pooling_of(checkpoint, spec.shape, config.task)
         if pooling is not None:
             spec = _embedding_spec(spec, longest_prompt)
+        if config.load_format != "dummy":
+            check_size(spec.shape, checkpoint.directory)
         quantization = _quantization(config, checkpoint)
         if quantization is not None and isinstance(spec, TransformersSpec):
             raise ValueError(
@@ -361,6 +369,11 @@ def _load(
             with torch.device("meta"):
                 whole = CausalLM(spec)
                 create_weights(whole, method_for)
+    except (TypeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise
+        # torch's word on sizes that no tensor has
+        raise ValueError(f"config.json describes a layer that cannot be: {str(error).splitlines()[0]}") from error
     finally:
         torch.set_default_dtype(before)
     if dummy:

@@ -28,7 +28,7 @@ from quire_engine.startup_error import StartupError
 from quire_engine.text.bad_words import with_bad_words
 from quire_engine.text.detokenizer import IncrementalDetokenizer
 from quire_engine.text.token_bytes import TokenBytes
-from quire_engine.text.tokenizer import load_tokenizer
+from quire_engine.text.tokenizer import check_vocabulary, load_tokenizer
 
 
 class PromptDict(TypedDict, total=False):
@@ -70,6 +70,7 @@ class LLM:
                 trust_remote_code=self.config.trust_remote_code,
                 download_dir=self.config.download_dir,
             )
+            check_vocabulary(self._tokenizer, self.info.vocab_size, self.config.tokenizer or model)
         except ValueError as error:
             raise StartupError("InvalidTokenizer", str(error)) from error
         self._token_bytes = TokenBytes(self._tokenizer)

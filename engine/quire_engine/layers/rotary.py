@@ -45,8 +45,8 @@ class RopeSettings:
             )
         theta, partial = parameters.get("rope_theta") or 10000.0, parameters.get("partial_rotary_factor") or 1.0
         for name, value in (("rope_theta", theta), ("partial_rotary_factor", partial)):
-            if not isinstance(value, int | float):
-                raise ValueError(f"config.json: {name} is {value!r}: it must be a number")
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ValueError(f"config.json: {name} is {value!r}: it must be a number above 0")
         assert isinstance(theta, int | float)
         assert isinstance(partial, int | float)
         dim = int(head_dim * partial)

@@ -15,9 +15,13 @@ from quire_engine.layers.norm import Norm
 from quire_engine.layers.shard import Packed, Shard, Sharded
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.reading import checked_shape, read, source_of
+from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.memory_plan.safetensors_header import TensorHeader, tensor_headers
-from quire_engine.memory_plan.weight_files import checkpoint_headers, weight_files
+from quire_engine.memory_plan.weight_files import checkpoint_bytes, checkpoint_headers, weight_files
 from quire_engine.models.naming import Naming
+
+# Parameters that a byte of a file may hold: 4 at 2 bits, and some more since the shape may say too much.
+_MOST_A_BYTE = 16
 
 
 def weight_shards(model: nn.Module) -> dict[str, Shard]:
@@ -44,6 +48,21 @@ def stored_tensors(directory: Path, naming: Naming) -> Callable[[str], TensorHea
         raise CheckpointError("InvalidCheckpoint", str(error)) from error
     naming = naming.of(headers)
     return lambda name: headers.get(source_of(naming, name, Packed(rows_each=None, turned=True)).name)
+
+
+def check_size(shape: ModelShape, directory: Path) -> None:
+    """Raise `CheckpointError` where a model of this shape is far larger than the files, before memory is asked for."""
+    try:
+        stored = checkpoint_bytes(directory)
+    except ValueError as error:
+        raise CheckpointError("InvalidCheckpoint", str(error)) from error
+    elements = shape.weight_bytes() // BYTES_OF_DTYPE[shape.dtype]
+    if elements > _MOST_A_BYTE * stored:
+        raise CheckpointError(
+            "InvalidCheckpoint",
+            f"config.json describes a model of {elements} parameters and the files in {directory} hold {stored} bytes: "
+            "they do not belong together, or one of its sizes is wrong",
+        )
 
 
 @torch.no_grad()
@@ -101,14 +120,14 @@ def _fill_all(
         if source.rows is not None:
             num_rows[source.name] = max(num_rows[source.name], int(source.rows.max()) + 1)
     for file, names in by_file.items():
-        with safe_open(file, framework="pt") as tensors:
-            for name in names:
-                source, shard = sources[name], own[name]
-                try:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in names:
+                    source, shard = sources[name], own[name]
                     shape = checked_shape(source, shard, headers[file][source.name], num_rows[source.name])
-                except ValueError as error:
-                    raise ValueError(f"{file}: {error}") from None
-                shard.fill(read(source, shard, tensors.get_slice(source.name), shape))
+                    shard.fill(read(source, shard, tensors.get_slice(source.name), shape))
+        except (ValueError, SafetensorError) as error:
+            raise ValueError(f"{file}: {error}") from error
 
 
 def _is_unused_zeros(file: Path, name: str, naming: Naming) -> bool:

@@ -228,6 +228,11 @@ ENCODERS = tuple(_ENCODERS)
 """Those that see a prompt in both directions: they make embeddings alone."""
 
 
+# No model comes near: what is above is a mistake, and would be counted up to before anything else is found.
+_MOST = {"num_hidden_layers": 10_000, "num_experts": 10_000}
+_MOST_OF_ALL = (1 << 31) - 1
+
+
 def normalised(config: Config) -> dict[str, object]:
     """config.json's content with the common names added, for the first of its architectures that is known.
 
@@ -236,7 +241,7 @@ def normalised(config: Config) -> dict[str, object]:
     architectures = config.get("architectures")
     names = architectures if isinstance(architectures, list) else []
     for name in names:
-        known = _known(name)
+        known = _known(name) if isinstance(name, str) else None
         if known is not None:
             read = _read(known, {**config, "architectures": [name]})
             return read | {"tie_word_embeddings": True} if makes_embeddings(name) else read
@@ -303,4 +308,7 @@ def positive_int(config: Config, name: str, *, default: int | None = None) -> in
         raise ValueError(f"config.json has no {name!r}")
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"config.json: {name} is {value!r}: it must be a whole number above 0")
+    most = _MOST.get(name, _MOST_OF_ALL)
+    if value > most:
+        raise ValueError(f"config.json: {name} is {value}: it must be at most {most}")
     return value

@@ -22,6 +22,8 @@ WHAT_IS_THERE = "awq and gptq of 4 bits, gptq of 2 and 8 bits, and fp8 (e4m3)"
 # measured while quantizing. Weights are multiplied in the activations' own type.
 UNUSED = (".input_scale", ".input_scale_ub", ".activation_scale", ".k_scale", ".v_scale", ".q_scale", ".kv_scale")
 
+_LARGEST_GROUP = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fp8:
@@ -190,16 +192,16 @@ def _block(value: object, name: str) -> tuple[int, int]:
     if isinstance(value, str):  # "128x128"
         value = [int(side) if side.isdecimal() else side for side in value.split("x")]
     match value:
-        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+        case [int(rows), int(columns)] if 0 < rows <= _LARGEST_GROUP and 0 < columns <= _LARGEST_GROUP:
             return rows, columns
-    raise _unsupported(name, value, "two whole numbers above 0")
+    raise _unsupported(name, value, f"two whole numbers from 1 to {_LARGEST_GROUP}")
 
 
 def _group_size(value: object) -> int | None:
     if value == -1:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _unsupported("group_size", value, "-1 or a whole number above 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _LARGEST_GROUP:
+        raise _unsupported("group_size", value, f"-1 or a whole number from 1 to {_LARGEST_GROUP}")
     return value
 
 

@@ -42,7 +42,7 @@ def parse_header(text: bytes) -> dict[str, TensorHeader]:
             for name, entry in json.loads(text).items()
             if name != "__metadata__"
         }
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"it is not a safetensors file: its header does not parse ({error})") from error
 
 

@@ -17,6 +17,8 @@ from quire_engine.models.moe_block import MoESpec
 from quire_engine.models.naming import Naming
 from quire_engine.models.settings import Config, activation, flag, number, refuse
 
+_MOST_SHARED = 1000
+
 
 def deepseek_v2(config: Config) -> DecoderSpec:
     """Raises `ValueError` that names what is not supported."""
@@ -71,6 +73,8 @@ def dense_then_sparse(
     """
     num_layers = positive_int(config, "num_hidden_layers")
     num_shared = int(number(config, "n_shared_experts", num_shared))
+    if not 0 <= num_shared <= _MOST_SHARED:
+        raise ValueError(f"config.json: n_shared_experts is {num_shared}: it must be from 0 to {_MOST_SHARED}")
     num_dense = int(number(config, "first_k_dense_replace", num_dense))
     act, inner_size = activation(config, "hidden_act", "silu"), positive_int(config, "moe_intermediate_size")
     dense = MLPSpec(activation=act, bias=flag(config, "mlp_bias", False))

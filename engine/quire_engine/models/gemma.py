@@ -76,6 +76,8 @@ def _attention(config: Config) -> AttentionSpec:
         refuse(config, "use_bidirectional_attention", False)
     bias = flag(config, "attention_bias", False)
     scalar = optional_number(config, "query_pre_attn_scalar", None)
+    if scalar is not None and scalar <= 0:
+        raise ValueError(f"config.json: query_pre_attn_scalar is {scalar}: it must be above 0")
     scale = None if scalar is None else scalar**-0.5
     return AttentionSpec(rope=rope_of(config), scale=scale, qkv_bias=bias, output_bias=bias)
 

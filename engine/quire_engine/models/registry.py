@@ -101,7 +101,7 @@ ENCODERS: dict[str, Callable[[Config], DecoderSpec]] = {
 def has_family(config: Config) -> bool:
     """Whether one of a config.json's architectures is a family of ours."""
     architectures = config.get("architectures")
-    names = architectures if isinstance(architectures, list) else []
+    names = [n for n in architectures if isinstance(n, str)] if isinstance(architectures, list) else []
     return any(name in ENCODERS or (with_head(name) or name) in FAMILIES for name in names)
 
 

@@ -24,23 +24,24 @@ def methods_for(quantization: Quantization, stored: Stored | None) -> Callable[[
     """
 
     def method_for(path: str, layer: Linear) -> LinearMethod:
-        quantized = {name: _is_quantized(quantization, name, stored) for name in layer.names(path)}
-        if len(set(quantized.values())) > 1:
-            parts = {value: name for name, value in quantized.items()}
-            raise ValueError(f"{parts[True]} is quantized and {parts[False]} is not: this is not supported")
-        return _method(quantization, path) if all(quantized.values()) else Unquantized()
+        found = {_is_stored_quantized(quantization, name, stored): name for name in layer.names(path)}
+        if True in found and False in found:
+            raise ValueError(f"{found[True]} is quantized and {found[False]} is not: this is not supported")
+        quantized = True in found or (False not in found and not skips(quantization, layer.names(path)[0]))
+        return _method(quantization, path) if quantized else Unquantized()
 
     return method_for
 
 
-def _is_quantized(quantization: Quantization, path: str, stored: Stored | None) -> bool:
+def _is_stored_quantized(quantization: Quantization, path: str, stored: Stored | None) -> bool | None:
+    """None where the checkpoint has no weight of this name."""
     if stored is not None and not isinstance(quantization, Fp8OfFloats):
         weight = stored(f"{path}.weight")
         if weight is not None:
             return weight.dtype == "F8_E4M3"
         if stored(f"{path}.qweight") is not None:
             return True
-    return not skips(quantization, path)
+    return None
 
 
 def _method(quantization: Quantization, path: str) -> LinearMethod:

@@ -36,15 +36,22 @@ async def complete(config: EngineConfig, service: Service) -> None:
     template = _read_template(service.settings.chat_template)
     early = config.tokenizer or (config.model if Path(config.model).is_dir() else None)
     loading = asyncio.create_task(asyncio.to_thread(_load, early, config)) if early else None
+    ready = asyncio.create_task(service.client.ready.wait())
     try:
-        await service.client.ready.wait()
-    except asyncio.CancelledError:
+        if loading is not None:  # a tokenizer that cannot be used ends the start while the engine still loads
+            await asyncio.wait((ready, loading), return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+        await ready
+    except (asyncio.CancelledError, StartupError):
+        ready.cancel()
         if loading is not None:
             loading.cancel()
         raise
     info = service.client.info
     assert info is not None
     tokenizer = await (loading or asyncio.to_thread(_load, info.model, config))
+    _check_vocabulary(tokenizer, info.vocab_size, early or info.model)
     if template is not None:
         await asyncio.to_thread(_check_template, tokenizer, template, service.settings.chat_template)
     _fill(service, info, tokenizer, template)
@@ -59,6 +66,15 @@ def _load(name: str, config: EngineConfig) -> PreTrainedTokenizerBase:
         return load_tokenizer(
             name, revision=revision, trust_remote_code=config.trust_remote_code, download_dir=config.download_dir
         )
+    except ValueError as error:
+        raise StartupError("InvalidTokenizer", str(error)) from error
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: str) -> None:
+    from quire_engine.text.tokenizer import check_vocabulary
+
+    try:
+        check_vocabulary(tokenizer, vocab_size, name)
     except ValueError as error:
         raise StartupError("InvalidTokenizer", str(error)) from error
 

@@ -28,10 +28,26 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code, cache_dir=download_dir
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers raises plain ones, and a tokenizer's own code what it likes
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"the tokenizer of {path} cannot be loaded: {lines[0]} Name one with --tokenizer") from error
+        why = lines[0].rstrip(" .:")
+        raise ValueError(f"the tokenizer of {path} cannot be loaded: {why}. Name one with --tokenizer") from error
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, path: str) -> None:
+    """Raise `ValueError` where the tokenizer of `path` is none, or knows tokens that the model does not.
+
+    Those that were added to its vocabulary may be beyond the model's: some models leave a few of them out.
+    """
+    own = tokenizer.vocab_size
+    if len(tokenizer) == 0:
+        raise ValueError(f"the tokenizer of {path} has no tokens: a file of it is missing. Name one with --tokenizer")
+    if own > vocab_size:
+        raise ValueError(
+            f"the tokenizer of {path} has {own} tokens and the model {vocab_size}: they do not belong together. "
+            "Name the model's with --tokenizer"
+        )
 
 
 @contextmanager

@@ -169,7 +169,7 @@ def test_dummy_weights_need_no_files_and_follow_the_seed(model_dir: Path) -> Non
     for model, seed in zip(models, (0, 0, 1), strict=True):
         create_weights(model)
         draw_weights(model, seed)
-    first, same, other = (m.model.layers[0].mlp.down_proj.weight for m in models)  # type: ignore[union-attr]
+    first, same, other = (m.get_parameter("model.layers.0.mlp.down_proj.weight") for m in models)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
 

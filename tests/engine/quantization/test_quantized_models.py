@@ -73,7 +73,7 @@ def test_float_weights_are_rounded_to_fp8_while_loading(tmp_path: Path) -> None:
     model = make_model(cls, config())
     core = build(save(model, tmp_path), quantization="fp8")
     loaded: Any = core._executor._model  # type: ignore[attr-defined]
-    proj = loaded.model.layers[1].mlp.down_proj
+    proj = loaded.get_submodule("model.layers.1.mlp.down_proj")
     assert proj.weight.dtype == torch.float8_e4m3fn
     means = proj.weight.float() * proj.weight_scale
     weight = model.model.layers[1].mlp.down_proj.weight  # type: ignore[union-attr, index]
@@ -92,7 +92,7 @@ def test_a_quantized_model_keeps_no_float_copy(tmp_path: Path) -> None:
     model = make_model(LlamaForCausalLM, LlamaConfig(**sizes))
     for name, form in FORMATS.items():
         core = build(save_quantized(model, tmp_path / name, form))
-        layer = core._executor._model.model.layers[0]  # type: ignore[attr-defined]
+        layer = core._executor._model.get_submodule("model.layers.0")  # type: ignore[attr-defined]
         linears = [layer.self_attn.qkv_proj, layer.self_attn.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj]
         held = sum(t.numel() * t.element_size() for m in linears for t in (*m.parameters(), *m.buffers()))
         elements = sum(m.in_features * m.out_features for m in linears)

@@ -14,6 +14,9 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from tests.engine.server import conftest
 from tests.engine.server.conftest import Server, StartServer, environment, free_port, until
@@ -318,4 +321,11 @@ def test_a_tokenizer_or_a_template_that_cannot_be_used_is_named(start_server: St
     server = start_server(f"--tokenizer={tmp_path / 'empty'}", wait=False)
     assert server.process.wait(60) == 1
     assert server.termination_message.startswith("InvalidTokenizer: ")
+    assert "Traceback" not in server.log
+
+    words = Tokenizer(WordLevel({f"word{i}": i for i in range(5000)}, unk_token="word0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "larger")
+    server = start_server(f"--tokenizer={tmp_path / 'larger'}", wait=False)
+    assert server.process.wait(60) == 1
+    assert "larger has 5000 tokens and the model 2048: they do not belong together" in server.termination_message
     assert "Traceback" not in server.log

@@ -40,7 +40,7 @@ class TransformersSpec:
 
         try:
             config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-        except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        except Exception as error:  # noqa: BLE001  each config class raises what it likes
             raise ValueError(
                 f"{directory}/config.json is not one that transformers {__version__} reads: {error}"
             ) from None
