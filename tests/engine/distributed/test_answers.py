@@ -37,6 +37,9 @@ SHAPES = {
     shape: next(case for case in ALL if case.startswith(shape))
     for shape in ("Mixtral", "Deepseek", "Gemma2", "GPTNeoX")
 }
+# Norms over heads, ALiBi, norms and embeddings elsewhere, fused and turned weights, ropes that depend on the length.
+_OTHERS = ("Olmo2", "StableLm", "Cohere", "Falcon", "OPT", "Bloom", "Mpt", "GPT2", "Phi3", "LlamaForCausalLM: dynamic")
+MORE_SHAPES = [case for case in ALL if case.startswith(_OTHERS)]
 PROMPTS, NEW_TOKENS = mixed_prompts(12, 60), 12
 
 
@@ -89,6 +92,16 @@ def test_stages_of_two_ranks_answer_alike_for_other_shapes(ranks: RankPool, case
     model = make_model(cls, config(), seed=3)
     with engine(save(model, tmp_path), 2, 2) as core:
         check_greedy(model, PROMPTS, answer(core, PROMPTS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE_SHAPES)
+def test_stages_of_two_ranks_answer_alike_however_a_family_is_built(ranks: RankPool, case: str, tmp_path: Path) -> None:
+    cls, config = ALL[case]
+    model = make_model(cls, config(), seed=3)
+    with engine(save(model, tmp_path), 2, 2) as core:
+        answers = answer(core, PROMPTS)
+    assert check_greedy(model, PROMPTS, answers) == 0
 
 
 @pytest.mark.parametrize("case", [SHAPES["Mixtral"], SHAPES["Deepseek"]])
