@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from quire_engine.config import EngineConfig
-from quire_engine.core.loop import CoreConfig, EngineCore
+from quire_engine.core.core_config import CoreConfig
+from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineInfo
 from quire_engine.core.pooling import Pooling
 from quire_engine.core.step import Executor

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from quire_engine.core.beam_group import BeamGroup
+from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.grammar import Grammars, GrammarState
 from quire_engine.core.grammar_queue import GrammarQueue
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, FinishReason
 from quire_engine.core.pipeline import Pipeline, pipeline_of
-from quire_engine.core.pooling import Pooling
 from quire_engine.core.randomness import nth_seed
 from quire_engine.core.request import Request
-from quire_engine.core.scheduler import Scheduler, SchedulerConfig
+from quire_engine.core.request_check import check_request
+from quire_engine.core.scheduler import Scheduler
 from quire_engine.core.step import Closing, Executor, Step, StepResult
-from quire_engine.sampling_params import MAX_LOGPROBS, SamplingParams
 
 log = logging.getLogger(__name__)
 
 _GRAMMAR_SECONDS = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class CoreConfig(SchedulerConfig):
-    """What the core needs to know of the model beside the scheduler's limits."""
-
-    max_model_len: int
-    vocab_size: int
-    eos_token_ids: tuple[int, ...] = ()
-    seed: int = 0
-    use_priority: bool = False
-    pooling: Pooling | None = None  # of a model that makes embeddings
 
 
 class EngineCore:
@@ -51,12 +39,15 @@ class EngineCore:
         self._num_arrived = 0
         self._num_steps = 0
         self._num_scheduled_tokens = 0
-        self._max_tokens = min(config.max_model_len, config.max_request_tokens)
 
     def add_request(self, request: EngineRequest) -> None:
         """Queue a request. One that can never run is answered by the next step with an error."""
         try:
-            self._check(request)
+            request = check_request(request, self.config)
+            if request.request_id in self._requests:
+                raise ValueError(
+                    f"request_id {request.request_id!r} is of a request that is still there: use a new one"
+                )
             queued = self._to_request(request)
             if request.params.structured_outputs is None:
                 self._scheduler.add(queued)
@@ -217,7 +208,7 @@ class EngineCore:
                 return "stop", None
             if token in params.stop_token_ids:
                 return "stop", token
-        if request.num_output_tokens == params.max_tokens or request.num_tokens >= self._max_tokens:
+        if request.num_output_tokens == params.max_tokens or request.num_tokens >= self.config.max_tokens:
             return "length", None
         return None, None
 
@@ -246,89 +237,9 @@ class EngineCore:
             pooling=request.pooling,
         )
         if request.params.use_beam_search:
-            BeamGroup.lead(queued, self._ends(request.params), self._max_beam_tokens(request.params))
+            ends, longest = self.config.ends(request.params), self.config.max_beam_tokens(request.params)
+            BeamGroup.lead(queued, ends, longest)
         return queued
-
-    def _ends(self, params: SamplingParams) -> dict[int, int | None]:
-        """The tokens that end an answer, and the reason to give: none for EOS."""
-        eos = () if params.ignore_eos else self.config.eos_token_ids
-        return {token: token for token in params.stop_token_ids} | dict.fromkeys(eos)
-
-    def _max_beam_tokens(self, params: SamplingParams) -> int:
-        """The longest beam, with its prompt, of which there is room for all at once."""
-        return min(self._max_tokens, self.config.num_blocks // params.num_sequences * self.config.block_size)
-
-    def _check(self, request: EngineRequest) -> None:
-        """Raise `ValueError` for a request that can never run."""
-        if request.request_id in self._requests:
-            raise ValueError(f"a request with the id {request.request_id!r} is already there: use a new id")
-        config, length = self.config, len(request.prompt_token_ids)
-        self._check_kind(request)
-        more = 1 if request.pooling is None else 0  # tokens that there has to be room for, beside the prompt
-        if length == 0:
-            raise ValueError("the prompt is empty: it needs at least one token")
-        if length > config.max_model_len - more:
-            room = ", with room for one more" if more else ""
-            raise ValueError(
-                f"the prompt has {length} tokens and at most {config.max_model_len - more} fit{room}: "
-                f"shorten it, or raise --max-model-len, now {config.max_model_len}"
-            )
-        pool = config.num_blocks * config.block_size
-        if length > pool - more:
-            raise ValueError(
-                f"the prompt has {length} tokens and the whole KV cache holds {pool}: shorten it, or raise "
-                "--gpu-memory-utilization, --kv-cache-memory-bytes or --num-gpu-blocks-override"
-            )
-        if length > self._max_tokens - more:
-            raise ValueError(
-                f"the prompt has {length} tokens and a step computes {config.max_num_batched_tokens}: raise "
-                "--max-num-batched-tokens, or set --enable-chunked-prefill"
-            )
-        params = request.params
-        if params.use_beam_search:
-            self._check_beams(params, length)
-        for name, ids in (
-            ("the prompt", request.prompt_token_ids),
-            ("stop_token_ids", params.stop_token_ids),
-            ("logit_bias", params.logit_bias or ()),
-            ("allowed_token_ids", params.allowed_token_ids or ()),
-        ):
-            wrong = next((i for i in ids if not 0 <= i < config.vocab_size), None)
-            if wrong is not None:
-                raise ValueError(f"{name} holds the token {wrong}: it must be between 0 and {config.vocab_size - 1}")
-
-    def _check_kind(self, request: EngineRequest) -> None:
-        """Raise `ValueError` for a text that is wanted of a model of vectors, or the other way round."""
-        pooling = self.config.pooling
-        if pooling is not None and request.pooling is None:
-            raise ValueError("this model makes embeddings and generates no text: use /v1/embeddings, or LLM.embed")
-        if pooling is None and request.pooling is not None:
-            raise ValueError(
-                "this model generates text and makes no embeddings: use /v1/completions or LLM.generate, "
-                "or start it with --task embed"
-            )
-        if pooling is not None and request.pooling is not None and request.pooling.dimensions is not None:
-            pooling.check_dimensions(request.pooling.dimensions)
-
-    def _check_beams(self, params: SamplingParams, length: int) -> None:
-        """Raise `ValueError` for a beam search that can never run."""
-        config, width, longest = self.config, params.num_sequences, self._max_beam_tokens(params)
-        if width > config.max_running:
-            raise ValueError(
-                f"best_of is {width} and at most {config.max_running} sequences run at once: lower it, or raise "
-                "--max-num-seqs and --max-num-batched-tokens"
-            )
-        if length > longest - 1:
-            raise ValueError(
-                f"the prompt has {length} tokens and the KV cache holds {width} beams of {longest}: lower best_of, "
-                "shorten the prompt, or raise --gpu-memory-utilization, --kv-cache-memory-bytes or "
-                "--num-gpu-blocks-override"
-            )
-        choices, most = width + len(self._ends(params)), min(MAX_LOGPROBS, config.vocab_size)
-        if choices > most:
-            raise ValueError(
-                f"best_of is {width} and {choices - width} tokens may end an answer: at most {most} together"
-            )
 
     def _refuse(self, request_id: str, message: str) -> None:
         self._refused.append(EngineOutput(request_id, [], "error", error=message))

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from quire_engine.core.loop import CoreConfig
+from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.step import ScheduledSequence, Step, StepResult, TokenLogprobs
 
 VOCAB_SIZE = 97

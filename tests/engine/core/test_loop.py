@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from quire_engine.core.loop import CoreConfig, EngineCore
+from quire_engine.core.core_config import CoreConfig
+from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.core.rotation import RotationByLength
 from quire_engine.sampling_params import SamplingParams
@@ -53,7 +54,7 @@ def tokens(outputs: list[EngineOutput]) -> list[int]:
         ({"enable_chunked_prefill": False}, [1] * 16, "--max-num-batched-tokens"),
         ({}, [], "prompt is empty"),
         ({}, [VOCAB_SIZE], f"between 0 and {VOCAB_SIZE - 1}"),
-        ({}, ["x"], "could not be prepared"),
+        ({}, ["x"], "prompt_token_ids[0]: Expected `int`"),
     ],
 )
 def test_a_request_that_can_never_run_is_answered_and_the_others_go_on(

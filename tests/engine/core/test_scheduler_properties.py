@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire_engine.core.loop import CoreConfig, EngineCore
+from quire_engine.core.core_config import CoreConfig
+from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.sampling_params import SamplingParams
 from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, Stages, generate, search
@@ -37,9 +38,10 @@ def requests(draw: st.DrawFn) -> list[EngineRequest]:
     made = []
     for i in range(draw(st.integers(1, 14))):
         prompt = [1] * draw(st.integers(0, 20)) + draw(st.lists(st.integers(0, 3), max_size=6))
+        beams = draw(st.sampled_from([0, 0, 1, 3, 4]))
         params = SamplingParams(
-            n=draw(st.integers(1, 4)),
-            use_beam_search=draw(st.sampled_from([False, False, True])),
+            n=beams or 1,
+            use_beam_search=beams > 0,
             max_tokens=draw(st.one_of(st.none(), st.integers(1, 20))),
             ignore_eos=draw(st.booleans()),
         )

@@ -1,0 +1,142 @@
+"""Requests, searches and aborts in any order, on any pool: the books agree after each, and every answer is right."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from quire_engine.core.core_config import CoreConfig
+from quire_engine.core.loop import EngineCore
+from quire_engine.core.messages import EngineOutput, EngineRequest
+from quire_engine.sampling_params import SamplingParams
+from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate, search
+
+EOS = (11, 12, 40)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        num_blocks=st.integers(4, 20),
+        num_swap_blocks=st.sampled_from([0, 4, 60]),
+        block_size=st.sampled_from([1, 2, 4]),
+        max_num_seqs=st.integers(1, 6),
+        budget=st.integers(3, 30),
+        chunks=st.booleans(),
+        caches=st.booleans(),
+        use_priority=st.booleans(),
+    )
+    def start(
+        self,
+        num_blocks: int,
+        num_swap_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        budget: int,
+        chunks: bool,
+        caches: bool,
+        use_priority: bool,
+    ) -> None:
+        self.config = CoreConfig(
+            num_blocks=num_blocks,
+            num_swap_blocks=num_swap_blocks,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            max_model_len=40,
+            enable_chunked_prefill=chunks,
+            enable_prefix_caching=caches,
+            use_priority=use_priority,
+            vocab_size=VOCAB_SIZE,
+            eos_token_ids=EOS,
+        )
+        self.core = EngineCore(PagedExecutor(self.config), self.config)
+        self.requests: dict[str, EngineRequest] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.ends: dict[str, EngineOutput] = {}
+        self.aborted: set[str] = set()
+
+    @rule(
+        begins_alike=st.integers(0, 12),
+        tail=st.lists(st.integers(0, 3), max_size=4),
+        width=st.sampled_from([0, 0, 0, 1, 2, 3]),
+        max_tokens=st.integers(1, 12),
+        priority=st.integers(0, 2),
+        salt=st.sampled_from([None, None, "salt"]),
+        ignore_eos=st.booleans(),
+    )
+    def add(
+        self,
+        begins_alike: int,
+        tail: list[int],
+        width: int,
+        max_tokens: int,
+        priority: int,
+        salt: str | None,
+        ignore_eos: bool,
+    ) -> None:
+        name = str(len(self.requests))
+        params = SamplingParams(
+            n=max(1, width), use_beam_search=width > 0, max_tokens=max_tokens, ignore_eos=ignore_eos
+        )
+        prompt = [1] * begins_alike + tail
+        request = EngineRequest(name, prompt, params, priority=priority, cache_salt=salt)
+        self.requests[name], self.tokens[name] = request, []
+        self.core.add_request(request)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from([*self.requests]))
+        self.core.abort([name])
+        if name not in self.ends:
+            self.aborted.add(name)
+
+    @rule(count=st.integers(1, 6))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            if self.core.has_work():
+                self.take(self.core.step())
+
+    def take(self, outputs: list[EngineOutput]) -> None:
+        for output in outputs:
+            name = output.request_id
+            assert name not in self.aborted | self.ends.keys(), "it had ended"
+            self.tokens[name] += output.new_token_ids
+            if output.finish_reason is not None:
+                self.ends[name] = output
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        if hasattr(self, "core"):
+            self.core.check_integrity()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "core"):
+            return
+        for _ in range(3000):
+            if not self.core.has_work():
+                break
+            self.take(self.core.step())
+            self.core.check_integrity()
+        assert not self.core.has_work(), "the requests do not end"
+        stats = self.core.stats()
+        assert (stats.kv_cache_usage, stats.swap_usage, stats.num_swapped) == (0.0, 0.0, 0)
+        for name, request in self.requests.items():
+            if name not in self.aborted and self.ends[name].finish_reason != "error":
+                self.check_answer(request, self.ends[name])
+
+    def check_answer(self, request: EngineRequest, end: EngineOutput) -> None:
+        config, params, prompt = self.config, request.params, request.prompt_token_ids
+        longest = config.max_beam_tokens(params) if params.use_beam_search else config.max_tokens
+        count = min(params.max_tokens or longest, longest - len(prompt))
+        eos = () if params.ignore_eos else EOS
+        if params.use_beam_search:
+            found = [beam.token_ids for beam in end.beams or []]
+            assert found == search(prompt, params.n, count, eos, n=params.n)
+        else:
+            assert self.tokens[request.request_id] == generate(prompt, count, eos)
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
