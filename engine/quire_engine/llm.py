@@ -231,15 +231,15 @@ class LLM:
         for i, (text, ids, own) in enumerate(zip(texts, token_ids, params, strict=True)):
             self._num_requests += 1
             name = str(self._num_requests - 1)
-            answers = [CompletionOutput(index) for index in range(own.n if own.use_beam_search else own.num_sequences)]
+            answers = [CompletionOutput(index) for index in range(own.num_answers)]
             results.append(RequestOutput(name, text, ids, answers, False, RequestMetrics(time.time())))
             if own.prompt_logprobs is not None:
                 results[-1].prompt_logprobs = [None]
-            for answer in answers[:1] if own.use_beam_search else answers:
+            for answer, child in zip(answers, own.children(), strict=False):
                 request = EngineRequest(
                     f"{name}-{answer.index}",
                     ids,
-                    own if own.use_beam_search else own.child(answer.index),
+                    child,
                     time.monotonic(),
                     priority=priorities[i] if priorities else 0,
                     cache_salt=salts[i] if salts else None,

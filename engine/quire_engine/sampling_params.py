@@ -144,6 +144,10 @@ class SamplingParams:
             if getattr(self, name) != getattr(plain, name):
                 raise ValueError(f"{name} does not work with use_beam_search: leave one of them out")
 
+    def children(self) -> list[SamplingParams]:
+        """The parameters of the engine's requests: one for each answer, but one alone for a beam search."""
+        return [self] if self.use_beam_search else [self.child(i) for i in range(self.num_sequences)]
+
     def child(self, index: int) -> SamplingParams:
         """The parameters of one answer among `num_sequences`."""
         chooses = self.num_sequences > self.n
@@ -173,6 +177,11 @@ class SamplingParams:
     def num_sequences(self) -> int:
         """How many answers are made, of which `n` are kept."""
         return self.n if self.best_of is None else self.best_of
+
+    @property
+    def num_answers(self) -> int:
+        """How many answers the engine gives: a beam search keeps the others to itself."""
+        return self.n if self.use_beam_search else self.num_sequences
 
     @property
     def greedy(self) -> bool:

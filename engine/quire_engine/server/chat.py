@@ -42,7 +42,7 @@ class Chat:
 
     async def complete(self, request: ChatCompletionRequest, model: str) -> ChatCompletionResponse:
         pieces, count = await self._start(request)
-        (answers,) = await collect(pieces, count, num_sequences=request.num_sequences, n=request.n or 1)
+        (answers,) = await collect(pieces, count, num_answers=request.num_answers, n=request.n or 1)
 
         def answer() -> ChatCompletionResponse:
             choices = [

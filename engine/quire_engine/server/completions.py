@@ -46,7 +46,7 @@ class Completions:
     async def complete(self, request: CompletionRequest, model: str) -> CompletionResponse:
         started = await self._start(request)
         n = request.n or 1
-        answers = await collect(started.pieces, started.count, num_sequences=request.num_sequences, n=n)
+        answers = await collect(started.pieces, started.count, num_answers=request.num_answers, n=n)
 
         def choices() -> list[CompletionChoice]:
             return [
@@ -122,7 +122,7 @@ class Completions:
         async with contextlib.aclosing(started.pieces):
             async for piece in started.pieces:
                 count.add(piece)
-                prompt = piece.index // request.num_sequences
+                prompt = piece.index // request.num_answers
                 if piece.index not in streamed:
                     streamed[piece.index] = _Streamed(self._writer(started, prompt))
                 so_far = streamed[piece.index]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from quire_engine.core.messages import EngineOutput, EngineRequest, FinishReason
+from quire_engine.core.messages import BeamAnswer, EngineOutput, EngineRequest, FinishReason
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.engine_client import EngineClient, Mailbox
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Piece:
     """What has become of one of a request's sequences since its last piece."""
 
-    index: int  # of the sequence: `num_sequences` for the first prompt, then those of the next
+    index: int  # of the sequence: `num_answers` for the first prompt, then those of the next
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
@@ -57,14 +57,16 @@ class Generation:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> AsyncGenerator[Piece]:
-        """Yield pieces as they come, of `num_sequences` for each prompt, until each has a finish reason.
+        """Yield pieces as they come, of `num_answers` for each prompt, until each has a finish reason.
 
         `params` has one entry a prompt. Closing the iterator early frees the pages. Raises `ApiError` for what the
         engine refuses and when the engine is gone.
         """
         sequences: dict[str, _Sequence] = {}
+        first = 0
         for prompt, own in zip(prompts, params, strict=True):
-            self._add_sequences(sequences, prompt, own, priority, cache_salt)
+            self._add_sequences(sequences, first, prompt, own, priority, cache_salt)
+            first += own.num_answers
         mailbox = Mailbox()
         self._client.submit([s.request for s in sequences.values()], mailbox)
         for own in params:
@@ -76,10 +78,11 @@ class Generation:
                     sequence = sequences[output.request_id]
                     if sequence.ended:
                         continue  # a stop string ended it; this was on its way
-                    piece = self._advance(sequence, output)
+                    pieces = self._advance(sequence, output)
                     unfinished -= sequence.ended
-                    if piece.text or piece.token_ids or piece.finish_reason or piece.prompt_logprobs:
-                        yield piece
+                    for piece in pieces:
+                        if piece.text or piece.token_ids or piece.finish_reason or piece.prompt_logprobs:
+                            yield piece
         finally:
             left = [s for s in sequences.values() if not s.ended]
             self._client.abort([s.request.request_id for s in left])
@@ -90,23 +93,26 @@ class Generation:
     def _add_sequences(
         self,
         into: dict[str, _Sequence],
+        first: int,
         prompt: list[int],
         params: SamplingParams,
         priority: int,
         cache_salt: str | None,
     ) -> None:
         parent, arrival = uuid.uuid4().hex, time.monotonic()
-        for child in range(params.num_sequences):
-            own = params.child(child)
+        for child, own in enumerate(params.children()):
             request = EngineRequest(f"{parent}-{child}", prompt, own, arrival, priority, cache_salt)
             detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, own)
             times = RequestTimes(arrival, len(prompt), own)
-            into[request.request_id] = _Sequence(len(into), request, detokenizer, times)
+            into[request.request_id] = _Sequence(first + child, request, detokenizer, times)
 
-    def _advance(self, sequence: _Sequence, output: EngineOutput) -> Piece:
+    def _advance(self, sequence: _Sequence, output: EngineOutput) -> list[Piece]:
         if output.finish_reason == "error":
             raise ApiError(400, output.error or "the engine refused the request")
         now = time.monotonic()
+        if output.beams is not None:
+            sequence.ended = True
+            return self._beams(sequence, output.beams, output.num_cached_tokens, now)
         self._metrics.observe_tokens(sequence.times, len(output.new_token_ids), now)
         text, stop = sequence.detokenizer.update(
             output.new_token_ids, output.finish_reason is not None, ended_by_token=output.ended_by_token
@@ -119,7 +125,7 @@ class Generation:
         if reason is not None:
             sequence.ended = True
             self._metrics.observe_finished(sequence.times, reason, now)
-        return Piece(
+        piece = Piece(
             sequence.index,
             text,
             output.new_token_ids,
@@ -129,3 +135,18 @@ class Generation:
             output.logprobs,
             output.prompt_logprobs,
         )
+        return [piece]
+
+    def _beams(self, sequence: _Sequence, beams: list[BeamAnswer], num_cached_tokens: int, now: float) -> list[Piece]:
+        """The answers of a beam search, which are whole and counted as so many sequences."""
+        request, pieces = sequence.request, []
+        for i, beam in enumerate(beams):
+            times = replace(sequence.times)
+            self._metrics.observe_tokens(times, len(beam.token_ids), now)
+            self._metrics.observe_finished(times, beam.finish_reason, now)
+            detokenizer = IncrementalDetokenizer(self._tokenizer, request.prompt_token_ids, request.params)
+            text, _ = detokenizer.update(beam.token_ids, True, ended_by_token=beam.finish_reason == "stop")
+            pieces.append(
+                Piece(sequence.index + i, text, beam.token_ids, beam.finish_reason, beam.stop_reason, num_cached_tokens)
+            )
+        return pieces

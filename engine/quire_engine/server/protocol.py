@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from quire_engine.sampling_params import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_N, SamplingParams
+from quire_engine.sampling_params import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_N, EarlyStopping, SamplingParams
 from quire_engine.server.forms import StructuredRequest
 from quire_engine.server.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprobs
 from quire_engine.structured_outputs import StructuredOutputsParams
@@ -55,9 +55,7 @@ class GenerationRequest(StructuredRequest):
 
     model_config = ConfigDict(extra="allow")
     # Known fields whose machinery is not built: refused when set, so that nobody believes in their effect.
-    not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "use_beam_search": (False, None),
-    }
+    not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -73,6 +71,9 @@ class GenerationRequest(StructuredRequest):
     bad_words: Annotated[list[Text], Field(fail_fast=True, max_length=MAX_BAD_WORDS)] | None = None
     n: int | None = Field(default=1, ge=1, le=MAX_N)
     best_of: int | None = Field(default=None, ge=1, le=MAX_N)
+    use_beam_search: bool = False
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping = False
     seed: int | None = None
     stop: Text | Annotated[list[Text], Field(fail_fast=True)] | None = None
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
@@ -102,7 +103,7 @@ class GenerationRequest(StructuredRequest):
     def _refuse_what_cannot_be_streamed(self) -> GenerationRequest:
         if self.stream and self.prompt_logprobs is not None:
             raise ValueError("prompt_logprobs cannot be streamed: set stream to false, or leave prompt_logprobs out")
-        if self.stream and self.num_sequences > (self.n or 1):
+        if self.stream and self.num_answers > (self.n or 1):
             raise ValueError(
                 f"best_of is {self.best_of}: the best cannot be streamed before all are there, leave it out"
             )
@@ -129,8 +130,13 @@ class GenerationRequest(StructuredRequest):
 
     @property
     def num_sequences(self) -> int:
-        """How many answers are made for a prompt."""
+        """How many answers are made for a prompt, or beams."""
         return self.best_of or self.n or 1
+
+    @property
+    def num_answers(self) -> int:
+        """How many answers to a prompt come from the engine."""
+        return (self.n or 1) if self.use_beam_search else self.num_sequences
 
     @property
     def num_logprobs(self) -> int | None:
@@ -162,10 +168,13 @@ class GenerationRequest(StructuredRequest):
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
             "repetition_penalty": self.repetition_penalty,
+            "length_penalty": self.length_penalty,
         }
         return SamplingParams(
             **{**defaults, **{name: value for name, value in given.items() if value is not None}},  # type: ignore[arg-type]  # mixed values
             best_of=self.best_of,
+            use_beam_search=self.use_beam_search,
+            early_stopping=self.early_stopping,
             seed=self.seed,
             logit_bias=self.logit_bias,
             allowed_token_ids=self.allowed_token_ids,
@@ -218,7 +227,7 @@ class CompletionRequest(GenerationRequest):
     def _check_echo(self) -> CompletionRequest:
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens is 0: it must be at least 1, or 0 with echo")
-        if self.stream and self.echo and self.logprobs is not None and self.num_sequences > 1:
+        if self.stream and self.echo and self.logprobs is not None and self.num_answers > 1:
             raise ValueError(
                 f"echo with logprobs can be streamed for one answer a prompt, and n is {self.n}: set stream to false"
             )

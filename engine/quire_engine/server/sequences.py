@@ -61,7 +61,7 @@ class Answers:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
-async def collect(pieces: AsyncIterator[Piece], count: TokenCount, *, num_sequences: int, n: int) -> list[Answers]:
+async def collect(pieces: AsyncIterator[Piece], count: TokenCount, *, num_answers: int, n: int) -> list[Answers]:
     """Join the pieces of each sequence, by prompt. Of more than `n` sequences keep those with the highest sum of
     logprobs, the best one first."""
     texts: dict[int, WholeText] = {}
@@ -69,10 +69,10 @@ async def collect(pieces: AsyncIterator[Piece], count: TokenCount, *, num_sequen
     async for piece in pieces:
         count.add(piece)
         texts.setdefault(piece.index, WholeText()).add(piece)
-        of_prompt = answers.setdefault(piece.index // num_sequences, Answers())
+        of_prompt = answers.setdefault(piece.index // num_answers, Answers())
         of_prompt.prompt_logprobs += piece.prompt_logprobs or []
     for index in sorted(texts):
-        answers[index // num_sequences].texts.append(texts[index])
+        answers[index // num_answers].texts.append(texts[index])
     for made in answers.values():
         if len(made.texts) > n:
             made.texts = sorted(made.texts, key=lambda text: -sum(e.logprob for e in text.logprobs))[:n]
