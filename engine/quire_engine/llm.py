@@ -243,6 +243,7 @@ class LLM:
                     time.monotonic(),
                     priority=priorities[i] if priorities else 0,
                     cache_salt=salts[i] if salts else None,
+                    sibling_id=f"{name}-0" if answer.index else None,
                 )
                 detokenizer = IncrementalDetokenizer(self._tokenizer, ids, request.params)
                 sequences[request.request_id] = _Sequence(request, results[-1], answer, detokenizer)

@@ -85,7 +85,7 @@ def test_each_of_n_answers_has_a_seed_of_its_own_and_they_share_the_prompt(llm: 
     assert [a.index for a in several.outputs] == [0, 1, 2]
     assert len({tuple(a.token_ids) for a in several.outputs}) == 3
     assert several.num_cached_tokens == 0
-    assert llm.core.stats().prefix_cache_hits - hits == 2 * ((len(prompt) - 1) // 8 * 8)
+    assert llm.core.stats().prefix_cache_hits == hits, "its pages were looked up, and not simply shared"
     alone = llm.generate(prompt, SamplingParams(seed=8, max_tokens=8, ignore_eos=True), use_tqdm=False)[0]
     assert alone.outputs[0].token_ids == several.outputs[1].token_ids
 

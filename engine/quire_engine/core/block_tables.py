@@ -25,11 +25,17 @@ class BlockTables:
         """The blocks of the request's first tokens that the prefix cache has."""
         return self.pool.match(request.block_hashes[: request.num_reusable_tokens // self._block_size])
 
-    def num_to_start(self, unit: Sequence[Request]) -> int:
-        """Free blocks that `unit` takes when it starts, at most: its requests may turn out to share some."""
-        cached = [self.cached(request) for request in unit]
-        needed = sum(self._num_blocks(r.num_tokens) - len(found) for r, found in zip(unit, cached, strict=True))
-        return needed + self.pool.num_free_among({block for found in cached for block in found})
+    def to_start(self, unit: Sequence[Request]) -> tuple[int, int]:
+        """What `unit` takes when it starts, and the tokens of its first request that need not be computed then.
+
+        The former is in free blocks, and at most: its requests may turn out to share some.
+        """
+        found = [self._find(request) for request in unit]
+        needed = sum(
+            self._num_blocks(r.num_tokens) - len(cached) for r, (cached, _, _) in zip(unit, found, strict=True)
+        )
+        free = self.pool.num_free_among({block for cached, _, _ in found for block in cached})
+        return needed + free, found[0][2]
 
     def num_freed(self, unit: Sequence[Request], held: Counter[int]) -> int:
         """Blocks that nobody holds any more once `unit` stops, after those whose blocks are counted in `held`."""
@@ -38,10 +44,6 @@ class BlockTables:
             held.update(request.block_ids)
             freed += sum(held[block] == self.pool.references(block) for block in request.block_ids)
         return freed
-
-    def num_computed_after_start(self, request: Request) -> int:
-        """Tokens that a waiting request would not have to compute."""
-        return self._find(request)[2]
 
     def start(self, request: Request, step: Step) -> None:
         """Give a request blocks for all of its tokens: from the cache, from host memory, or new ones."""

@@ -236,6 +236,8 @@ class EngineCore:
             cache_salt=request.cache_salt,
             pooling=request.pooling,
         )
+        if request.sibling_id is not None:
+            queued.sibling = _sibling(queued, self._requests.get(request.sibling_id))
         if request.params.use_beam_search:
             ends, longest = self.config.ends(request.params), self.config.max_beam_tokens(request.params)
             BeamGroup.lead(queued, ends, longest)
@@ -243,6 +245,14 @@ class EngineCore:
 
     def _refuse(self, request_id: str, message: str) -> None:
         self._refused.append(EngineOutput(request_id, [], "error", error=message))
+
+
+def _sibling(request: Request, other: Request | None) -> Request | None:
+    """`other`, where its prompt is the same and everything that the prompt's pages depend on."""
+    if other is None or other.group or request.pooling or request.params.prompt_logprobs is not None:
+        return None
+    same = other.cache_salt == request.cache_salt and other.num_prompt_tokens == request.num_prompt_tokens
+    return other if same and other.token_ids[: other.num_prompt_tokens] == request.token_ids else None
 
 
 def _follow(grammar: GrammarState, token: int, output: EngineOutput) -> None:

@@ -26,6 +26,9 @@ class EngineRequest:
     priority: int = 0  # lower runs first
     cache_salt: str | None = None
     pooling: PoolingParams | None = None
+    # A request of the same prompt and salt that was sent before. Where the two meet as its prompt ends, they share all
+    # of the prompt's pages.
+    sibling_id: str | None = None
 
 
 @dataclass

@@ -65,6 +65,7 @@ class Scheduler:
         self.pool, self.swap = self._tables.pool, self._tables.swap
         self._num_places = 0  # of `max_running`, that are taken
         self._removed: list[str] = []
+        self._prompts_ended: set[Request] = set()  # in this step
         self._reserve = max(1, config.num_blocks // 100)
 
     def add(self, request: Request) -> None:
@@ -114,6 +115,7 @@ class Scheduler:
         if admits:
             self._admit(step, left)
         self._tables.end_step()
+        self._prompts_ended.clear()
         if step.scheduled:
             step.removed, self._removed = self._removed, []
         return step
@@ -168,9 +170,11 @@ class Scheduler:
         first = self.waiting.peek()
         lower = sorted((r for r in self.running.values() if r.order[0] > first.order[0]), key=_order)
         lower = [r for r in lower if not any(member.in_flight for member in r.unit)]
+        if not lower:
+            return
         tables, victims = self._tables, list[Request]()
         places = self.config.max_running - self._num_places - first.num_places
-        blocks = self.pool.num_free - tables.num_lacking(self.running.values()) - tables.num_to_start(first.unit)
+        blocks = self.pool.num_free - tables.num_lacking(self.running.values()) - tables.to_start(first.unit)[0]
         # What is not enough even if each block is freed need not be looked at more closely.
         if blocks + sum(len(r.block_ids) for r in lower) < 0:
             return
@@ -192,11 +196,14 @@ class Scheduler:
         Returns what they take of the budget, of which `left` tokens are left.
         """
         taken = 0
-        while self.waiting and taken < left:
+        while self.waiting:
             request = self.waiting.peek()
             if above is not None and request.order[0] >= above:
                 break
-            if not self._fits(request, left - taken):
+            if request.sibling is not None and self._fits_beside(request.sibling):
+                self._begin_as(request.sibling, self.waiting.pop(), step)
+                continue
+            if taken == left or not self._fits(request, left - taken):
                 break
             self.waiting.pop()
             self._num_places += request.num_places
@@ -208,15 +215,27 @@ class Scheduler:
     def _fits(self, request: Request, left: int) -> bool:
         if self._num_places + request.num_places > self.config.max_running:
             return False
-        whole = request.num_tokens - self._tables.num_computed_after_start(request)
-        if whole > left and not self.config.enable_chunked_prefill:
+        blocks, computed = self._tables.to_start(request.unit)
+        if request.num_tokens - computed > left and not self.config.enable_chunked_prefill:
             return False
-        reserve = self._reserve if self.running else 0
-        return self._tables.num_to_start(request.unit) + reserve <= self.pool.num_free
+        return blocks + (self._reserve if self.running else 0) <= self.pool.num_free
+
+    def _fits_beside(self, sibling: Request) -> bool:
+        """Whether another request of its prompt may begin where `sibling` ends it, with a block to write to later."""
+        places, blocks = self.config.max_running - self._num_places, self.pool.num_free - self._reserve
+        return sibling in self._prompts_ended and places > 0 and blocks > 0
+
+    def _begin_as(self, sibling: Request, request: Request, step: Step) -> None:
+        """Start a request on what `sibling` computes in this step: its first token comes after the same prompt."""
+        self._num_places += 1
+        self.fork(sibling, request)
+        request.num_computed_tokens = request.num_cached_tokens = request.num_tokens
+        request.sibling = None
+        self._emit(step, request, 0, after=sibling.request_id)
 
     def _start(self, request: Request, step: Step) -> None:
         self._tables.start(request, step)
-        request.waiting = False
+        request.waiting, request.sibling = False, None
         self.running[request.request_id] = request
         if request.num_cached_tokens is None:
             request.num_cached_tokens = request.num_computed_tokens
@@ -236,6 +255,15 @@ class Scheduler:
         if count == 0:
             return 0
         self._tables.prepare(request, step)
+        self._emit(step, request, count)
+        end = request.num_computed_tokens + count
+        self._tables.publish(request, end)
+        if end == request.num_tokens == request.num_prompt_tokens:
+            self._prompts_ended.add(request)
+        return count
+
+    def _emit(self, step: Step, request: Request, count: int, after: str | None = None) -> None:
+        """Tell the executor of the next `count` tokens, and of the blocks that it does not know."""
         if not request.announced:
             request.announced = True
             step.new.append(_new_sequence(request))
@@ -251,12 +279,11 @@ class Scheduler:
                 samples=whole and not pooled,
                 allowed=request.grammar.allowed if request.grammar and whole else None,
                 pools=whole and pooled,
+                samples_after=after,
                 first_new_block=first,
             )
         )
         request.num_blocks_sent = len(request.block_ids)
-        self._tables.publish(request, end)
-        return count
 
     def _preempt(self, request: Request, step: Step) -> None:
         """Have a request, with all of its search's beams, give its blocks back and wait in its old place."""

@@ -25,7 +25,10 @@ class NewSequence:
 
 @dataclass(slots=True)
 class ScheduledSequence:
-    """The tokens to compute for one request, and how its table of blocks has changed since it was last scheduled."""
+    """The tokens to compute for one request, and how its table of blocks has changed since it was last scheduled.
+
+    One that begins as a copy of another has no tokens: it samples from the last hidden state of that one.
+    """
 
     request_id: str
     token_ids: list[int]
@@ -34,6 +37,7 @@ class ScheduledSequence:
     samples: bool  # whether `token_ids` ends the known tokens, so that the next one is to be sampled
     allowed: bytes | None = None  # the tokens that may be sampled, one bit each as in `GrammarState`; None for all
     pools: bool = False  # whether `token_ids` ends a prompt whose vector is wanted: then nothing is sampled
+    samples_after: str | None = None  # the sequence of this step whose last token it goes on from
     first_new_block: int = 0  # the place in the table that `new_block_ids` begin at; some may be there already
 
     @property

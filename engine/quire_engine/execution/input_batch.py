@@ -108,6 +108,7 @@ class InputBatch:
         firsts = [(s, i) for i, s in enumerate(decodes)]
         firsts += [(s, span.first) for s, span in zip(prompts, spans, strict=True)]
         lasts = [(s, first + len(s.token_ids) - 1) for s, first in firsts if s.samples]
+        lasts += _beside(step, lasts)
         of_prompts = [self._prompt_logprobs.rows(s, first) for s, first in firsts]
         sampling = None
         if self._samples:
@@ -157,3 +158,12 @@ class InputBatch:
             lengths = np.arange(sequence.start + 1, sequence.end + 1)
             np.maximum(lengths, rotated_for[self._rows[sequence.request_id]], out=self._staged[3, first:last])
             first = last
+
+
+def _beside(step: Step, lasts: list[tuple[ScheduledSequence, int]]) -> list[tuple[ScheduledSequence, int]]:
+    """Those that sample from another sequence's last token, with the place of that."""
+    beginning = [s for s in step.scheduled if s.samples_after is not None]
+    if not beginning:
+        return []
+    places = {s.request_id: last for s, last in lasts}
+    return [(s, places[s.samples_after]) for s in beginning if s.samples_after is not None]

@@ -102,6 +102,7 @@ class Generation:
         parent, arrival = uuid.uuid4().hex, time.monotonic()
         for child, own in enumerate(params.children()):
             request = EngineRequest(f"{parent}-{child}", prompt, own, arrival, priority, cache_salt)
+            request.sibling_id = f"{parent}-0" if child else None
             detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, own)
             times = RequestTimes(arrival, len(prompt), own)
             into[request.request_id] = _Sequence(first + child, request, detokenizer, times)

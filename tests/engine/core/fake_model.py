@@ -123,7 +123,12 @@ class PagedExecutor:
         for source, copy in step.copies:
             self.pages[copy] = list(self.pages[source])
         for s in step.scheduled:
-            assert s.token_ids
+            if s.samples_after is None:
+                assert s.token_ids
+            else:
+                sibling = next(other for other in step.scheduled if other.request_id == s.samples_after)
+                assert sibling.samples
+                assert (s.start, s.token_ids) == (sibling.end, [])
             table = self.tables[s.request_id]
             assert s.first_new_block <= len(table)
             table[s.first_new_block : s.first_new_block + len(s.new_block_ids)] = s.new_block_ids

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -64,6 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.integers(0, 2),
         salt=st.sampled_from([None, None, "salt"]),
         ignore_eos=st.booleans(),
+        siblings=st.sampled_from([0, 0, 3]),
     )
     def add(
         self,
@@ -74,6 +77,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority: int,
         salt: str | None,
         ignore_eos: bool,
+        siblings: int,
     ) -> None:
         name = str(len(self.requests))
         params = SamplingParams(
@@ -81,8 +85,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         prompt = [1] * begins_alike + tail
         request = EngineRequest(name, prompt, params, priority=priority, cache_salt=salt)
-        self.requests[name], self.tokens[name] = request, []
-        self.core.add_request(request)
+        for _ in range(1 + siblings):
+            self.requests[request.request_id], self.tokens[request.request_id] = request, []
+            self.core.add_request(request)
+            request = replace(request, request_id=str(len(self.requests)), sibling_id=name)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())

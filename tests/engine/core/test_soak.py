@@ -36,8 +36,9 @@ def make_requests(seed: int) -> list[EngineRequest]:
             ignore_eos=rng.random() < 0.5,
         )
         priority, salt = rng.randrange(3), "salt" if rng.random() < 0.1 else None
+        sibling = str(len(made))
         for _ in range(4 if rng.random() < 0.1 else 1):
-            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority, salt))
+            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority, salt, sibling))
     return made[:NUM_REQUESTS]
 
 

@@ -25,6 +25,14 @@ def test_pages_come_back_from_the_host_into_other_blocks_in_every_tensor() -> No
         assert (tensor.flatten(1) == tensor.flatten(1)[:, :1]).all()
 
 
+def test_a_block_that_just_came_back_can_be_copied() -> None:
+    tensor = filled(5, 2)
+    cache = KVCache([tensor], num_swap_blocks=1)
+    cache.move(Step(swap_out=[(4, 0)]))
+    cache.move(Step(swap_in=[(0, 1)], copies=[(1, 2), (1, 3)]))
+    assert tensor[:, 0].tolist() == [0, 4, 4, 4, 4]
+
+
 def test_a_block_is_read_before_the_page_of_another_sequence_comes_into_it() -> None:
     tensor = filled(4, 2)
     cache = KVCache([tensor], num_swap_blocks=2)

@@ -44,8 +44,9 @@ def make_requests() -> list[EngineRequest]:
         else:
             params = SamplingParams(temperature=0.0, max_tokens=count, logprobs=2)
         priority = rng.randrange(3)
+        sibling = str(len(made))
         for _ in range(4 if rng.random() < 0.1 else 1):
-            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority))
+            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority, None, sibling))
     return made[:NUM_REQUESTS]
 
 

@@ -1,0 +1,87 @@
+"""Several answers to one prompt: it is computed once, and its last page is copied when they go apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from quire_engine.core.messages import EngineRequest
+from tests.engine.core.fake_model import generate
+from tests.engine.core.test_loop import EngineCore, make_core, request, run, tokens
+
+
+def siblings(count: int, prompt: list[int], **params: object) -> list[EngineRequest]:
+    made = [request(str(i), prompt, **params) for i in range(count)]
+    for one in made[1:]:
+        one.sibling_id = "0"
+    return made
+
+
+@pytest.mark.parametrize("caching", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("length", [9, 12, 40], ids=["partial page", "full pages", "chunks"])
+def test_the_prompt_is_computed_once_for_all(caching: bool, length: int) -> None:
+    core, executor = make_core(enable_prefix_caching=caching)
+    for one in siblings(4, [5] * length):
+        core.add_request(one)
+    while not begin(core):
+        pass
+    held = core.stats().kv_cache_usage * 32
+    outputs = run(core)
+    assert sum(step.num_tokens for step in executor.steps) == length + 4 * 3
+    assert held <= -(-length // 4), "each had pages of its own"
+    assert sum(len(step.copies) for step in executor.steps) == (3 if length % 4 else 0)
+    assert all(tokens(outputs[str(i)]) == generate([5] * length, 4)[1:] for i in range(4))
+
+
+def begin(core: EngineCore) -> bool:
+    """Whether all four have their first token after one more step."""
+    assert core.has_work()
+    return len([o for o in core.step() if o.new_token_ids]) == 4
+
+
+def test_one_that_finds_no_place_beside_the_first_starts_later_on_its_own() -> None:
+    core, executor = make_core(max_num_seqs=2)
+    for one in siblings(3, [5] * 9):
+        core.add_request(one)
+    outputs = run(core)
+    assert [tokens(outputs[str(i)]) for i in range(3)] == [generate([5] * 9, 4)] * 3
+    assert max(len(step.scheduled) for step in executor.steps) == 2
+
+
+@pytest.mark.parametrize("num_swap_blocks", [0, 40], ids=["recompute", "swap"])
+def test_siblings_give_way_one_by_one(num_swap_blocks: int) -> None:
+    core, _ = make_core(num_blocks=8, num_swap_blocks=num_swap_blocks)
+    for one in siblings(4, [5] * 10, max_tokens=10):
+        core.add_request(one)
+    outputs = run(core)
+    assert core.stats().num_preemptions > 0
+    assert [tokens(outputs[str(i)]) for i in range(4)] == [generate([5] * 10, 10)] * 4
+    assert (core.stats().kv_cache_usage, core.stats().swap_usage) == (0.0, 0.0)
+
+
+def test_the_first_may_be_aborted_at_any_time() -> None:
+    for steps in range(5):
+        core, _ = make_core()
+        for one in siblings(3, [5] * 40):
+            core.add_request(one)
+        got: dict[str, list[int]] = {"1": [], "2": []}
+        for turn in range(40):
+            if turn == steps:
+                core.abort(["0"])
+            for output in core.step() if core.has_work() else []:
+                if output.request_id != "0":
+                    got[output.request_id] += output.new_token_ids
+            core.check_integrity()
+        assert list(got.values()) == [generate([5] * 40, 4)] * 2
+
+
+@pytest.mark.parametrize("change", [{"prompt_token_ids": [6] * 9}, {"cache_salt": "x"}, {"sibling_id": "unknown"}])
+def test_one_that_is_no_sibling_after_all_shares_nothing(change: dict[str, object]) -> None:
+    core, executor = make_core(enable_prefix_caching=False)
+    first, second = siblings(2, [5] * 9)
+    for name, value in change.items():
+        setattr(second, name, value)
+    core.add_request(first)
+    core.add_request(second)
+    outputs = run(core)
+    assert tokens(outputs["1"]) == generate(second.prompt_token_ids, 4)
+    assert sum(step.num_tokens for step in executor.steps) == 2 * (9 + 3)
