@@ -201,7 +201,11 @@ def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | No
         plan = plan_memory(_memory_request(config, core_config, model, dtype, device, resident, place))
         # Pages are the same everywhere: what one rank has no room for, no rank can use.
         plan = plan.with_blocks(place.least(plan.num_blocks), place.least(plan.num_swap_blocks))
-        core_config = replace(core_config, num_blocks=plan.num_blocks, num_swap_blocks=plan.num_swap_blocks)
+        # A rank knows the windows of its own layers alone.
+        window = _window(model) if config.pipeline_parallel_size == 1 else None
+        core_config = replace(
+            core_config, num_blocks=plan.num_blocks, num_swap_blocks=plan.num_swap_blocks, window=window
+        )
         runner = _runner(core_config, model, plan, DTYPES[dtype], device, place)
     log.info("%s in %s on %s, %d threads", spec.shape.architecture, dtype, device.type, threads)
     info = EngineInfo(
@@ -259,6 +263,12 @@ def _check_layout(layout: Layout, spec: DecoderSpec | TransformersSpec) -> None:
             CausalLM(spec)  # has no memory yet
     except ValueError as error:
         raise StartupError("InvalidFlag", str(error)) from error
+
+
+def _window(model: LanguageModel) -> int | None:
+    """The latest positions that a token sees, where every layer has a window."""
+    windows = [layer.window for layer in model.attention_layers()]
+    return max((w for w in windows if w is not None), default=None) if None not in windows else None
 
 
 def _load_vocabulary(config: EngineConfig, vocab_size: int) -> LLTokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from quire_engine.core.block_pool import BlockPool
 from quire_engine.core.request import Request
@@ -11,14 +12,27 @@ from quire_engine.core.step import Step
 from quire_engine.core.swap_space import SwapSpace
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What there is of a waiting request, in this order."""
+
+    cached: list[int]  # blocks
+    num_skipped: int  # blocks that nobody will look at
+    pages: list[int]  # in host memory
+    num_tokens: int  # up to the last page's end
+
+
 class BlockTables:
     """The blocks of requests, on the device and in host memory. What has to be copied goes into the step."""
 
-    def __init__(self, *, num_blocks: int, num_swap_blocks: int, block_size: int, caches: bool) -> None:
+    def __init__(
+        self, *, num_blocks: int, num_swap_blocks: int, block_size: int, caches: bool, window: int | None = None
+    ) -> None:
         self.pool = BlockPool(num_blocks)
         self.swap = SwapSpace(num_swap_blocks, block_size)
         self._block_size = block_size
         self._caches = caches
+        self._window = window
         self._read_into: dict[int, int] = {}  # host pages that this step reads back, and the blocks they come to
 
     def cached(self, request: Request) -> list[int]:
@@ -32,39 +46,53 @@ class BlockTables:
         """
         found = [self._find(request) for request in unit]
         needed = sum(
-            self._num_blocks(r.num_tokens) - len(cached) for r, (cached, _, _) in zip(unit, found, strict=True)
+            self._num_blocks(request.num_tokens) - len(one.cached) - one.num_skipped
+            for request, one in zip(unit, found, strict=True)
         )
-        free = self.pool.num_free_among({block for cached, _, _ in found for block in cached})
-        return needed + free, found[0][2]
+        free = self.pool.num_free_among({block for one in found for block in one.cached})
+        return needed + free, found[0].num_tokens
 
     def num_freed(self, unit: Sequence[Request], held: Counter[int]) -> int:
         """Blocks that nobody holds any more once `unit` stops, after those whose blocks are counted in `held`."""
         freed = 0
         for request in unit:
-            held.update(request.block_ids)
-            freed += sum(held[block] == self.pool.references(block) for block in request.block_ids)
+            held.update(request.held_block_ids)
+            freed += sum(held[block] == self.pool.references(block) for block in request.held_block_ids)
         return freed
 
     def start(self, request: Request, step: Step) -> None:
         """Give a request blocks for all of its tokens: from the cache, from host memory, or new ones."""
-        cached, pages, request.num_computed_tokens = self._find(request)
-        self.pool.acquire(cached)
-        request.block_ids = cached + [self._read_back(page, step) for page in pages]
+        found = self._find(request)
+        self.pool.acquire(found.cached)
+        known = found.cached + [0] * found.num_skipped
+        request.block_ids = known + [self._read_back(page, step) for page in found.pages]
         request.block_ids += self.pool.allocate(self._num_blocks(request.num_tokens) - len(request.block_ids))
-        request.num_published = len(cached)
+        request.num_let_go, request.num_published = found.num_skipped, len(known)
+        request.num_computed_tokens = found.num_tokens
         self.swap.read_back(request)
 
     def stop(self, request: Request) -> None:
         """Take a request's blocks back."""
-        self.pool.release(request.block_ids)
-        request.block_ids = []
+        self.pool.release(request.held_block_ids)
+        request.block_ids, request.num_let_go = [], 0
         request.num_computed_tokens = request.num_published = request.num_blocks_sent = 0
 
     def fork(self, parent: Request, child: Request) -> None:
         """Have `child` hold what `parent` holds."""
-        self.pool.acquire(parent.block_ids)
-        self.pool.release(child.block_ids)
+        self.pool.acquire(parent.held_block_ids)
+        self.pool.release(child.held_block_ids)
         child.follow(parent)
+
+    def let_go(self, requests: Iterable[Request]) -> None:
+        """Release the blocks that have left the window of every layer. They stay in tables, and nobody looks there."""
+        if self._window is None:
+            return
+        for request in requests:
+            # One token more than is seen, since a beam may have to compute its last token again.
+            unseen = (request.num_computed_tokens - self._window) // self._block_size
+            if unseen > request.num_let_go:
+                self.pool.release(request.block_ids[request.num_let_go : unseen])
+                request.num_let_go = unseen
 
     def num_lacking(self, requests: Iterable[Request]) -> int:
         """Blocks that running requests need for their next step, to grow and for copies of blocks that they share.
@@ -106,13 +134,14 @@ class BlockTables:
         self._read_into = {}
         self.swap.end_step()
 
-    def _find(self, request: Request) -> tuple[list[int], list[int], int]:
-        """Cached blocks, the host pages that follow them, and the number of tokens that these hold."""
+    def _find(self, request: Request) -> _Found:
+        if request.swapped is not None and request.swapped.complete:
+            return _Found([], request.swapped.first, request.swapped.pages, request.swapped.num_tokens)
         cached = self.cached(request)
         pages = self.swap.pages_after(request, len(cached))
         if pages and request.swapped is not None:
-            return cached, pages, request.swapped.num_tokens
-        return cached, [], len(cached) * self._block_size
+            return _Found(cached, 0, pages, request.swapped.num_tokens)
+        return _Found(cached, 0, [], len(cached) * self._block_size)
 
     def _read_back(self, page: int, step: Step) -> int:
         """The block that a host page comes to: one for all who keep it."""

@@ -22,6 +22,7 @@ class SwappedPages:
     first: int
     pages: list[int]
     num_tokens: int  # computed tokens, up to the end of the last page
+    complete: bool  # whether nothing before them is needed any more
 
 
 @dataclass(eq=False, slots=True)
@@ -45,6 +46,7 @@ class Request:
     num_computed_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)  # of the full blocks, where caching is on
+    num_let_go: int = 0  # of `block_ids`, the first ones: out of every layer's sight, and no longer held
     num_published: int = 0  # of `block_ids`
     num_blocks_sent: int = 0  # of `block_ids`, that the executor knows
     num_cached_tokens: int | None = None  # found in the prefix cache when first admitted; None before
@@ -72,6 +74,10 @@ class Request:
         return len(self.token_ids)
 
     @property
+    def held_block_ids(self) -> list[int]:
+        return self.block_ids[self.num_let_go :]
+
+    @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
@@ -95,6 +101,7 @@ class Request:
         """Become what `parent` is, on the same blocks. Takes no references."""
         self.token_ids = list(parent.token_ids)
         self.block_ids, self.block_hashes = list(parent.block_ids), list(parent.block_hashes)
+        self.num_let_go = parent.num_let_go
         self.num_computed_tokens, self.num_published = parent.num_computed_tokens, parent.num_published
         self.num_blocks_sent, self.rotated_for = 0, parent.rotated_for
 

@@ -25,6 +25,7 @@ class SchedulerConfig:
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
     rotation: RotationByLength | None = None
+    window: int | None = None  # the latest positions that a token sees, where no layer sees more
 
     @property
     def max_running(self) -> int:
@@ -61,6 +62,7 @@ class Scheduler:
             num_swap_blocks=config.num_swap_blocks,
             block_size=config.block_size,
             caches=config.enable_prefix_caching,
+            window=config.window,
         )
         self.pool, self.swap = self._tables.pool, self._tables.swap
         self._num_places = 0  # of `max_running`, that are taken
@@ -97,6 +99,7 @@ class Scheduler:
         step = Step()
         if self.config.rotation is not None:
             self._rotate_anew(self.config.rotation)
+        self._tables.let_go(self.running.values())
         if not self._make_room(step):
             return step
         # Blocks were just taken from a request: handing them to another one would only move the shortage.
@@ -309,7 +312,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise `AssertionError` when the books do not agree with each other."""
-        self.pool.check_integrity(r.block_ids for r in self.running.values())
+        self.pool.check_integrity(r.held_block_ids for r in self.running.values())
         self.swap.check_integrity([member for request in self.waiting for member in request.unit])
         for request in self.running.values():
             assert request.swapped is None, f"{request.request_id} runs and keeps pages in host memory"

@@ -33,12 +33,12 @@ class SwapSpace:
 
         Returns the copies to make, (block, host page). Blocks that several of `requests` share are copied once.
         """
-        holders = Counter(block for request in requests for block in request.block_ids)
+        holders = Counter(block for request in requests for block in request.held_block_ids)
         tails: list[tuple[Request, int, list[int]]] = []
         for request in requests:
             filled = request.block_ids[: -(-request.num_computed_tokens // self._block_size)]
             first = len(filled)
-            while first > 0 and blocks.references(filled[first - 1]) == holders[filled[first - 1]]:
+            while first > request.num_let_go and blocks.references(filled[first - 1]) == holders[filled[first - 1]]:
                 first -= 1
             tails.append((request, first, filled[first:]))
         private = list(dict.fromkeys(block for _, _, tail in tails for block in tail))
@@ -47,7 +47,8 @@ class SwapSpace:
         page_of = dict(zip(private, self.pool.allocate(len(private)), strict=True))
         for request, first, tail in tails:
             if tail:
-                request.swapped = SwappedPages(first, [page_of[b] for b in tail], request.num_computed_tokens)
+                pages, complete = [page_of[b] for b in tail], 0 < first == request.num_let_go
+                request.swapped = SwappedPages(first, pages, request.num_computed_tokens, complete)
                 self.pool.acquire(request.swapped.pages)
                 self.num_requests += 1
         self.pool.release(list(page_of.values()))

@@ -13,18 +13,18 @@ VOCAB_SIZE = 97
 
 
 def next_token(token_ids: list[int]) -> int:
-    """The model: the next token depends on every token before it."""
+    """The model: the next token depends on every token before it, or on those in its window."""
     value = 7
     for token in token_ids:
         value = (value * 31 + token + 1) % 1_000_003
     return value % VOCAB_SIZE
 
 
-def generate(prompt: list[int], count: int, eos: tuple[int, ...] = ()) -> list[int]:
+def generate(prompt: list[int], count: int, eos: tuple[int, ...] = (), window: int = 0) -> list[int]:
     """`count` tokens after `prompt`, or up to the first of `eos`."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + count:
-        tokens.append(next_token(tokens))
+        tokens.append(next_token(tokens[-window:]))
         if tokens[-1] in eos:
             break
     return tokens[len(prompt) :]
@@ -41,7 +41,13 @@ def log_probabilities(token_ids: list[int]) -> list[float]:
 
 
 def search(
-    prompt: list[int], width: int, count: int, eos: tuple[int, ...] = (), length_penalty: float = 1.0, n: int = 1
+    prompt: list[int],
+    width: int,
+    count: int,
+    eos: tuple[int, ...] = (),
+    length_penalty: float = 1.0,
+    n: int = 1,
+    window: int = 0,
 ) -> list[list[int]]:
     """The `n` best answers of a beam search that looks at every continuation of every beam."""
     running: list[tuple[float, list[int]]] = [(0.0, [])]
@@ -51,7 +57,7 @@ def search(
             (
                 (score + logprob, [*output, token])
                 for score, output in running
-                for token, logprob in enumerate(log_probabilities(prompt + output))
+                for token, logprob in enumerate(log_probabilities((prompt + output)[-window:]))
             ),
             reverse=True,
         )
@@ -152,7 +158,7 @@ class PagedExecutor:
 
     def _read(self, request_id: str, length: int) -> list[int]:
         tokens = []
-        for position in range(length):
+        for position in range(max(0, length - (self.config.window or length)), length):
             page, offset = self._slot(request_id, position)
             token = page[offset]
             assert token is not None, f"{request_id} reads position {position}, which nobody wrote"

@@ -27,6 +27,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunks=st.booleans(),
         caches=st.booleans(),
         use_priority=st.booleans(),
+        window=st.sampled_from([None, None, 1, 5, 9]),
     )
     def start(
         self,
@@ -38,6 +39,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunks: bool,
         caches: bool,
         use_priority: bool,
+        window: int | None,
     ) -> None:
         self.config = CoreConfig(
             num_blocks=num_blocks,
@@ -49,6 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             enable_chunked_prefill=chunks,
             enable_prefix_caching=caches,
             use_priority=use_priority,
+            window=window,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=EOS,
         )
@@ -139,9 +142,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         eos = () if params.ignore_eos else EOS
         if params.use_beam_search:
             found = [beam.token_ids for beam in end.beams or []]
-            assert found == search(prompt, params.n, count, eos, n=params.n)
+            assert found == search(prompt, params.n, count, eos, n=params.n, window=config.window or 0)
         else:
-            assert self.tokens[request.request_id] == generate(prompt, count, eos)
+            assert self.tokens[request.request_id] == generate(prompt, count, eos, config.window or 0)
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
