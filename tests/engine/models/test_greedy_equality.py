@@ -53,8 +53,8 @@ def references(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> di
     return made
 
 
-def answer(core: EngineCore, prompts: list[list[int]]) -> list[list[int]]:
-    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
+def answer(core: EngineCore, prompts: list[list[int]], count: int = NEW_TOKENS) -> list[list[int]]:
+    params = SamplingParams(temperature=0.0, max_tokens=count)
     answers: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         answers[str(i)] = []
@@ -84,7 +84,8 @@ def test_64_prompts_at_once_are_answered_as_transformers_answers_each_alone(
     reference = references[family]
     core = build(reference.directory, enable_prefix_caching=prefix_caching, **BUDGETS[budget], **ROOMS[room])
     assert answer(core, reference.prompts) == reference.answers
-    assert (core.stats().num_preemptions > 0) == (room == "preempted")
+    # Mistral's window frees pages as fast as the answers take new ones.
+    assert (core.stats().num_preemptions > 0) == (room == "preempted" and family != "mistral")
     assert (core.stats().prefix_cache_hits > 0) == prefix_caching
 
 
@@ -97,6 +98,21 @@ def test_pages_that_were_swapped_out_come_back_as_they_were(
     assert answer(core, reference.prompts) == reference.answers
     assert core.stats().num_preemptions > 0
     assert core.stats().num_swaps > 0
+
+
+@pytest.mark.parametrize("swap_space", [0.0, 0.01], ids=["recompute", "swap"])
+@pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no cache"])
+def test_requests_give_way_without_the_pages_that_have_left_their_window(
+    tmp_path: Path, swap_space: float, prefix_caching: bool
+) -> None:
+    cls, config = FAMILIES["mistral"]
+    model, prompts = make_model(cls, config(), seed=2), mixed_prompts(12, 10, seed=2)
+    core = build(
+        save(model, tmp_path), num_gpu_blocks_override=17, swap_space=swap_space, enable_prefix_caching=prefix_caching
+    )
+    assert answer(core, prompts, 50) == greedy_reference(model, prompts, 50)
+    assert core.stats().num_preemptions > 0
+    assert (core.stats().num_swaps > 0) == (swap_space > 0)
 
 
 def test_a_checkpoint_of_several_files_is_answered_alike(tmp_path: Path) -> None:
