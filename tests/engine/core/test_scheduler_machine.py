@@ -12,7 +12,7 @@ from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.sampling_params import SamplingParams
-from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate, search
+from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, Stages, generate, search
 
 EOS = (11, 12, 40)
 
@@ -28,6 +28,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caches=st.booleans(),
         use_priority=st.booleans(),
         window=st.sampled_from([None, None, 1, 5, 9]),
+        num_stages=st.sampled_from([1, 1, 2, 3]),
     )
     def start(
         self,
@@ -40,6 +41,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caches: bool,
         use_priority: bool,
         window: int | None,
+        num_stages: int,
     ) -> None:
         self.config = CoreConfig(
             num_blocks=num_blocks,
@@ -52,10 +54,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             enable_prefix_caching=caches,
             use_priority=use_priority,
             window=window,
+            num_stages=num_stages,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=EOS,
         )
-        self.core = EngineCore(PagedExecutor(self.config), self.config)
+        self.core = EngineCore(Stages(PagedExecutor(self.config), num_stages), self.config)
         self.requests: dict[str, EngineRequest] = {}
         self.tokens: dict[str, list[int]] = {}
         self.ends: dict[str, EngineOutput] = {}

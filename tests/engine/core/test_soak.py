@@ -38,7 +38,7 @@ def make_requests(seed: int) -> list[EngineRequest]:
         priority, salt = rng.randrange(3), "salt" if rng.random() < 0.1 else None
         sibling = str(len(made))
         for _ in range(4 if rng.random() < 0.1 else 1):
-            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority, salt, sibling))
+            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority, salt, sibling_id=sibling))
     return made[:NUM_REQUESTS]
 
 

@@ -46,7 +46,7 @@ def make_requests() -> list[EngineRequest]:
         priority = rng.randrange(3)
         sibling = str(len(made))
         for _ in range(4 if rng.random() < 0.1 else 1):
-            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority, None, sibling))
+            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority, sibling_id=sibling))
     return made[:NUM_REQUESTS]
 
 
