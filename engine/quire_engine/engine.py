@@ -376,7 +376,7 @@ def _load(
             model = CausalLM(spec).eval()
             create_weights(model, method_for)
         whole = model
-        if place.layout.pipeline > 1 or place.layout.expert_parallel:  # a rank has not a part of every tensor
+        if place.layout.size > 1:  # a rank need not have a part of every tensor
             with torch.device("meta"):
                 whole = CausalLM(spec)
                 create_weights(whole, method_for)

@@ -55,10 +55,12 @@ class RankPool:
 
     def __init__(self) -> None:
         self.idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+        self.launched: list[PooledRank] = []
         self._all: list[subprocess.Popen[bytes]] = []
 
     def launch(self, options: RankOptions) -> PooledRank:
         rank = PooledRank(self.idle.get() if not self.idle.empty() else self._start(), self)
+        self.launched.append(rank)
         threading.Thread(target=rank.run, args=(options,), daemon=True).start()
         return rank
 

@@ -14,6 +14,7 @@ import transformers
 from quire_engine.config import EngineConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineRequest
+from quire_engine.distributed.watch import RanksLostError
 from quire_engine.engine import build_engine
 from quire_engine.execution.ranked_executor import RankedExecutor
 from quire_engine.sampling_params import SamplingParams
@@ -159,6 +160,18 @@ def test_stages_work_on_steps_of_different_requests_at_once(
         with engine(llama[0], tensor, pipeline) as core:
             assert answer(core, PROMPTS) == llama[1]
     assert [executor.most_in_flight for executor in executors] == [2, 1]
+
+
+def test_a_rank_that_is_killed_is_named_by_the_next_step_and_a_new_engine_can_be_built(
+    ranks: RankPool, llama: tuple[Path, list[list[int]]]
+) -> None:
+    with engine(llama[0], 2, 1) as core:
+        answer(core, PROMPTS[:1])
+        ranks.launched[-1].kill()
+        with pytest.raises(RanksLostError, match="rank 1 ended by signal 9"):
+            answer(core, PROMPTS[:1])
+    with engine(llama[0], 2, 1) as core:
+        assert answer(core, PROMPTS) == llama[1]
 
 
 @pytest.mark.parametrize(
