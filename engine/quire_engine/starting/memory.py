@@ -1,0 +1,95 @@
+"""What a rank's memory is used for, and what its steps run in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from quire_engine.config import EngineConfig
+from quire_engine.core.core_config import CoreConfig
+from quire_engine.distributed.place import Place
+from quire_engine.execution.device import device_memory
+from quire_engine.execution.input_batch import InputBatch
+from quire_engine.execution.kv_cache import allocate_kv_cache
+from quire_engine.execution.model_runner import ModelRunner
+from quire_engine.execution.sampling_state import SamplingState
+from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
+from quire_engine.memory_plan.plan import GIB, HTTP_SERVER_BYTES, MemoryPlan, MemoryRequest
+from quire_engine.models.language_model import LanguageModel
+
+
+def memory_request(
+    config: EngineConfig,
+    core_config: CoreConfig,
+    model: LanguageModel,
+    dtype: str,
+    device: torch.device,
+    resident: int,
+    place: Place,
+) -> MemoryRequest:
+    """What the memory plan of this rank, with its `model` loaded, depends on."""
+    layout, shape = place.layout, model.shape.shard(place.layout.tensor)
+    on_gpu = device.type == "cuda"
+    limit = device_memory(device).limit
+    num_blocks = config.num_gpu_blocks_override
+    swap_space = None if config.swap_space is None else int(config.swap_space * GIB)
+    if not model.batches:  # one request, which has its room and is never preempted
+        num_blocks, swap_space = -(-core_config.max_model_len // config.block_size), 0
+    if core_config.pooling is not None and not core_config.enable_prefix_caching:
+        swap_space = 0  # who is preempted begins again
+    return MemoryRequest(
+        shape=replace(shape, num_layers=len(place.stage.layers(shape.num_layers))),
+        dtype=dtype,
+        on_gpu=on_gpu,
+        limit=limit if on_gpu else limit // layout.per_node,  # ranks have a GPU each, and share the cgroup
+        resident=resident,
+        weights=sum(p.numel() * p.element_size() for p in model.parameters()),
+        utilization=config.gpu_memory_utilization,
+        block_size=config.block_size,
+        max_model_len=core_config.max_model_len,
+        max_num_seqs=core_config.max_num_seqs,
+        max_num_batched_tokens=core_config.max_num_batched_tokens,
+        kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+        num_blocks=num_blocks,
+        swap_space=swap_space,
+        host_room=(memory_limit() - HTTP_SERVER_BYTES) // layout.per_node - resident_bytes(),
+    )
+
+
+def window_of_all_layers(model: LanguageModel) -> int | None:
+    """The latest positions that a token sees, where every layer has a window."""
+    windows = [layer.window for layer in model.attention_layers()]
+    return max((w for w in windows if w is not None), default=None) if None not in windows else None
+
+
+def model_runner(
+    core_config: CoreConfig,
+    model: LanguageModel,
+    plan: MemoryPlan,
+    dtype: torch.dtype,
+    device: torch.device,
+    place: Place,
+) -> ModelRunner:
+    """Allocate the KV cache and the buffers of steps, as `plan` says."""
+    cache = allocate_kv_cache(
+        model,
+        num_blocks=plan.num_blocks,
+        block_size=plan.block_size,
+        dtype=dtype,
+        device=device,
+        num_swap_blocks=plan.num_swap_blocks,
+    )
+    sampling = SamplingState(core_config.max_running, core_config.vocab_size, core_config.eos_token_ids, device)
+    batch = InputBatch(
+        max_num_seqs=core_config.max_running,
+        max_num_batched_tokens=core_config.max_num_batched_tokens,
+        max_blocks_per_seq=-(-core_config.max_model_len // core_config.block_size),
+        block_size=core_config.block_size,
+        sampling=sampling,
+        device=device,
+        rotates_by_length=core_config.rotation is not None,
+        samples=place.rank == 0,
+    )
+    # The results are rank 0's.
+    return ModelRunner(model, batch, cache, place, dtype, core_config.pooling if place.rank == 0 else None)

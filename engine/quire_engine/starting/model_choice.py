@@ -1,0 +1,73 @@
+"""Which model a checkpoint is, and whether it can be run as the flags ask."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quire_engine.config import EngineConfig
+from quire_engine.distributed.layout import Layout
+from quire_engine.distributed.ranks import TensorRanks, build_for
+from quire_engine.loading.checkpoint import Checkpoint
+from quire_engine.memory_plan.architectures import makes_embeddings
+from quire_engine.memory_plan.quantization import Quantization, quantization_of, served_quantization
+from quire_engine.models.decoder import CausalLM, DecoderSpec
+from quire_engine.models.registry import decoder_spec, embedding_spec, has_family
+from quire_engine.models.transformers_backend.spec import TransformersSpec
+from quire_engine.startup_error import StartupError
+
+
+def model_spec(config: EngineConfig, checkpoint: Checkpoint) -> DecoderSpec | TransformersSpec:
+    """The model as Quire or as transformers has it, for --model-impl. Raises `ValueError`."""
+    read = checkpoint.config
+    if config.model_impl == "quire" or (config.model_impl == "auto" and has_family(read)):
+        return decoder_spec(read)
+    return TransformersSpec.from_directory(checkpoint.directory, read, trust_remote_code=config.trust_remote_code)
+
+
+def spec_of_embeddings(spec: DecoderSpec | TransformersSpec, longest: int | None) -> DecoderSpec:
+    """The model as it makes vectors of prompts of up to `longest` tokens."""
+    if isinstance(spec, TransformersSpec):
+        raise ValueError(f"{spec.shape.architecture} is run by transformers, which makes no embeddings here")
+    if not makes_embeddings(spec.shape.architecture):
+        spec = embedding_spec(spec)
+    return replace(spec, longest=min(spec.longest, longest or spec.longest))
+
+
+def model_quantization(
+    config: EngineConfig, checkpoint: Checkpoint, spec: DecoderSpec | TransformersSpec
+) -> Quantization | None:
+    """The scheme of the weights, for --quantization. Raises `ValueError` or `StartupError` where it cannot be."""
+    found = quantization_of(checkpoint.config)
+    try:
+        served = served_quantization(config.quantization, found)
+    except ValueError as error:
+        raise StartupError("InvalidFlag", str(error)) from error
+    if served is not None and isinstance(spec, TransformersSpec):
+        raise ValueError(
+            f"{spec.shape.architecture} is run by transformers, and quantized weights are not: "
+            "use a checkpoint with bfloat16 weights, without --quantization"
+        )
+    return served
+
+
+def check_layout(layout: Layout, spec: DecoderSpec | TransformersSpec) -> None:
+    """Raises `StartupError` for ranks that cannot share the model, before any is started."""
+    shape = spec.shape
+    if layout.size == 1:
+        return
+    if isinstance(spec, TransformersSpec):
+        raise StartupError(
+            "InvalidFlag",
+            f"{shape.architecture} is run by transformers, in one process: "
+            "leave --tensor-parallel-size and --pipeline-parallel-size at 1",
+        )
+    if layout.pipeline > shape.num_layers:
+        raise StartupError(
+            "InvalidFlag",
+            f"--pipeline-parallel-size is {layout.pipeline}: the model has {shape.num_layers} layers to share out",
+        )
+    try:
+        with build_for(TensorRanks(0, layout.tensor, None, layout.expert_parallel)):
+            CausalLM(spec)  # has no memory yet
+    except ValueError as error:
+        raise StartupError("InvalidFlag", str(error)) from error
