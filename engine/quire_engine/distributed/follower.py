@@ -64,6 +64,7 @@ class Follower:
             self._check_flags(msgspec.json.decode(self._store.get("config"), type=EngineConfig))
         except StartupError as error:
             self.fail(error)
+            self.close()
             raise
 
     def gather(self, model: str, device: torch.device) -> Place:
