@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from quire_engine.memory_plan.quantization import SCHEME_OF_FLAG
+from quire_engine.multimodal.limits import most_images
 
 MAX_SWAP_GIB = 4096
 
@@ -71,6 +72,9 @@ class EngineConfig:
     )
     enable_chunked_prefill: bool = setting(True, "split long prompts over steps, so that decodes never wait for them")
     scheduling_policy: str = setting("fcfs", "order of waiting requests", choices=("fcfs", "priority"))
+    limit_mm_per_prompt: str | None = setting(
+        None, 'most images in a prompt, as image=4 or {"image": 4}; 16 when unset'
+    )
     enforce_eager: bool = setting(False, "run without CUDA graphs")
 
     tensor_parallel_size: int = setting(1, "ranks (GPUs, or processes on CPU) that share each layer")
@@ -115,6 +119,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+        most_images(self.limit_mm_per_prompt)
         self._check_ranks()
 
     def _check_ranks(self) -> None:

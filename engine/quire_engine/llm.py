@@ -10,10 +10,13 @@ from typing import Any, TypedDict
 from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
 from quire_engine.config import EngineConfig
+from quire_engine.core.images import PromptImage
 from quire_engine.core.messages import BeamAnswer, EngineOutput, EngineRequest
 from quire_engine.core.pooling import PoolingParams
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.engine import build_engine
+from quire_engine.multimodal.placeholders import expanded
+from quire_engine.multimodal.prompt_data import files_of
 from quire_engine.request_embedding import EmbeddingRequestOutput, embed_all
 from quire_engine.request_output import (
     BeamSearchOutput,
@@ -32,11 +35,16 @@ from quire_engine.text.tokenizer import check_vocabulary, load_tokenizer
 
 
 class PromptDict(TypedDict, total=False):
-    """A prompt as text or as token ids; token ids win. Prompts of different `cache_salt` share no cached pages."""
+    """A prompt as text or as token ids; token ids win. Prompts of different `cache_salt` share no cached pages.
+
+    `multi_modal_data` is `{"image": image}` or a list of them, PIL images or bytes of files. The prompt has the
+    model's image token once for each.
+    """
 
     prompt: str
     prompt_token_ids: list[int]
     cache_salt: str
+    multi_modal_data: Mapping[str, object]
 
 
 Prompt = str | PromptDict
@@ -102,12 +110,13 @@ class LLM:
         params = self._params_for(every, sampling_params)
         texts = [p if isinstance(p, str) else p.get("prompt") for p in every]
         token_ids = [self._token_ids(p) for p in every]
+        images = [self._add_images(p, ids) for p, ids in zip(every, token_ids, strict=True)]
         salts = [None if isinstance(p, str) else p.get("cache_salt") for p in every]
         if priority is not None and self.config.scheduling_policy != "priority":
             raise ValueError('priority is given and scheduling_policy is not "priority": set it, or leave priority out')
         if priority is not None and len(priority) != len(every):
             raise ValueError(f"there are {len(every)} prompts and {len(priority)} priorities: give as many")
-        return self._run(texts, token_ids, params, use_tqdm, salts, priority)
+        return self._run(texts, token_ids, params, use_tqdm, salts, priority, images)
 
     def chat(
         self,
@@ -120,10 +129,13 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation or a list of them, each a list of `{"role": ..., "content": ...}`.
 
-        Raises `ValueError` when the tokenizer has no chat template and none is given.
+        Raises `ValueError` when the tokenizer has no chat template and none is given, and for images: `generate` takes
+        those.
         """
         several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations: list[Any] = list(messages) if several else [messages]
+        if any(_holds_images(message) for conversation in conversations for message in conversation):
+            raise ValueError("chat takes text alone: give images to generate, as multi_modal_data")
         texts = [
             str(
                 self._tokenizer.apply_chat_template(
@@ -182,6 +194,8 @@ class LLM:
             params = list(pooling_params)
         if len(params) != len(every):
             raise ValueError(f"there are {len(every)} prompts and {len(params)} pooling_params: give one or as many")
+        if any(not isinstance(p, str) and p.get("multi_modal_data") for p in every):
+            raise ValueError("embed takes text alone: leave multi_modal_data out")
         first = self._num_requests
         self._num_requests += len(every)
         return embed_all(self.core, [self._token_ids(p) for p in every], params, first, use_tqdm)
@@ -214,6 +228,17 @@ class LLM:
             return self._encode(prompt["prompt"])
         raise ValueError(f"a prompt has the keys {sorted(prompt)}: it needs prompt or prompt_token_ids")
 
+    def _add_images(self, prompt: Prompt, token_ids: list[int]) -> tuple[PromptImage, ...]:
+        """The prompt's images. Their places in `token_ids` become as long as they are."""
+        data = None if isinstance(prompt, str) else prompt.get("multi_modal_data")
+        files = files_of(data) if data else []
+        if not files:
+            return ()
+        if self.info.images is None:
+            raise ValueError("this model takes text alone: leave multi_modal_data out")
+        token_ids[:], images = expanded(token_ids, files, self.info.images)
+        return tuple(images)
+
     def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
@@ -225,6 +250,7 @@ class LLM:
         use_tqdm: bool,
         salts: Sequence[str | None] | None = None,
         priorities: Sequence[int] | None = None,
+        images: Sequence[tuple[PromptImage, ...]] | None = None,
     ) -> list[RequestOutput]:
         results: list[RequestOutput] = []
         sequences: dict[str, _Sequence] = {}
@@ -244,6 +270,7 @@ class LLM:
                     priority=priorities[i] if priorities else 0,
                     cache_salt=salts[i] if salts else None,
                     sibling_id=f"{name}-0" if answer.index else None,
+                    images=images[i] if images else (),
                 )
                 detokenizer = IncrementalDetokenizer(self._tokenizer, ids, request.params)
                 sequences[request.request_id] = _Sequence(request, results[-1], answer, detokenizer)
@@ -316,6 +343,12 @@ class LLM:
         for i, (token, logprob) in enumerate(zip(entry.top_ids, entry.top_logprobs, strict=True)):
             made.setdefault(token, Logprob(logprob, i + 1, self._token_bytes.text(token)))
         return made
+
+
+def _holds_images(message: Message) -> bool:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(part, Mapping) and "image" in str(part.get("type")) for part in parts)
 
 
 def _keep_the_best(result: RequestOutput, params: SamplingParams) -> None:

@@ -97,6 +97,7 @@ class BeamGroup:
             first.seed,
             order=first.order,
             cache_salt=first.cache_salt,
+            images=first.images,
             num_cached_tokens=first.num_cached_tokens,
             group=self,
         )

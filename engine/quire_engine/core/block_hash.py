@@ -1,10 +1,12 @@
-"""Names for full blocks: equal hashes mean equal tokens, at equal positions, under the same salt."""
+"""Names for full blocks: equal hashes mean equal tokens and images, at equal positions, under the same salt."""
 
 from __future__ import annotations
 
 import hashlib
 from array import array
 from collections.abc import Sequence
+
+from quire_engine.core.images import PromptImage
 
 BlockHash = bytes
 
@@ -18,6 +20,9 @@ def root_hash(cache_salt: str | None, rotated_for: int = 0) -> BlockHash:
     return hashlib.sha256(name if cache_salt is None else name + b":" + cache_salt.encode()).digest()
 
 
-def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
-    """The hash of a full block, chained to the block before it."""
-    return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
+def block_hash(parent: BlockHash, token_ids: Sequence[int], images: Sequence[PromptImage] = ()) -> BlockHash:
+    """The hash of a full block, chained to the block before it. `images` are those that have tokens in it."""
+    own = array("q", token_ids).tobytes()
+    for image in images:
+        own += array("q", [image.start]).tobytes() + image.digest
+    return hashlib.sha256(parent + own).digest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quire_engine.core.images import ImageTokens
 from quire_engine.core.pooling import Pooling
 from quire_engine.core.scheduler import SchedulerConfig
 from quire_engine.sampling_params import SamplingParams
@@ -19,6 +20,7 @@ class CoreConfig(SchedulerConfig):
     seed: int = 0
     use_priority: bool = False
     pooling: Pooling | None = None  # of a model that makes embeddings
+    images: ImageTokens | None = None  # of a model that takes images
 
     @property
     def max_tokens(self) -> int:

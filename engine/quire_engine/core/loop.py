@@ -235,6 +235,7 @@ class EngineCore:
             order=(request.priority if self.config.use_priority else 0, self._num_arrived),
             cache_salt=request.cache_salt,
             pooling=request.pooling,
+            images=request.images,
         )
         if request.sibling_id is not None:
             queued.sibling = _sibling(queued, self._requests.get(request.sibling_id))
@@ -252,6 +253,7 @@ def _sibling(request: Request, other: Request | None) -> Request | None:
     if other is None or other.group or request.pooling or request.params.prompt_logprobs is not None:
         return None
     same = other.cache_salt == request.cache_salt and other.num_prompt_tokens == request.num_prompt_tokens
+    same = same and [image.digest for image in other.images] == [image.digest for image in request.images]
     return other if same and other.token_ids[: other.num_prompt_tokens] == request.token_ids else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from quire_engine.core.images import ImageTokens, PromptImage
 from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
@@ -29,6 +30,7 @@ class EngineRequest:
     # A request of the same prompt and salt that was sent before. Where the two meet as its prompt ends, they share all
     # of the prompt's pages.
     sibling_id: str | None = None
+    images: tuple[PromptImage, ...] = ()  # in the order of their tokens, which are in the prompt
 
 
 @dataclass
@@ -101,4 +103,5 @@ class EngineInfo:
     device: str
     sampling_defaults: dict[str, int | float] = field(default_factory=dict)  # of requests, by names of `SamplingParams`
     pooling: Pooling | None = None  # of a model that makes embeddings, and nothing else
+    images: ImageTokens | None = None  # of a model that takes images
     startup_seconds: dict[str, float] = field(default_factory=dict)  # by phase

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from quire_engine.core.block_hash import BlockHash, block_hash, root_hash
 from quire_engine.core.grammar import GrammarState
+from quire_engine.core.images import PromptImage
 from quire_engine.core.pooling import PoolingParams
 from quire_engine.sampling_params import SamplingParams
 
@@ -43,6 +44,7 @@ class Request:
     cache_salt: str | None = None
     grammar: GrammarState | None = None  # what its answer has to follow
     pooling: PoolingParams | None = None  # its answer is a vector
+    images: tuple[PromptImage, ...] = ()
     num_computed_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)  # of the full blocks, where caching is on
@@ -110,4 +112,5 @@ class Request:
         while (len(self.block_hashes) + 1) * block_size <= len(self.token_ids):
             start = len(self.block_hashes) * block_size
             parent = self.block_hashes[-1] if self.block_hashes else root_hash(self.cache_salt, self.rotated_for)
-            self.block_hashes.append(block_hash(parent, self.token_ids[start : start + block_size]))
+            within = [i for i in self.images if i.start < start + block_size and i.end > start]
+            self.block_hashes.append(block_hash(parent, self.token_ids[start : start + block_size], within))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import msgspec
 
 from quire_engine.core.core_config import CoreConfig
+from quire_engine.core.images import PromptImage
 from quire_engine.core.messages import EngineRequest
 from quire_engine.sampling_params import MAX_LOGPROBS, SamplingParams
 
@@ -36,6 +38,8 @@ def check_request(request: EngineRequest, config: CoreConfig) -> EngineRequest:
     if any(token < 0 for word in params.bad_words_token_ids for token in word):
         raise ValueError("bad_words_token_ids holds a token below 0: leave it out")
     _check_kind(checked, config)
+    if checked.images:
+        _check_images(checked.images, len(checked.prompt_token_ids), config)
     _check_length(len(checked.prompt_token_ids), config, 1 if checked.pooling is None else 0)
     if params.use_beam_search:
         _check_beams(params, len(checked.prompt_token_ids), config)
@@ -67,6 +71,24 @@ def _check_kind(request: EngineRequest, config: CoreConfig) -> None:
         )
     if config.pooling is not None and request.pooling is not None and request.pooling.dimensions is not None:
         config.pooling.check_dimensions(request.pooling.dimensions)
+
+
+def _check_images(images: Sequence[PromptImage], length: int, config: CoreConfig) -> None:
+    if config.images is None:
+        raise ValueError("this model takes text alone: leave the images out")
+    if len(images) > config.images.most:
+        raise ValueError(
+            f"the prompt has {len(images)} images and at most {config.images.most} may be in one: leave some out, "
+            "or raise --limit-mm-per-prompt"
+        )
+    end = 0
+    for image in images:
+        if image.num_tokens != config.images.num_tokens or image.start < end or image.end > length:
+            raise ValueError(
+                f"images: one has the tokens from {image.start} to {image.end}: each has {config.images.num_tokens}, "
+                f"behind those of the one before it, of the prompt's {length}"
+            )
+        end = image.end
 
 
 def _check_length(length: int, config: CoreConfig, more: int) -> None:

@@ -345,4 +345,5 @@ def _new_sequence(request: Request) -> NewSequence:
         prompt_logprobs_from=request.num_prompt_logprobs + 1,
         rotated_for=request.rotated_for,
         pooling=request.pooling,
+        images=request.images,
     )

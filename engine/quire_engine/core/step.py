@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from quire_engine.core.images import PromptImage
 from quire_engine.core.pooling import PoolingParams
 from quire_engine.sampling_params import SamplingParams
 
@@ -21,6 +22,7 @@ class NewSequence:
     prompt_logprobs_from: int = 1  # the first position whose prompt logprobs, if asked for, are still wanted
     rotated_for: int = 0  # the length that its keys are rotated for, where that matters: see `RotationByLength`
     pooling: PoolingParams | None = None  # its hidden states make one vector, once the prompt is through
+    images: tuple[PromptImage, ...] = ()  # in the order of their tokens
 
 
 @dataclass(slots=True)

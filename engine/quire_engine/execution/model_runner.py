@@ -8,6 +8,7 @@ from quire_engine.attention.context import attention_context
 from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.core.step import Executor, NewSequence, ScheduledSequence, Step, StepResult, TokenLogprobs
 from quire_engine.distributed.place import Place
+from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.execution.input_batch import InputBatch, ModelInputs
 from quire_engine.execution.kv_cache import KVCache
 from quire_engine.execution.pooling import Pooler
@@ -34,9 +35,11 @@ class ModelRunner:
         place: Place,
         dtype: torch.dtype,
         pooling: Pooling | None = None,
+        images: ImageEmbedder | None = None,
     ) -> None:
         self._model = model
         self._pooler = None if pooling is None else Pooler(pooling)
+        self._images = images
         self._batch = batch
         self._cache = cache
         self._place = place
@@ -48,6 +51,8 @@ class ModelRunner:
         self._batch.apply(step)
         if self._pooler is not None:
             self._pooler.apply(step)
+        if self._images is not None:
+            self._images.apply(step)
         self._cache.move(step)
         result = StepResult([[] for _ in step.scheduled])
         if not step.scheduled:
@@ -74,8 +79,12 @@ class ModelRunner:
         if link is not None and not stage.first:
             size = self._model.shape.hidden_size
             more = [link.receive(len(inputs.token_ids), size, self._dtype, inputs.token_ids.device)]
+        images = None if self._images is None else self._images.rows(inputs.firsts)
         with attention_context(inputs.context):
-            out: torch.Tensor = self._model(inputs.token_ids, inputs.positions, *more)
+            if images is None:
+                out: torch.Tensor = self._model(inputs.token_ids, inputs.positions, *more)
+            else:
+                out = self._model(inputs.token_ids, inputs.positions, images=images)
         if link is None or stage.last:
             return out
         link.send(out)

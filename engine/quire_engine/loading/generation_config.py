@@ -40,8 +40,9 @@ def generation_config(checkpoint: Checkpoint, wanted: str) -> Mapping[str, objec
 
 
 def eos_token_ids(generation: Mapping[str, object], config: Mapping[str, object]) -> tuple[int, ...]:
-    """The tokens that end an answer: generation_config.json's, else config.json's."""
-    for source in (generation, config):
+    """The tokens that end an answer: generation_config.json's, else config.json's, or its decoder's."""
+    text = config.get("text_config")
+    for source in (generation, config, text if isinstance(text, dict) else {}):
         value = source.get("eos_token_id")
         if isinstance(value, int):
             return (value,)

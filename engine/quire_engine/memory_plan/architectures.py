@@ -27,6 +27,12 @@ class Architecture:
     unused: tuple[str, ...] = ()
     """Beginnings of tensors that are not loaded."""
 
+    tower: tuple[str, ...] = ()
+    """Beginnings of tensors that belong to an encoder of images, which each GPU has whole."""
+
+    decoders: Mapping[str, tuple[str, Config]] = field(default_factory=dict)
+    """Where the decoder's sizes stand in `text_config`: its class and what may be left out, by its `model_type`."""
+
 
 def _four_times(config: Config) -> Config:
     """An inner size that is four times the hidden one, where it is not given."""
@@ -133,6 +139,29 @@ _DISTILBERT = Architecture(
     unused=("vocab_transform.", "vocab_layer_norm.", "vocab_projector."),
 )
 _EXPERTS = {"num_experts": "num_local_experts"}
+_SEVEN_BILLION: Config = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+_TOWER = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_LLAVA = Architecture(
+    decoders={
+        "llama": ("LlamaForCausalLM", {**_SEVEN_BILLION, "intermediate_size": 11008}),
+        "mistral": (
+            "MistralForCausalLM",
+            {
+                **_SEVEN_BILLION,
+                "intermediate_size": 14336,
+                "num_key_value_heads": 8,
+                "max_position_embeddings": 131072,
+            },
+        ),
+    },
+    tower=_TOWER,
+    unused=tuple(f"{tower}{model}post_layernorm." for tower in _TOWER[::2] for model in ("", "vision_model.")),
+)
 _LATENT: Config = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
 
 _KNOWN: dict[str, Architecture] = {
@@ -209,6 +238,7 @@ _KNOWN: dict[str, Architecture] = {
     ),
     "Glm4MoeForCausalLM": Architecture(names=_ROUTED, defaults=_GLM_MOE, float32=_ROUTER),
     "GraniteMoeForCausalLM": Architecture(names=_EXPERTS, defaults={"num_experts": 8, "num_experts_per_tok": 2}),
+    "LlavaForConditionalGeneration": _LLAVA,
     "Dots1ForCausalLM": Architecture(
         names=_ROUTED, defaults={"sliding_window": 4096, "max_window_layers": 62}, float32=_ROUTER
     ),
@@ -262,6 +292,12 @@ def unused_tensors(architecture: str) -> tuple[str, ...]:
     return () if known is None else known.unused
 
 
+def tower_tensors(architecture: str) -> tuple[str, ...]:
+    """Beginnings of the tensors of an architecture's encoder of images."""
+    known = _known(architecture)
+    return () if known is None else known.tower
+
+
 def with_head(architecture: str) -> str | None:
     """The decoder that a class without an output head, such as LlamaModel, is a part of; None where it is none."""
     base = architecture.removesuffix("Model") if architecture.endswith("Model") else None
@@ -288,6 +324,8 @@ def _known(name: str) -> Architecture | None:
 
 
 def _read(architecture: Architecture, config: dict[str, object]) -> dict[str, object]:
+    if architecture.decoders:
+        return _read_decoder(architecture, config)
     for common, own in architecture.names.items():
         if config.get(own) is not None:
             config[common] = positive_int(config, own)
@@ -297,6 +335,23 @@ def _read(architecture: Architecture, config: dict[str, object]) -> dict[str, ob
         if result.get(common) is None:
             raise ValueError(f"config.json has no {own!r}")
     return result
+
+
+def _read_decoder(architecture: Architecture, config: dict[str, object]) -> dict[str, object]:
+    """What the decoder's `text_config` says, among the whole model's own settings."""
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise ValueError(f"config.json: text_config is {text!r}: it must be an object")
+    kind = text.get("model_type", "llama")
+    if kind not in architecture.decoders:
+        known = ", ".join(architecture.decoders)
+        raise ValueError(f"config.json: text_config.model_type is {kind!r}: it must be one of {known}")
+    name, defaults = architecture.decoders[kind]
+    read = _read(_KNOWN[name], {**defaults, **text})
+    dtype = next((c[key] for c in (config, text) for key in ("dtype", "torch_dtype") if c.get(key)), None)
+    tied = bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    own = {"architectures": config["architectures"], "dtype": dtype, "tie_word_embeddings": tied}
+    return {**config, **read, **own}
 
 
 def positive_int(config: Config, name: str, *, default: int | None = None) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from quire_engine.memory_plan.architectures import normalised
 from quire_engine.memory_plan.context_length import longest_context
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.memory_plan.quantization import Quantization, quantization_of
@@ -38,12 +39,13 @@ class ModelFacts:
     @staticmethod
     def of(config: Mapping[str, object], tensors: Mapping[str, TensorHeader], commit: str | None = None) -> ModelFacts:
         """From config.json's content and the tensors by name. Raises ValueError for a model that is not known."""
-        shape = ModelShape.of_known_architecture(config)
+        read = normalised(config)
+        shape = ModelShape.from_config(read)
         quantization, scheme = _quantization(config, tensors)
         return ModelFacts(
             shape=shape,
             weights=WeightSizes.of(tensors, shape, quantization),
-            longest=longest_context(config, shape.max_position_embeddings),
+            longest=longest_context(read, shape.max_position_embeddings),
             quantization=scheme,
             commit=commit,
         )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quire_engine.memory_plan.architectures import float32_tensors, unused_tensors
+from quire_engine.memory_plan.architectures import float32_tensors, tower_tensors, unused_tensors
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.memory_plan.quantization import UNUSED, Gptq, Quantization
 from quire_engine.memory_plan.safetensors_header import TensorHeader
@@ -26,7 +26,7 @@ COMPUTED = (
 # Scales of FP8 weights, which stay float32 whatever is served.
 _SCALES = (".weight_scale", ".weight_scale_inv")
 # The output head, which may be stored though it is the embedding.
-_HEADS = ("lm_head.weight", "embed_out.weight")
+_HEADS = ("lm_head.weight", "embed_out.weight", "language_model.lm_head.weight")
 # Tables, routers to experts and projections to latent vectors, which each GPU has whole.
 _WHOLE = (
     "wpe.weight",
@@ -52,7 +52,7 @@ class WeightSizes:
 
     split: int  # elements of matrices that are split over all GPUs
     kv: int  # elements of the projections to keys and values: split over as many GPUs as there are KV heads
-    whole: int  # elements that each GPU has: norms and biases
+    whole: int  # elements that each GPU has: norms, biases and encoders of images
     stored: int  # bytes of quantized tensors, split over all GPUs
     float32: int  # elements that each GPU has in float32, whatever is served
     linear: int  # those of split and kv that are in layers, which quantization makes smaller
@@ -66,9 +66,13 @@ class WeightSizes:
         not_kept = (*COMPUTED, *UNUSED, *(() if ordered else (".g_idx",)))
         unused = unused_tensors(shape.architecture)
         kept = float32_tensors(shape.architecture)
+        tower = tower_tensors(shape.architecture)
         split = kv = whole = stored = float32 = linear = 0
         for name, tensor in tensors.items():
             if name.endswith(not_kept) or name.startswith(unused) or (shape.tied_embeddings and name in _HEADS):
+                continue
+            if name.startswith(tower):
+                whole += math.prod(tensor.shape)
                 continue
             layer = _LAYER.search(name)
             if layer is not None and int(layer[1]) >= shape.num_layers:

@@ -16,9 +16,10 @@ from quire_engine.layers.rotary import RopeSettings, RotaryEmbedding, rotary_emb
 from quire_engine.memory_plan.context_length import longest_context
 from quire_engine.memory_plan.model_shape import ModelShape
 from quire_engine.models.decoder_layer import LayerSpec
-from quire_engine.models.language_model import LanguageModel
+from quire_engine.models.language_model import ImageRows, LanguageModel
 from quire_engine.models.naming import LLAMA_NAMES, Naming
 from quire_engine.models.settings import Config
+from quire_engine.models.vision import ImageEmbedding, VisionSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class DecoderSpec:
     logit_multiplier: float = 1.0
     logit_softcap: float | None = None
     naming: Naming = LLAMA_NAMES
+    vision: VisionSpec | None = None
 
     @property
     def rotation(self) -> RotationByLength | None:
@@ -140,18 +142,24 @@ class Decoder(nn.Module):
         self.norm = spec.norm.build(hidden_size) if spec.norm is not None and self.stage.last else None
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor | None = None
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        hidden: torch.Tensor | None = None,
+        images: ImageRows | None = None,
     ) -> torch.Tensor:
-        x = self._embedded(token_ids, positions) if hidden is None else hidden
+        x = self._embedded(token_ids, positions, images) if hidden is None else hidden
         rotations = [r(positions, x.dtype) if isinstance(r, RotaryEmbedding) else None for r in self.rotaries]
         for layer, rotary in zip(self.layers.values(), self.rotary_of, strict=True):
             x = layer(x, rotations[rotary])
         out: torch.Tensor = x if self.norm is None else self.norm(x)
         return out
 
-    def _embedded(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _embedded(self, token_ids: torch.Tensor, positions: torch.Tensor, images: ImageRows | None) -> torch.Tensor:
         assert self.embed_tokens is not None
         x: torch.Tensor = self.embed_tokens(token_ids)
+        if images is not None:
+            x = x.index_copy(0, images.rows, images.embedded)
         return x if self.embed is None else self.embed(x, positions)
 
 
@@ -162,6 +170,7 @@ class CausalLM(LanguageModel):
         super().__init__()
         self.spec, self.shape = spec, spec.shape
         self.model = Decoder(spec)
+        self.vision = None if spec.vision is None else ImageEmbedding(spec.vision, spec.shape.hidden_size)
         shape, size = spec.shape, spec.embedding.size
         self.project_out = Linear(shape.hidden_size, size) if size is not None and self.model.stage.last else None
         self.lm_head = None
@@ -169,13 +178,23 @@ class CausalLM(LanguageModel):
             self.lm_head = Embedding(shape.vocab_size, size or shape.hidden_size, bias=spec.head_bias)
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor | None = None
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        hidden: torch.Tensor | None = None,
+        *,
+        images: ImageRows | None = None,
     ) -> torch.Tensor:
         """[num_tokens] and [num_tokens] int64 -> hidden states [num_tokens, hidden_size]. Needs a context.
 
         `hidden`, of the same shape as the result, is what the stage before this one made.
         """
-        out: torch.Tensor = self.model(token_ids, positions, hidden)
+        out: torch.Tensor = self.model(token_ids, positions, hidden, images)
+        return out
+
+    def embed_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert self.vision is not None
+        out: torch.Tensor = self.vision(pixels)
         return out
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

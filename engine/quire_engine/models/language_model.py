@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -9,11 +11,26 @@ from quire_engine.attention.paged_attention import PagedAttention
 from quire_engine.memory_plan.model_shape import ModelShape
 
 
+@dataclass(frozen=True, slots=True)
+class ImageRows:
+    """What stands in for the embeddings of a step's image tokens."""
+
+    rows: torch.Tensor  # [rows] int64: which of the step's tokens
+    embedded: torch.Tensor  # [rows, hidden_size]
+
+
 class LanguageModel(nn.Module):
-    """Token ids in, logits out. Called with [num_tokens] token ids and positions, int64, inside a context."""
+    """Token ids in, logits out. Called with [num_tokens] token ids and positions, int64, inside a context.
+
+    One that takes images is given `ImageRows` as `images` where a step's tokens stand for parts of them.
+    """
 
     shape: ModelShape
     batches: bool = True  # whether it computes several sequences, or a part of a prompt, in a step
+
+    def embed_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[channels, height, width] -> [tokens of an image, hidden_size], in the model's dtype."""
+        raise NotImplementedError
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Rows of what the model returned [rows, hidden_size] -> [rows, vocab_size] float32."""

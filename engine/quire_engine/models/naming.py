@@ -31,21 +31,28 @@ class Naming:
     unused_prefixes: tuple[str, ...] = ()
     unused_zeros: tuple[str, ...] = ()  # endings of those that nobody needs as long as all their elements are 0
     otherwise: Mapping[str, str] = field(default_factory=dict)
-    """How the sources' names may begin instead, by how they begin, in checkpoints where none begins like that."""
+    """How the sources' names may begin instead, by how they begin, in checkpoints where none begins like that.
+
+    What stands instead may be in there too.
+    """
 
     def of(self, stored: Iterable[str]) -> Naming:
         """The names that a checkpoint uses whose tensors are called `stored`."""
         names = list(stored)
-        prefixes = {a: b for a, b in self.otherwise.items() if not any(name.startswith(a) for name in names)}
+        absent = {a for a in self.otherwise if not any(name.startswith(a) for name in names)}
+        prefixes = {}
+        for prefix in absent:
+            other = self.otherwise[prefix]
+            while other in absent:
+                other = self.otherwise[other]
+            prefixes[prefix] = other
         if not prefixes:
             return self
 
         def source(name: str) -> Source:
             usual = self.source(name)
-            for prefix, other in prefixes.items():
-                if usual.name.startswith(prefix):
-                    return replace(usual, name=other + usual.name.removeprefix(prefix))
-            return usual
+            prefix = max((p for p in prefixes if usual.name.startswith(p)), key=len, default=None)
+            return usual if prefix is None else replace(usual, name=prefixes[prefix] + usual.name.removeprefix(prefix))
 
         return replace(self, source=source)
 

@@ -22,6 +22,7 @@ from quire_engine.models.gpt_neox import gpt_neox
 from quire_engine.models.gptj import gptj
 from quire_engine.models.granite import granite, granite_moe
 from quire_engine.models.llama import llama
+from quire_engine.models.llava import llava
 from quire_engine.models.mistral import ministral, mistral
 from quire_engine.models.mixtral import mixtral
 from quire_engine.models.mpt import mpt
@@ -83,6 +84,7 @@ FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "Glm4MoeForCausalLM": glm4_moe,
     "Dots1ForCausalLM": dots1,
     "GraniteMoeForCausalLM": granite_moe,
+    "LlavaForConditionalGeneration": llava,
 }
 
 ENCODERS: dict[str, Callable[[Config], DecoderSpec]] = {
@@ -121,6 +123,8 @@ def decoder_spec(config: Config) -> DecoderSpec:
 
 def embedding_spec(spec: DecoderSpec) -> DecoderSpec:
     """The model without its output head, which its checkpoint may lack. Raises `ValueError` where that is no vector."""
+    if spec.vision is not None:
+        raise ValueError(f"{spec.shape.architecture} makes no embeddings here: it generates text")
     if spec.embedding.size is not None:
         raise ValueError(f"{spec.shape.architecture} projects its hidden states: it makes no embeddings here")
     shape = replace(spec.shape, architecture=without_head(spec.shape.architecture), tied_embeddings=True)

@@ -24,6 +24,8 @@ def methods_for(quantization: Quantization, stored: Stored | None) -> Callable[[
     """
 
     def method_for(path: str, layer: Linear) -> LinearMethod:
+        if path.startswith("vision."):  # small beside the decoder, and all that it sees of an image
+            return Unquantized()
         found = {_is_stored_quantized(quantization, name, stored): name for name in layer.names(path)}
         if True in found and False in found:
             raise ValueError(f"{found[True]} is quantized and {found[False]} is not: this is not supported")

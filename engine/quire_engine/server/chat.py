@@ -8,6 +8,8 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 
+from quire_engine.server.chat_images import ChatImages
+from quire_engine.server.errors import ApiError
 from quire_engine.server.generation import Generation, Piece
 from quire_engine.server.logprobs import chat_logprobs, prompt_logprobs
 from quire_engine.server.parameters import Parameters
@@ -35,10 +37,11 @@ class Chat:
         prompts: Prompts,
         parameters: Parameters,
         tokens: TokenBytes,
+        images: ChatImages,
         response_role: str = "assistant",
     ) -> None:
         self._generation, self._prompts, self._parameters = generation, prompts, parameters
-        self._tokens, self._role = tokens, response_role
+        self._tokens, self._images, self._role = tokens, images, response_role
 
     async def complete(self, request: ChatCompletionRequest, model: str) -> ChatCompletionResponse:
         pieces, count = await self._start(request)
@@ -69,14 +72,20 @@ class Chat:
         return self._events(request, model, pieces, count)
 
     async def _start(self, request: ChatCompletionRequest) -> tuple[AsyncGenerator[Piece], TokenCount]:
-        messages = [m.as_template_input() for m in request.messages]
+        files = await self._images.files(request.messages)
+        if files and request.truncate_prompt_tokens is not None:
+            raise ApiError(400, "truncate_prompt_tokens would cut images: leave it out", param="truncate_prompt_tokens")
+        messages = [m.as_template_input(self._images.token, in_parts=self._images.in_parts) for m in request.messages]
         ids = await self._prompts.from_chat(messages, request.add_generation_prompt, request.chat_template_kwargs)
+        ids, images = self._images.expanded(ids, files)
         ids = self._prompts.truncated(ids, request.truncate_prompt_tokens)
         newer = request.max_completion_tokens is not None
         asked = request.max_completion_tokens if newer else request.max_tokens
         room = self._prompts.max_tokens(ids, asked, "max_completion_tokens" if newer else "max_tokens")
         params = await self._parameters.of(request, [room])
-        pieces = self._generation.run([ids], params, priority=request.priority or 0, cache_salt=request.cache_salt)
+        pieces = self._generation.run(
+            [ids], params, priority=request.priority or 0, cache_salt=request.cache_salt, images=tuple(images)
+        )
         return pieces, TokenCount(len(ids))
 
     async def _events(

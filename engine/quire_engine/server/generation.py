@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from quire_engine.core.images import PromptImage
 from quire_engine.core.messages import BeamAnswer, EngineOutput, EngineRequest, FinishReason
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
@@ -56,16 +57,17 @@ class Generation:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        images: tuple[PromptImage, ...] = (),
     ) -> AsyncGenerator[Piece]:
         """Yield pieces as they come, of `num_answers` for each prompt, until each has a finish reason.
 
-        `params` has one entry a prompt. Closing the iterator early frees the pages. Raises `ApiError` for what the
+        `params` has one entry a prompt, and `images` are in each. Closing the iterator early frees the pages. Raises `ApiError` for what the
         engine refuses and when the engine is gone.
         """
         sequences: dict[str, _Sequence] = {}
         first = 0
         for prompt, own in zip(prompts, params, strict=True):
-            self._add_sequences(sequences, first, prompt, own, priority, cache_salt)
+            self._add_sequences(sequences, first, prompt, own, priority, cache_salt, images)
             first += own.num_answers
         mailbox = Mailbox()
         self._client.submit([s.request for s in sequences.values()], mailbox)
@@ -98,10 +100,12 @@ class Generation:
         params: SamplingParams,
         priority: int,
         cache_salt: str | None,
+        images: tuple[PromptImage, ...],
     ) -> None:
         parent, arrival = uuid.uuid4().hex, time.monotonic()
         for child, own in enumerate(params.children()):
-            request = EngineRequest(f"{parent}-{child}", prompt, own, arrival, priority, cache_salt)
+            name = f"{parent}-{child}"
+            request = EngineRequest(name, prompt, own, arrival, priority, cache_salt, images=images)
             request.sibling_id = f"{parent}-0" if child else None
             detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, own)
             times = RequestTimes(arrival, len(prompt), own)

@@ -234,21 +234,40 @@ class CompletionRequest(GenerationRequest):
         return self
 
 
-class TextPart(BaseModel):
-    type: Literal["text"]
-    text: Text
+class ImageUrl(BaseModel):
+    url: str
+
+
+class ContentPart(BaseModel):
+    type: Literal["text", "image_url"]
+    text: Text | None = None
+    image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> ContentPart:
+        for name, value in (("text", self.text), ("image_url", self.image_url)):
+            if (name == self.type) != (value is not None):
+                raise ValueError(f"a part of the type {self.type} has {self.type}, and nothing else: check {name}")
+        return self
 
 
 class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Annotated[str, Field(min_length=1)]
-    content: Text | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    content: Text | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
 
-    def as_template_input(self) -> dict[str, Any]:
-        """The message as chat templates expect it, its text parts joined."""
-        text = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content or [])
-        return {**(self.model_extra or {}), "role": self.role, "content": text}
+    def as_template_input(self, image_token: str | None = None, *, in_parts: bool = False) -> dict[str, Any]:
+        """The message as chat templates expect it: its parts joined, or as a list for those that see images."""
+        parts = self.content or []
+        if isinstance(parts, str):
+            parts = [ContentPart(type="text", text=parts)]
+        content: str | list[dict[str, str]]
+        if in_parts:
+            content = [{"type": "image"} if p.text is None else {"type": "text", "text": p.text} for p in parts]
+        else:
+            content = "".join(f"{image_token}\n" if p.text is None else p.text for p in parts)
+        return {**(self.model_extra or {}), "role": self.role, "content": content}
 
 
 class ChatCompletionRequest(GenerationRequest):

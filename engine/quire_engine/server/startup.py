@@ -13,10 +13,12 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineInfo
 from quire_engine.server.app import Service
 from quire_engine.server.chat import Chat
+from quire_engine.server.chat_images import ChatImages
 from quire_engine.server.completions import Completions
 from quire_engine.server.embeddings import Embeddings, Inputs
 from quire_engine.server.generation import Generation
 from quire_engine.server.parameters import Parameters
+from quire_engine.server.processor_template import processor_template
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol import ModelCard
 from quire_engine.startup_error import StartupError
@@ -54,6 +56,8 @@ async def complete(config: EngineConfig, service: Service) -> None:
     _check_vocabulary(tokenizer, info.vocab_size, early or info.model)
     if template is not None:
         await asyncio.to_thread(_check_template, tokenizer, template, service.settings.chat_template)
+    if template is None and info.images is not None and not tokenizer.chat_template:
+        template = processor_template(Path(info.model))
     _fill(service, info, tokenizer, template)
     service.lifecycle.started()
 
@@ -96,7 +100,8 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
     parameters = Parameters(tokenizer, info.vocab_size, use_priority=use_priority, defaults=defaults)
     tokens = TokenBytes(tokenizer)
     service.completions = Completions(generation, prompts, parameters, tokens)
-    service.chat = Chat(generation, prompts, parameters, tokens, service.settings.response_role)
+    images = ChatImages(info.images, tokenizer, template)
+    service.chat = Chat(generation, prompts, parameters, tokens, images, service.settings.response_role)
 
 
 def _read_template(file: str | None) -> str | None:

@@ -16,6 +16,7 @@ from quire_engine.memory_plan.model_shape import ModelShape
 from quire_engine.memory_plan.plan import TOKENS_PER_STEP
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.transformers_backend.spec import TransformersSpec
+from quire_engine.multimodal.limits import most_images
 from quire_engine.startup_error import StartupError
 
 
@@ -56,6 +57,7 @@ def core_settings(
         use_priority=config.scheduling_policy == "priority",
         rotation=spec.rotation if isinstance(spec, DecoderSpec) else None,
         num_stages=config.pipeline_parallel_size,
+        images=None if spec.vision is None else spec.vision.in_prompts(most_images(config.limit_mm_per_prompt)),
     )
 
 

@@ -70,6 +70,22 @@ ROUTED: dict[str, Any] = SIZES | {
 }
 MSCALE_ROPE = YARN_ROPE | {"mscale": 0.7, "mscale_all_dim": 1.1}
 
+CLIP: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 24,
+    "patch_size": 8,
+}
+LLAVA: dict[str, Any] = {
+    "text_config": SIZES | {"model_type": "llama"},
+    "vision_config": CLIP,
+    "image_token_index": 96,
+    "image_seq_length": 9,
+}
+
 FAMILIES = [
     Family(
         models="Llama 1 to 3, Yi, DeepSeek (dense)",
@@ -459,6 +475,22 @@ FAMILIES = [
             "experts stored in three dimensions, multipliers": SIZES
             | {"num_local_experts": 5, "embedding_multiplier": 6.0, "logits_scaling": 4.0}
             | {"residual_multiplier": 0.4, "attention_multiplier": 0.1},
+        },
+    ),
+    Family(
+        models="LLaVA 1.5, BakLLaVA",
+        architecture="LlavaForConditionalGeneration",
+        config="LlavaConfig",
+        cases={
+            "images before Llama": LLAVA,
+            "images before Mistral, two layers of the tower, class token": LLAVA
+            | {
+                "text_config": SIZES | {"model_type": "mistral", "sliding_window": 24},
+                "vision_feature_layer": [-2, 1],
+                "vision_feature_select_strategy": "full",
+                "image_seq_length": 10,
+                "multimodal_projector_bias": False,
+            },
         },
     ),
 ]

@@ -24,6 +24,7 @@ class TransformersSpec:
     config: PreTrainedConfig
     shape: ModelShape
     longest: int  # tokens that its positions cover
+    vision: None = None  # as `DecoderSpec` has it: no images here
 
     @staticmethod
     def from_directory(directory: Path, written: Mapping[str, object], *, trust_remote_code: bool) -> TransformersSpec:

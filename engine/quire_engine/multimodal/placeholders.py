@@ -1,0 +1,30 @@
+"""The tokens that stand for images in a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quire_engine.core.images import ImageTokens, PromptImage
+from quire_engine.multimodal.image_files import digest_of
+
+
+def expanded(ids: Sequence[int], files: Sequence[bytes], tokens: ImageTokens) -> tuple[list[int], list[PromptImage]]:
+    """A prompt that has one image token for each of `files`, with as many as each takes, and where they stand.
+
+    Raises `ValueError` where there are more or fewer image tokens than images.
+    """
+    found = [i for i, token in enumerate(ids) if token == tokens.token_id]
+    if len(found) != len(files):
+        raise ValueError(
+            f"there are {len(files)} images and the prompt has the image token, {tokens.token_id}, {len(found)} times: "
+            "it must stand once for each"
+        )
+    result: list[int] = []
+    images = []
+    done = 0
+    for place, data in zip(found, files, strict=True):
+        result += ids[done:place]
+        images.append(PromptImage(data, digest_of(data), len(result), tokens.num_tokens))
+        result += [tokens.token_id] * tokens.num_tokens
+        done = place + 1
+    return [*result, *ids[done:]], images

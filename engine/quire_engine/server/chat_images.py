@@ -1,0 +1,92 @@
+"""The images of a chat: read, checked and counted, in one process with HTTP, before the engine hears of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from quire_engine.core.images import ImageTokens, PromptImage
+from quire_engine.multimodal.data_url import bytes_of
+from quire_engine.multimodal.image_files import check_file
+from quire_engine.multimodal.placeholders import expanded
+from quire_engine.server.errors import ApiError
+from quire_engine.server.protocol import ChatMessage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 2  # a large image takes a hundred megabytes while it is looked at
+_PROBE = "colour"
+
+
+class ChatImages:
+    """Takes the images out of chats to one model."""
+
+    def __init__(
+        self, tokens: ImageTokens | None, tokenizer: PreTrainedTokenizerBase, template: str | None = None
+    ) -> None:
+        """`tokens` is None for a model that takes text alone."""
+        self._tokens = tokens
+        self._free = asyncio.Semaphore(_AT_ONCE)
+        self.token = None if tokens is None else str(tokenizer.convert_ids_to_tokens(tokens.token_id))
+        self.in_parts = self.token is not None and _takes_parts(tokenizer, template, self.token)
+        """Whether the template puts image tokens where it finds parts that are images."""
+
+    async def files(self, messages: list[ChatMessage]) -> list[bytes]:
+        """The image files in `messages`, in their order. Raises `ApiError` that names the part that is wrong."""
+        urls = [
+            (f"messages.{i}.content.{j}.image_url.url", part.image_url.url)
+            for i, message in enumerate(messages)
+            for j, part in enumerate(message.content if isinstance(message.content, list) else [])
+            if part.image_url is not None
+        ]
+        if not urls:
+            return []
+        field = urls[0][0]
+        if self._tokens is None:
+            raise ApiError(400, f"{field}: this model takes text alone: leave the image out", param=field)
+        if len(urls) > self._tokens.most:
+            field = urls[self._tokens.most][0]
+            raise ApiError(
+                400,
+                f"{field}: there are {len(urls)} images and at most {self._tokens.most} may be in a prompt: leave some "
+                "out, or start the server with a higher --limit-mm-per-prompt",
+                param=field,
+            )
+        return [await self._file(field, url) for field, url in urls]
+
+    def expanded(self, ids: list[int], files: list[bytes]) -> tuple[list[int], list[PromptImage]]:
+        """The tokens of a rendered chat with as many for each image as it takes. Raises `ApiError`."""
+        if self._tokens is None:
+            return ids, []
+        try:
+            return expanded(ids, files, self._tokens)
+        except ValueError as error:
+            raise ApiError(400, f"{error}: texts must not hold {self.token}", param="messages") from error
+
+    async def _file(self, field: str, url: str) -> bytes:
+        try:
+            async with self._free:
+                return await asyncio.to_thread(_read, url)
+        except ValueError as error:
+            raise ApiError(400, f"{field}: {error}", param=field) from error
+
+
+def _read(url: str) -> bytes:
+    data = bytes_of(url)
+    check_file(data)
+    return data
+
+
+def _takes_parts(tokenizer: PreTrainedTokenizerBase, template: str | None, token: str) -> bool:
+    """Whether a template gives images their token, and texts in parts their place; others take plain texts."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _PROBE}]}]
+    try:
+        text = str(tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False))
+    except Exception as error:  # noqa: BLE001  a template is its author's code: it raises what it likes
+        log.debug("the chat template takes no content in parts: %s", error)
+        return False
+    return text.count(token) == 1 and _PROBE in text

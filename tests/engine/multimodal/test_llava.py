@@ -1,0 +1,175 @@
+"""Greedy answers about images, in float32, are transformers' own, however their tokens are scheduled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import transformers
+from PIL import Image
+
+from quire_engine.core.messages import EngineRequest
+from quire_engine.llm import LLM
+from quire_engine.multimodal.placeholders import expanded
+from quire_engine.sampling_params import BeamSearchParams, SamplingParams
+from quire_engine.startup_error import StartupError
+from tests.engine.multimodal.llava_checkpoint import CASES, IMAGE, Llava, file_of, make_llava, picture
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NEW_TOKENS = 10
+PARAMS = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
+ASKED: list[tuple[str, list[Image.Image]]] = [
+    ("USER: what is it? ", []),
+    (f"USER: {IMAGE}\nwhat is it? ", [picture(1)]),
+    (f"USER: {IMAGE} and {IMAGE} differ? ", [picture(2), picture(3, 20, 50)]),
+    ("once upon a time", []),
+    (f"{IMAGE}{IMAGE}", [picture(4), picture(4)]),
+    (f"USER: {IMAGE}\nwhat is it? ", [picture(5)]),
+]
+
+
+@pytest.fixture(scope="module")
+def llavas(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Callable[[str], Llava]:
+    transformers.utils.logging.disable_progress_bar()
+    made: dict[str, Llava] = {}
+
+    def get(case: str) -> Llava:
+        if case not in made:
+            made[case] = make_llava(tmp_path_factory.mktemp("llava"), case)
+        return made[case]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def llava(llavas: Callable[[str], Llava]) -> Llava:
+    return llavas(CASES[0])
+
+
+def load(llava: Llava, **changes: Any) -> LLM:
+    settings = {"block_size": 8, "num_gpu_blocks_override": 128} | changes
+    return LLM(str(llava.directory), device="cpu", dtype="float32", **settings)
+
+
+def prompts(asked: list[tuple[str, list[Image.Image]]]) -> list[Any]:
+    return [{"prompt": text, "multi_modal_data": {"image": images}} if images else text for text, images in asked]
+
+
+def answers(llm: LLM, asked: list[tuple[str, list[Image.Image]]]) -> list[list[int]]:
+    made = [result.outputs[0].token_ids for result in llm.generate(prompts(asked), PARAMS, use_tqdm=False)]
+    llm.core.check_integrity()
+    embedder: Any = llm.core._executor._images  # type: ignore[attr-defined]
+    assert embedder.num_kept == 0
+    return made
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("budget", [2048, 16, 5], ids=["whole", "chunks", "tiny chunks"])
+@pytest.mark.parametrize("caching", [True, False], ids=["cache", "no cache"])
+def test_prompts_with_0_1_and_2_images_at_once_are_answered_as_transformers_answers_each(
+    llavas: Callable[[str], Llava], case: str, budget: int, caching: bool
+) -> None:
+    llava = llavas(case)
+    expected = [llava.answer(text, images, NEW_TOKENS) for text, images in ASKED]
+    llm = load(llava, max_num_batched_tokens=budget, enable_prefix_caching=caching)
+    assert answers(llm, ASKED) == expected
+    assert answers(llm, ASKED[::-1]) == expected[::-1]
+
+
+@pytest.mark.parametrize("swap_space", [0, 0.01], ids=["recomputed", "swapped"])
+def test_preempted_requests_are_answered_alike(llava: Llava, swap_space: float) -> None:
+    asked = [(f"{text} number {i}", images) for i in range(3) for text, images in ASKED]
+    expected = [llava.answer(text, images, NEW_TOKENS) for text, images in asked]
+    llm = load(llava, num_gpu_blocks_override=17, max_num_batched_tokens=16, swap_space=swap_space)
+    assert answers(llm, asked) == expected
+    assert llm.core.stats().num_preemptions > 0
+
+
+def test_equal_images_share_pages_and_others_do_not(llava: Llava) -> None:
+    llm = load(llava)
+    text = f"{IMAGE} is it a cat or is it a dog?"
+
+    def cached(image: Image.Image) -> int:
+        prompt = {"prompt": text, "multi_modal_data": {"image": image}}
+        (result,) = llm.generate(prompt, PARAMS, use_tqdm=False)  # type: ignore[arg-type]
+        return result.num_cached_tokens or 0
+
+    assert cached(picture(1)) == 0
+    assert cached(picture(2)) == 0
+    assert cached(picture(1)) >= 32
+    assert llm.generate("x" * 9 + text, PARAMS, use_tqdm=False)[0].num_cached_tokens == 0
+
+
+def test_image_tokens_without_an_image_share_no_pages_with_those_of_one(llava: Llava) -> None:
+    llm = load(llava)
+    ids = llava.ids(f"{IMAGE} what is it? ")
+    whole, images = expanded(ids, [file_of(picture(1))], llm.info.images or pytest.fail("it takes images"))
+    for name, own in (("with", tuple(images)), ("without", ())):
+        llm.core.add_request(EngineRequest(name, whole, PARAMS, images=own))
+        while llm.core.has_work():
+            for output in llm.core.step():
+                assert output.num_cached_tokens == 0
+
+
+def test_a_cached_image_is_not_embedded_again(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = load(llava)
+    answers(llm, ASKED[1:2])
+    embedder: Any = llm.core._executor._images  # type: ignore[attr-defined]
+    monkeypatch.setattr(embedder, "_embed", lambda data: pytest.fail("it was embedded"))
+    text, images = ASKED[1]
+    assert answers(llm, [(text, images)]) == [llava.answer(text, images, NEW_TOKENS)]
+
+
+def test_several_answers_and_beams_about_an_image(llava: Llava) -> None:
+    text, images = ASKED[1]
+    llm = load(llava, max_num_batched_tokens=16)
+    expected = llava.answer(text, images, NEW_TOKENS)
+    sampled = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, n=3)
+    (result,) = llm.generate(prompts([(text, images)]), sampled, use_tqdm=False)
+    assert [answer.token_ids for answer in result.outputs] == [expected] * 3
+    beams = BeamSearchParams(beam_width=3, max_tokens=NEW_TOKENS)
+    (found,) = llm.beam_search(prompts([(text, images)]), beams)
+    inputs = llava.processor(text=text, images=images, return_tensors="pt")
+    best = llava.model.generate(**inputs, max_new_tokens=NEW_TOKENS, num_beams=3, do_sample=False)[0]
+    assert found.sequences[0].tokens == best.tolist()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF"])
+def test_files_of_other_formats_are_taken_offline(llava: Llava, kind: str) -> None:
+    text, (image,) = ASKED[1]
+    data = file_of(image, kind)
+    (result,) = load(llava).generate({"prompt": text, "multi_modal_data": {"image": data}}, PARAMS, use_tqdm=False)
+    import io
+
+    expected = llava.answer(text, [Image.open(io.BytesIO(data)).convert("RGB")], NEW_TOKENS)
+    assert result.outputs[0].token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"prompt": "no place", "multi_modal_data": {"image": picture(1)}}, "1 images and the prompt has the image"),
+        ({"prompt": IMAGE * 3, "multi_modal_data": {"image": [picture(1)] * 3}}, "3 images and at most 2"),
+        ({"prompt": IMAGE, "multi_modal_data": {"image": b"GIF89a"}}, "the image cannot be decoded|no image"),
+        ({"prompt": IMAGE, "multi_modal_data": {"audio": b""}}, "multi_modal_data has 'audio'"),
+        ({"prompt": IMAGE, "multi_modal_data": {"image": "cat.png"}}, "multi_modal_data has a str"),
+    ],
+)
+def test_what_is_wrong_offline_is_said(llava: Llava, prompt: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(llava, limit_mm_per_prompt="image=2").generate(prompt, PARAMS, use_tqdm=False)
+
+
+def test_ranks_are_refused_by_name(llava: Llava) -> None:
+    with pytest.raises(StartupError, match="leave --tensor-parallel-size and --pipeline-parallel-size at 1"):
+        load(llava, tensor_parallel_size=2)
+
+
+def test_an_image_processor_of_another_size_is_refused(tmp_path: Any) -> None:
+    made = make_llava(tmp_path)
+    made.processor.image_processor.crop_size = {"height": 16, "width": 16}
+    made.processor.save_pretrained(tmp_path)
+    with pytest.raises(StartupError, match="makes images of"):
+        load(made)
