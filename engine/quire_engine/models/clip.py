@@ -39,15 +39,15 @@ class ClipTower(nn.Module):
         super().__init__()
         self.embeddings = _Embeddings(spec)
         self.pre_layrnorm = LayerNorm(spec.hidden_size, spec.eps)
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(spec) for _ in range(spec.num_layers))})
+        self.encoder = _Layers(spec)
 
     def forward(self, pixels: torch.Tensor, numbers: tuple[int, ...]) -> list[torch.Tensor]:
         """[images, channels, image_size, image_size] -> for each of `numbers` the hidden states
         [images, 1 + num_patches, hidden_size] behind so many layers. The first of them is the class's."""
         x = self.pre_layrnorm(self.embeddings(pixels))
         behind = {0: x}
-        for i, layer in enumerate(list(self.encoder["layers"])[: max(numbers)]):
-            x = behind[i + 1] = layer(x)
+        for i in range(max(numbers)):
+            x = behind[i + 1] = self.encoder.layers[i](x)
         return [behind[number] for number in numbers]
 
 
@@ -63,6 +63,12 @@ class _Embeddings(nn.Module):
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(len(pixels), 1, -1)
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight
+
+
+class _Layers(nn.Module):
+    def __init__(self, spec: ClipSpec) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Layer(spec) for _ in range(spec.num_layers))
 
 
 class _Layer(nn.Module):

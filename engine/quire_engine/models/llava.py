@@ -97,11 +97,10 @@ def _layers(config: Config, num_layers: int) -> tuple[int, ...]:
     """`vision_feature_layer`, a number or several, counted from the end where it is below 0."""
     given = config.get("vision_feature_layer", -2)
     several = given if isinstance(given, list) else [given]
-    for number_of in several:
-        if not isinstance(number_of, int) or not -num_layers - 1 <= number_of <= num_layers:
-            raise ValueError(
-                f"config.json: vision_feature_layer is {given!r}: it must be between {-num_layers - 1} and {num_layers}"
-            )
-    if not several:
-        raise ValueError("config.json: vision_feature_layer is an empty list: it must name a layer")
-    return tuple(n + num_layers + 1 if n < 0 else n for n in several)
+    numbers = [n for n in several if isinstance(n, int) and -num_layers - 1 <= n <= num_layers]
+    if not several or len(numbers) < len(several):
+        raise ValueError(
+            f"config.json: vision_feature_layer is {given!r}: it must be between {-num_layers - 1} and {num_layers}, "
+            "or a list of such numbers"
+        )
+    return tuple(n + num_layers + 1 if n < 0 else n for n in numbers)

@@ -1,1 +1,1 @@
-"""Images in prompts: files, limits, and the tokens that stand for them. No torch here: the HTTP server process shares it."""
+"""Images in prompts: files, limits, and the tokens that stand for them. The HTTP process shares it: no torch."""

@@ -8,16 +8,14 @@ import binascii
 from quire_engine.multimodal.image_files import MAX_BYTES
 
 _LONGEST_HEAD = 128
-_AS = "write it as data:image/png;base64,..."
+_AS = "send it as data:image/png;base64,..."
 
 
 def bytes_of(url: str) -> bytes:
     """The bytes in `url`. Raises `ValueError` for any other URL, since nothing is fetched for a client."""
     scheme, colon, rest = url[:_LONGEST_HEAD].partition(":")
     if not colon or scheme.lower() != "data":
-        raise ValueError(
-            f"the URL begins with {url[:24]!r} and no image is fetched: send it as data:image/png;base64,..."
-        )
+        raise ValueError(f"the URL begins with {url[:24]!r} and no image is fetched: {_AS}")
     head, comma, _ = rest.partition(",")
     kind, *parameters = head.lower().split(";")
     if not comma or not kind.startswith("image/"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quire_engine.core.images import ImageTokens, PromptImage
 from quire_engine.multimodal.data_url import bytes_of
@@ -83,7 +83,7 @@ def _read(url: str) -> bytes:
 
 def _takes_parts(tokenizer: PreTrainedTokenizerBase, template: str | None, token: str) -> bool:
     """Whether a template gives images their token, and texts in parts their place; others take plain texts."""
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _PROBE}]}]
+    chat: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _PROBE}]}]
     try:
         text = str(tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False))
     except Exception as error:  # noqa: BLE001  a template is its author's code: it raises what it likes

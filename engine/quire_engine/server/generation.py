@@ -61,8 +61,8 @@ class Generation:
     ) -> AsyncGenerator[Piece]:
         """Yield pieces as they come, of `num_answers` for each prompt, until each has a finish reason.
 
-        `params` has one entry a prompt, and `images` are in each. Closing the iterator early frees the pages. Raises `ApiError` for what the
-        engine refuses and when the engine is gone.
+        `params` has one entry a prompt, and `images` are in each. Closing the iterator early frees the pages. Raises
+        `ApiError` for what the engine refuses and when the engine is gone.
         """
         sequences: dict[str, _Sequence] = {}
         first = 0

@@ -18,9 +18,9 @@ __all__ = ["MAX_MODEL_LEN", "SIZES", "VOCAB_SIZE"]
 
 def _case(name: str) -> tuple[type[PreTrainedModel], Any]:
     family, settings = (CASES | ENCODER_CASES)[name]
-    return getattr(transformers, family.architecture), lambda: getattr(transformers, family.config)(
-        **copy.deepcopy(settings)
-    )
+    config = getattr(transformers, family.config)
+    # A config of nested ones takes them out of what it is given.
+    return getattr(transformers, family.architecture), lambda: config(**copy.deepcopy(settings))
 
 
 ALL: dict[str, tuple[type[PreTrainedModel], Any]] = {name: _case(name) for name in CASES}

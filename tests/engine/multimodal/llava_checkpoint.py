@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.engine.models.checkpoints import ALL, make_model
@@ -52,11 +52,14 @@ def make_llava(directory: Path, case: str = CASES[0]) -> Llava:
     vocabulary = {chr(32 + i): i for i in range(95)} | {"\n": 95}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE)
+    backend.decoder = decoders.Fuse()
+    make_tokenizer: Any = PreTrainedTokenizerFast
+    make_processor: Any = LlavaProcessor
+    tokenizer = make_tokenizer(tokenizer_object=backend, chat_template=TEMPLATE)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     assert tokenizer.convert_tokens_to_ids(IMAGE) == settings.image_token_index
     size = settings.vision_config.image_size
-    processor = LlavaProcessor(
+    processor = make_processor(
         CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
         tokenizer,
         patch_size=settings.vision_config.patch_size,

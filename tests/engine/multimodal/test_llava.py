@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import transformers
 from PIL import Image
 
 from quire_engine.core.messages import EngineRequest
+from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.llm import LLM
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.sampling_params import BeamSearchParams, SamplingParams
@@ -32,7 +34,7 @@ ASKED: list[tuple[str, list[Image.Image]]] = [
 
 @pytest.fixture(scope="module")
 def llavas(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Callable[[str], Llava]:
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     made: dict[str, Llava] = {}
 
     def get(case: str) -> Llava:
@@ -57,11 +59,16 @@ def prompts(asked: list[tuple[str, list[Image.Image]]]) -> list[Any]:
     return [{"prompt": text, "multi_modal_data": {"image": images}} if images else text for text, images in asked]
 
 
+def embedder_of(llm: LLM) -> ImageEmbedder:
+    executor: Any = llm.core._executor
+    found: ImageEmbedder = executor._images
+    return found
+
+
 def answers(llm: LLM, asked: list[tuple[str, list[Image.Image]]]) -> list[list[int]]:
     made = [result.outputs[0].token_ids for result in llm.generate(prompts(asked), PARAMS, use_tqdm=False)]
     llm.core.check_integrity()
-    embedder: Any = llm.core._executor._images  # type: ignore[attr-defined]
-    assert embedder.num_kept == 0
+    assert embedder_of(llm).num_kept == 0
     return made
 
 
@@ -73,6 +80,7 @@ def test_prompts_with_0_1_and_2_images_at_once_are_answered_as_transformers_answ
 ) -> None:
     llava = llavas(case)
     expected = [llava.answer(text, images, NEW_TOKENS) for text, images in ASKED]
+    assert expected[1] != expected[-1], "it does not see what is in an image"
     llm = load(llava, max_num_batched_tokens=budget, enable_prefix_caching=caching)
     assert answers(llm, ASKED) == expected
     assert answers(llm, ASKED[::-1]) == expected[::-1]
@@ -116,8 +124,7 @@ def test_image_tokens_without_an_image_share_no_pages_with_those_of_one(llava: L
 def test_a_cached_image_is_not_embedded_again(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = load(llava)
     answers(llm, ASKED[1:2])
-    embedder: Any = llm.core._executor._images  # type: ignore[attr-defined]
-    monkeypatch.setattr(embedder, "_embed", lambda data: pytest.fail("it was embedded"))
+    monkeypatch.setattr(embedder_of(llm), "_embed", lambda data: pytest.fail("it was embedded"))
     text, images = ASKED[1]
     assert answers(llm, [(text, images)]) == [llava.answer(text, images, NEW_TOKENS)]
 
@@ -141,8 +148,6 @@ def test_files_of_other_formats_are_taken_offline(llava: Llava, kind: str) -> No
     text, (image,) = ASKED[1]
     data = file_of(image, kind)
     (result,) = load(llava).generate({"prompt": text, "multi_modal_data": {"image": data}}, PARAMS, use_tqdm=False)
-    import io
-
     expected = llava.answer(text, [Image.open(io.BytesIO(data)).convert("RGB")], NEW_TOKENS)
     assert result.outputs[0].token_ids == expected
 

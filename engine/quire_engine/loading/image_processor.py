@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def _processor(directory: Path, spec: ClipSpec) -> Any:
         size = spec.image_size
         return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     try:
-        return AutoImageProcessor.from_pretrained(directory, backend="pil")
+        load: Callable[..., Any] = AutoImageProcessor.from_pretrained
+        return load(directory, backend="pil")
     except Exception as error:  # as it likes
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
