@@ -10,6 +10,7 @@ import pytest
 
 from quire_engine.cli import main
 from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_engine.memory_plan.safetensors_header import TensorHeader
 from tests.operator.checkpoints import FACTS, LLAMA_8B, SMALL, write_checkpoint
 
 MESSAGE_BYTES = 4096
@@ -37,6 +38,32 @@ def test_a_checkpoint_is_inspected_without_its_weights(checkpoint: Path, capsys:
 def test_what_was_found_can_be_written_to_a_file(checkpoint: Path, tmp_path: Path) -> None:
     assert main(["inspect", str(checkpoint), f"--output={tmp_path / 'log'}"]) == 0
     assert ModelFacts.from_json((tmp_path / "log").read_text()).longest == 131072
+
+
+def test_a_decoder_within_a_model_of_images_has_what_its_config_leaves_out() -> None:
+    """As llava-hf/llava-1.5-7b-hf has it: what is LlamaConfig's own is not written down."""
+    text = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 4096}
+    facts = ModelFacts.of(
+        {
+            "architectures": ["LlavaForConditionalGeneration"],
+            "image_token_index": 32000,
+            "text_config": text | {"rms_norm_eps": 1e-05, "torch_dtype": "float16", "vocab_size": 32064},
+            "torch_dtype": "float16",
+            "vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 24},
+        },
+        {
+            "language_model.lm_head.weight": TensorHeader("F16", (32064, 4096), 262668288),
+            "vision_tower.vision_model.encoder.layers.23.self_attn.k_proj.weight": TensorHeader(
+                "F16", (1024, 1024), 2097152
+            ),
+            "vision_tower.vision_model.embeddings.position_ids": TensorHeader("I64", (1, 577), 4616),
+            "vision_tower.vision_model.post_layernorm.weight": TensorHeader("F16", (1024,), 2048),
+        },
+    )
+    shape = facts.shape
+    assert (shape.hidden_size, shape.num_layers, shape.num_heads, shape.num_kv_heads) == (4096, 32, 32, 32)
+    assert (shape.intermediate_size, shape.vocab_size, shape.dtype, facts.longest) == (11008, 32064, "float16", 4096)
+    assert (facts.weights.split, facts.weights.whole) == (32064 * 4096, 1024 * 1024)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from quire_engine.core.messages import EngineRequest
 from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.llm import LLM
+from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.sampling_params import BeamSearchParams, SamplingParams
 from quire_engine.startup_error import StartupError
@@ -172,9 +176,45 @@ def test_ranks_are_refused_by_name(llava: Llava) -> None:
         load(llava, tensor_parallel_size=2)
 
 
-def test_an_image_processor_of_another_size_is_refused(tmp_path: Any) -> None:
+def test_an_image_processor_of_another_size_is_refused(tmp_path: Path) -> None:
     made = make_llava(tmp_path)
     made.processor.image_processor.crop_size = {"height": 16, "width": 16}
     made.processor.save_pretrained(tmp_path)
     with pytest.raises(StartupError, match="makes images of"):
         load(made)
+
+
+NAMES: dict[str, dict[str, str]] = {
+    "as on the hub": {"vision_tower.": "vision_tower.vision_model."},
+    "as transformers 4.52 has them": {
+        "language_model.model.": "model.language_model.",
+        "language_model.lm_head.": "lm_head.",
+        "vision_tower.": "model.vision_tower.vision_model.",
+        "multi_modal_projector.": "model.multi_modal_projector.",
+    },
+    "nested, without the tower's own": {
+        "language_model.model.": "model.language_model.",
+        "language_model.lm_head.": "lm_head.",
+        "vision_tower.": "model.vision_tower.",
+        "multi_modal_projector.": "model.multi_modal_projector.",
+    },
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_tensors_may_have_other_names(llava: Llava, tmp_path: Path, names: str) -> None:
+    shutil.copytree(llava.directory, tmp_path, dirs_exist_ok=True)
+
+    def renamed(name: str) -> str:
+        ours, theirs = next(((a, b) for a, b in NAMES[names].items() if name.startswith(a)), ("", ""))
+        return theirs + name.removeprefix(ours)
+
+    tensors = load_file(llava.directory / "model.safetensors")
+    save_file({renamed(name): tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    text, images = ASKED[2]
+    expected = llava.answer(text, images, NEW_TOKENS)
+    llm = load(Llava(tmp_path, llava.model, llava.processor))
+    assert answers(llm, [(text, images)]) == [expected]
+    model: Any = llm.core._executor
+    held = sum(p.numel() for p in model._model.parameters())
+    assert ModelFacts.of_directory(tmp_path).weights.elements == held
