@@ -117,7 +117,8 @@ def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | No
         if pooling is not None:
             spec = spec_of_embeddings(spec, longest_prompt)
         if config.load_format != "dummy":
-            check_size(spec.shape, checkpoint.directory)
+            more = 0 if spec.vision is None else spec.vision.tower.num_elements
+            check_size(spec.shape, checkpoint.directory, more)
         quantization = model_quantization(config, checkpoint, spec)
         dtype = pick_dtype(config.dtype, spec.shape.dtype, device)
         generation = generation_config(checkpoint, config.generation_config)

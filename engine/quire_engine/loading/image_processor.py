@@ -26,11 +26,16 @@ class ImagePixels:
         self._processor = _processor(directory, spec)
         wanted = (spec.channels, spec.image_size, spec.image_size)
         try:
-            made = tuple(self._pixels(_blank()).shape)
+            blank = self._pixels(_blank())
+            made, finite = tuple(blank.shape), bool(blank.isfinite().all())
         except Exception as error:  # it is a table of settings, any of which may be wrong in its own way
             raise CheckpointError(
-                "InvalidCheckpoint", f"the image processor of {directory} does not work: {error}"
+                "InvalidCheckpoint", f"the image processor of {directory} does not work: {_first_line(error)}"
             ) from error
+        if not finite:
+            raise CheckpointError(
+                "InvalidCheckpoint", f"the image processor of {directory} divides by 0, or by what is no number"
+            )
         if made != wanted:
             raise CheckpointError(
                 "InvalidCheckpoint",
@@ -57,10 +62,13 @@ def _processor(directory: Path, spec: ClipSpec) -> Any:
         load: Callable[..., Any] = AutoImageProcessor.from_pretrained
         return load(directory, backend="pil")
     except Exception as error:  # as it likes
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            "InvalidCheckpoint", f"the image processor of {directory} cannot be loaded: {why}"
+            "InvalidCheckpoint", f"the image processor of {directory} cannot be loaded: {_first_line(error)}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _blank() -> object:

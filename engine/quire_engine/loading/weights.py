@@ -50,13 +50,16 @@ def stored_tensors(directory: Path, naming: Naming) -> Callable[[str], TensorHea
     return lambda name: headers.get(source_of(naming, name, Packed(rows_each=None, turned=True)).name)
 
 
-def check_size(shape: ModelShape, directory: Path) -> None:
-    """Raise `CheckpointError` where a model of this shape is far larger than the files, before memory is asked for."""
+def check_size(shape: ModelShape, directory: Path, more: int = 0) -> None:
+    """Raise `CheckpointError` where a model of this shape is far larger than the files, before memory is asked for.
+
+    It has `more` elements beside those of the decoder.
+    """
     try:
         stored = checkpoint_bytes(directory)
     except ValueError as error:
         raise CheckpointError("InvalidCheckpoint", str(error)) from error
-    elements = shape.weight_bytes() // BYTES_OF_DTYPE[shape.dtype]
+    elements = shape.weight_bytes() // BYTES_OF_DTYPE[shape.dtype] + more
     if elements > _MOST_A_BYTE * stored:
         raise CheckpointError(
             "InvalidCheckpoint",

@@ -31,6 +31,13 @@ class ClipSpec:
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def num_elements(self) -> int:
+        """Elements of the weight matrices and tables."""
+        layer = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
+        embeddings = self.channels * self.patch_size**2 + 1 + self.num_patches
+        return self.num_layers * layer + self.hidden_size * embeddings
+
 
 class ClipTower(nn.Module):
     """Submodules carry the names that checkpoints of CLIP have, `pre_layrnorm` among them."""

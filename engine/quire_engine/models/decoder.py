@@ -170,7 +170,9 @@ class CausalLM(LanguageModel):
         super().__init__()
         self.spec, self.shape = spec, spec.shape
         self.model = Decoder(spec)
-        self.vision = None if spec.vision is None else ImageEmbedding(spec.vision, spec.shape.hidden_size)
+        self.vision = None
+        if spec.vision is not None and self.model.stage.first:
+            self.vision = ImageEmbedding(spec.vision, spec.shape.hidden_size)
         shape, size = spec.shape, spec.embedding.size
         self.project_out = Linear(shape.hidden_size, size) if size is not None and self.model.stage.last else None
         self.lm_head = None

@@ -14,6 +14,7 @@ from quire_engine.models.naming import Naming, Source
 from quire_engine.models.settings import Config, activation, flag, number, refuse
 from quire_engine.models.vision import VisionSpec
 
+_LARGEST = 4096  # pixels of a side
 _DECODERS: dict[str, Callable[[Config], DecoderSpec]] = {"llama": llama, "mistral": mistral}
 _NAMES = {
     "model.": "language_model.model.",
@@ -72,6 +73,8 @@ def _vision(config: Config, vocab_size: int) -> VisionSpec:
         raise ValueError(
             f"config.json: vision_config.hidden_size is {tower.hidden_size}: {tower.num_heads} heads do not divide it"
         )
+    if tower.image_size > _LARGEST:
+        raise ValueError(f"config.json: vision_config.image_size is {tower.image_size}: it must be at most {_LARGEST}")
     if tower.patch_size > tower.image_size:
         raise ValueError(
             f"config.json: vision_config.patch_size is {tower.patch_size}: it must be at most {tower.image_size}, "

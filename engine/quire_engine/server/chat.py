@@ -72,7 +72,7 @@ class Chat:
         return self._events(request, model, pieces, count)
 
     async def _start(self, request: ChatCompletionRequest) -> tuple[AsyncGenerator[Piece], TokenCount]:
-        files = await self._images.files(request.messages)
+        files = await self._images.files(request.messages, request.num_sequences)
         if files and request.truncate_prompt_tokens is not None:
             raise ApiError(400, "truncate_prompt_tokens would cut images: leave it out", param="truncate_prompt_tokens")
         messages = [m.as_template_input(self._images.token, in_parts=self._images.in_parts) for m in request.messages]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 2  # a large image takes a hundred megabytes while it is looked at
+_MOST_BYTES = 128 << 20  # that one request sends to the engine
 _PROBE = "colour"
 
 
@@ -35,8 +36,11 @@ class ChatImages:
         self.in_parts = self.token is not None and _takes_parts(tokenizer, template, self.token)
         """Whether the template puts image tokens where it finds parts that are images."""
 
-    async def files(self, messages: list[ChatMessage]) -> list[bytes]:
-        """The image files in `messages`, in their order. Raises `ApiError` that names the part that is wrong."""
+    async def files(self, messages: list[ChatMessage], copies: int) -> list[bytes]:
+        """The image files in `messages`, in their order, of which each of `copies` answers gets its own.
+
+        Raises `ApiError` that names the part that is wrong.
+        """
         urls = [
             (f"messages.{i}.content.{j}.image_url.url", part.image_url.url)
             for i, message in enumerate(messages)
@@ -56,7 +60,15 @@ class ChatImages:
                 "out, or start the server with a higher --limit-mm-per-prompt",
                 param=field,
             )
-        return [await self._file(field, url) for field, url in urls]
+        files = [await self._file(field, url) for field, url in urls]
+        size = sum(len(data) for data in files)
+        if size * copies > _MOST_BYTES:
+            raise ApiError(
+                400,
+                f"the images have {size} bytes, for {copies} answers: the product must be at most {_MOST_BYTES}",
+                param="messages" if copies == 1 else "n",
+            )
+        return files
 
     def expanded(self, ids: list[int], files: list[bytes]) -> tuple[list[int], list[PromptImage]]:
         """The tokens of a rendered chat with as many for each image as it takes. Raises `ApiError`."""

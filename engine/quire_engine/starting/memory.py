@@ -95,7 +95,7 @@ def model_runner(
         samples=place.rank == 0,
     )
     images = None
-    if pixels is not None:
+    if pixels is not None and place.stage.first:  # where tokens are embedded
         images = ImageEmbedder(lambda data: model.embed_image(pixels.of_file(data).to(device, dtype)))
     # The results are rank 0's.
     return ModelRunner(model, batch, cache, place, dtype, core_config.pooling if place.rank == 0 else None, images)

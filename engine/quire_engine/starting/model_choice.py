@@ -61,12 +61,6 @@ def check_layout(layout: Layout, spec: DecoderSpec | TransformersSpec) -> None:
             f"{shape.architecture} is run by transformers, in one process: "
             "leave --tensor-parallel-size and --pipeline-parallel-size at 1",
         )
-    if spec.vision is not None:
-        raise StartupError(
-            "InvalidFlag",
-            f"{shape.architecture} runs in one process for now: "
-            "leave --tensor-parallel-size and --pipeline-parallel-size at 1",
-        )
     if layout.pipeline > shape.num_layers:
         raise StartupError(
             "InvalidFlag",

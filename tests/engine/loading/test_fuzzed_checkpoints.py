@@ -21,7 +21,7 @@ from tests.engine.quantization.formats import FORMATS, save_quantized
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 KINDS = FAMILIES | ALL
-OTHERS = ("Gemma3", "Mixtral", "DeepseekV3", "GPTNeoX", "Falcon")
+OTHERS = ("Gemma3", "Mixtral", "DeepseekV3", "GPTNeoX", "Falcon", "Llava")
 PLAIN = (*FAMILIES, *(next(name for name in ALL if name.startswith(start)) for start in OTHERS))
 QUANTIZED = ("fp8 by blocks", "compressed-tensors fp8 by rows", "awq, groups of 32", "gptq, 4 bits, act-order")
 VALUES = st.one_of(

@@ -171,11 +171,6 @@ def test_what_is_wrong_offline_is_said(llava: Llava, prompt: Any, message: str) 
         load(llava, limit_mm_per_prompt="image=2").generate(prompt, PARAMS, use_tqdm=False)
 
 
-def test_ranks_are_refused_by_name(llava: Llava) -> None:
-    with pytest.raises(StartupError, match="leave --tensor-parallel-size and --pipeline-parallel-size at 1"):
-        load(llava, tensor_parallel_size=2)
-
-
 def test_an_image_processor_of_another_size_is_refused(tmp_path: Path) -> None:
     made = make_llava(tmp_path)
     made.processor.image_processor.crop_size = {"height": 16, "width": 16}

@@ -153,3 +153,10 @@ def test_a_part_that_is_none_is_a_400_that_names_it(seeing: Server, part: Any, r
 def test_the_http_process_holds_no_torch_after_an_image(seeing: Server) -> None:
     ask(seeing, shown("what is it?", url_of(file_of(picture(9)))))
     assert "libtorch" not in Path(f"/proc/{seeing.process.pid}/maps").read_text()
+
+
+def test_large_images_for_many_answers_are_a_400(seeing: Server) -> None:
+    large = url_of(file_of(picture(1, 1200, 1000)))
+    error = refused(seeing, shown("what is it?", large), n=100)
+    assert error.param == "n"
+    assert "for 100 answers: the product must be at most 134217728" in error.message
