@@ -343,7 +343,7 @@ def _read_decoder(architecture: Architecture, config: dict[str, object]) -> dict
     if not isinstance(text, dict):
         raise ValueError(f"config.json: text_config is {text!r}: it must be an object")
     kind = text.get("model_type", "llama")
-    if kind not in architecture.decoders:
+    if not isinstance(kind, str) or kind not in architecture.decoders:
         known = ", ".join(architecture.decoders)
         raise ValueError(f"config.json: text_config.model_type is {kind!r}: it must be one of {known}")
     name, defaults = architecture.decoders[kind]
