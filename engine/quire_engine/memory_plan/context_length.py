@@ -6,11 +6,16 @@ from collections.abc import Mapping
 
 # What these types need may stand beside the rope parameters, as in Phi-3.
 _OF_ORIGINAL = ("llama3", "yarn", "longrope")
+# Here max_position_embeddings is what a linear rope stretches to, elsewhere what it stretches from.
+_STRETCHED_ALREADY = ("Gemma3ForCausalLM", "Gemma3Model")
 
 
 def longest_context(config: Mapping[str, object], max_position_embeddings: int) -> int:
     """Positions that the model of a config.json covers. Raises `ValueError` when its rope settings are wrong."""
     parameters = rope_parameters(config, "full_attention")
+    architectures = config.get("architectures")
+    if isinstance(architectures, list) and any(name in _STRETCHED_ALREADY for name in architectures):
+        return max_position_embeddings
     return stretched(str(parameters["rope_type"]), parameters, max_position_embeddings)
 
 

@@ -55,6 +55,12 @@ def test_older_configs_mean_the_same() -> None:
     assert longest_context({"rope_scaling": {"type": "linear", "factor": 4.0}}, 4096) == 16384
 
 
+def test_the_positions_of_gemma_3_are_stretched_already() -> None:
+    """As medgemma-27b-text-it says: 131072 are 8 times those of the first part of its training."""
+    published = {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    assert longest_context({"architectures": ["Gemma3ForCausalLM"], **published}, 131072) == 131072
+
+
 def test_rotation_equals_that_of_transformers() -> None:
     positions = torch.tensor([0, 1, 17, 4000])
     x = torch.randn(4, 2, HEAD_DIM)
