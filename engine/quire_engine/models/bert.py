@@ -21,6 +21,8 @@ _EMBEDDINGS = {
     "model.embed.token_types": "embeddings.token_type_embeddings",
     "model.embed.norm": "embeddings.LayerNorm",
 }
+# In files of before 2019, google-bert/bert-base-uncased among them.
+_OLD_ENDINGS = {".LayerNorm.weight": ".LayerNorm.gamma", ".LayerNorm.bias": ".LayerNorm.beta"}
 _LAYER = {
     "self_attn.q_proj": "attention.self.query",
     "self_attn.k_proj": "attention.self.key",
@@ -89,4 +91,6 @@ def _naming(config: Config, prefix: str, layers: str, own: dict[str, str]) -> Na
     naming = renamed(modules, layers=prefix + layers, otherwise={prefix: ""})
     architectures = config.get("architectures")
     assert isinstance(architectures, list)
-    return replace(naming, unused=COMPUTED, unused_prefixes=unused_tensors(architectures[0]))
+    return replace(
+        naming, unused=COMPUTED, unused_prefixes=unused_tensors(architectures[0]), other_endings=_OLD_ENDINGS
+    )

@@ -36,6 +36,9 @@ class Naming:
     What stands instead may be in there too.
     """
 
+    other_endings: Mapping[str, str] = field(default_factory=dict)
+    """How the sources' names may end instead, by how they end, in checkpoints where any ends like that."""
+
     def of(self, stored: Iterable[str]) -> Naming:
         """The names that a checkpoint uses whose tensors are called `stored`."""
         names = list(stored)
@@ -46,13 +49,20 @@ class Naming:
             while other in absent:
                 other = self.otherwise[other]
             prefixes[prefix] = other
-        if not prefixes:
+        endings = {a: b for a, b in self.other_endings.items() if any(name.endswith(b) for name in names)}
+        if not prefixes and not endings:
             return self
 
-        def source(name: str) -> Source:
-            usual = self.source(name)
-            prefix = max((p for p in prefixes if usual.name.startswith(p)), key=len, default=None)
-            return usual if prefix is None else replace(usual, name=prefixes[prefix] + usual.name.removeprefix(prefix))
+        def source(ours: str) -> Source:
+            usual = self.source(ours)
+            name = usual.name
+            prefix = max((p for p in prefixes if name.startswith(p)), key=len, default=None)
+            if prefix is not None:
+                name = prefixes[prefix] + name.removeprefix(prefix)
+            ending = next((a for a in endings if name.endswith(a)), None)
+            if ending is not None:
+                name = name.removesuffix(ending) + endings[ending]
+            return replace(usual, name=name)
 
         return replace(self, source=source)
 

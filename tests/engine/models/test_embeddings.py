@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from quire_engine.config import EngineConfig
@@ -76,6 +77,20 @@ def embed(core: EngineCore, prompts: list[list[int]], params: PoolingParams | No
     results = embed_all(core, prompts, [params or PoolingParams()] * len(prompts), 0, False)
     core.check_integrity()
     return torch.tensor([result.outputs.embedding for result in results])
+
+
+def test_a_bert_of_old_files_is_the_same_model(tmp_path: Path) -> None:
+    """As google-bert/bert-base-uncased is stored: norms have a gamma and a beta."""
+    cls, config = ENCODERS["BertForMaskedLM: a head that is left out"]
+    model = make_model(cls, config())
+    file = save(model, tmp_path) / "model.safetensors"
+    renamed = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    tensors = load_file(file)
+    for new, old in renamed.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    save_file(tensors, file)
+    wanted = reference(model, [1, 2, 3], "cls_token")
+    torch.testing.assert_close(embed(start(tmp_path)[0], [[1, 2, 3]])[0], wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
