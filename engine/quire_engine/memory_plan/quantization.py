@@ -20,7 +20,16 @@ WHAT_IS_THERE = "awq and gptq of 4 bits, gptq of 2 and 8 bits, and fp8 (e4m3)"
 
 # Tensors that go with quantized ones and are not needed: scales of activations and of the KV cache, which were
 # measured while quantizing. Weights are multiplied in the activations' own type.
-UNUSED = (".input_scale", ".input_scale_ub", ".activation_scale", ".k_scale", ".v_scale", ".q_scale", ".kv_scale")
+UNUSED = (
+    ".input_scale",
+    ".input_scale_ub",
+    ".activation_scale",
+    ".output_scale",
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+    ".kv_scale",
+)
 
 _LARGEST_GROUP = 1 << 20
 

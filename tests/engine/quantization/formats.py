@@ -38,10 +38,10 @@ def fp8(block: tuple[int | None, int | None], scale_name: str, shape: Callable[[
     return pack
 
 
-def with_input_scale(pack: Callable[[torch.Tensor], Packed]) -> Callable[[torch.Tensor], Packed]:
+def with_activation_scales(pack: Callable[[torch.Tensor], Packed]) -> Callable[[torch.Tensor], Packed]:
     def packed(weight: torch.Tensor) -> Packed:
         tensors, means = pack(weight)
-        return tensors | {"input_scale": torch.tensor(0.01)}, means
+        return tensors | {"input_scale": torch.tensor(0.01), "output_scale": torch.tensor(0.02)}, means
 
     return packed
 
@@ -60,7 +60,7 @@ def compressed(strategy: str, **weights: Any) -> dict[str, Any]:
 FP8_FORMATS = {
     "fp8 by tensors, with scales of activations": Format(
         {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
-        with_input_scale(fp8((None, None), "weight_scale", lambda scale: scale[0, 0])),
+        with_activation_scales(fp8((None, None), "weight_scale", lambda scale: scale[0, 0])),
     ),
     "fp8 by blocks": Format(
         {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [16, 32]},
