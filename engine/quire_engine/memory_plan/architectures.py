@@ -43,10 +43,16 @@ def _four_times(config: Config) -> Config:
 
 def _falcon(config: Config) -> Config:
     """Falcon-7B shares one key and value among all heads, whatever `num_kv_heads` says; Falcon-40B groups heads."""
-    heads = config.get("num_kv_heads") or config.get("num_attention_heads")
-    if not config.get("new_decoder_architecture") and config.get("multi_query", True):
+    # The first files, of RWForCausalLM, have other names for sizes, and tell 40B by its type.
+    new = config.get("new_decoder_architecture", config.get("model_type") == "RefinedWeb")
+    sizes = {
+        "num_hidden_layers": config.get("num_hidden_layers") or config.get("n_layer"),
+        "num_attention_heads": config.get("num_attention_heads") or config.get("n_head"),
+    }
+    heads = config.get("num_kv_heads") or config.get("n_head_kv") or sizes["num_attention_heads"]
+    if not new and config.get("multi_query", True):
         heads = 1
-    return {"num_key_value_heads": heads, **_four_times(config)}
+    return {**sizes, "new_decoder_architecture": new, "num_key_value_heads": heads, **_four_times(config)}
 
 
 def _qwen_moe(config: Config) -> Config:
@@ -244,6 +250,13 @@ _KNOWN: dict[str, Architecture] = {
     ),
 }
 ARCHITECTURES = tuple(_KNOWN)
+_OTHER_SPELLINGS = {
+    "MPTForCausalLM": "MptForCausalLM",
+    "RWForCausalLM": "FalconForCausalLM",
+    "LLaMAForCausalLM": "LlamaForCausalLM",
+}
+"""What authors call a class in files that are older than transformers' own."""
+
 _ENCODERS: dict[str, Architecture] = {
     "BertModel": _BERT,
     "BertForMaskedLM": _BERT,
@@ -270,14 +283,20 @@ def normalised(config: Config) -> dict[str, object]:
     """
     architectures = config.get("architectures")
     names = architectures if isinstance(architectures, list) else []
-    for name in names:
-        known = _known(name) if isinstance(name, str) else None
+    for written in names:
+        name = usual_spelling(written) if isinstance(written, str) else ""
+        known = _known(name)
         if known is not None:
             read = _read(known, {**config, "architectures": [name]})
             return read | {"tie_word_embeddings": True} if makes_embeddings(name) else read
     if not names:
         raise ValueError('config.json has no "architectures": it must name the model\'s class')
     raise ValueError(f"config.json: the architecture {names[0]} is not supported: use one of {', '.join(_KNOWN)}")
+
+
+def usual_spelling(architecture: str) -> str:
+    """What the class of a config.json is called here; what is not known stays as it is."""
+    return _OTHER_SPELLINGS.get(architecture, architecture)
 
 
 def float32_tensors(architecture: str) -> tuple[str, ...]:

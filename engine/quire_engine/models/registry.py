@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from quire_engine.memory_plan.architectures import normalised, with_head, without_head
+from quire_engine.memory_plan.architectures import normalised, usual_spelling, with_head, without_head
 from quire_engine.models.bert import bert, distilbert, roberta
 from quire_engine.models.bloom import bloom
 from quire_engine.models.cohere import cohere, cohere2
@@ -103,7 +103,8 @@ ENCODERS: dict[str, Callable[[Config], DecoderSpec]] = {
 def has_family(config: Config) -> bool:
     """Whether one of a config.json's architectures is a family of ours."""
     architectures = config.get("architectures")
-    names = [n for n in architectures if isinstance(n, str)] if isinstance(architectures, list) else []
+    written = architectures if isinstance(architectures, list) else []
+    names = [usual_spelling(name) for name in written if isinstance(name, str)]
     return any(name in ENCODERS or (with_head(name) or name) in FAMILIES for name in names)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quire_engine.memory_plan.model_shape import ModelShape
-from quire_engine.models.registry import decoder_spec
+from quire_engine.models.registry import decoder_spec, has_family
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -19,6 +19,7 @@ LLAMA: dict[str, Any] = {
 }
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4}
 FALCON = LLAMA | {"architectures": ["FalconForCausalLM"]}
+EXAONE = LLAMA | {"architectures": ["Exaone4ForCausalLM"], "num_hidden_layers": 6, "sliding_window": 32}
 MPT = {"architectures": ["MptForCausalLM"], "vocab_size": 128, "d_model": 64, "n_layers": 2, "n_heads": 4}
 
 
@@ -33,6 +34,7 @@ MPT = {"architectures": ["MptForCausalLM"], "vocab_size": 128, "d_model": 64, "n
         ({k: v for k, v in GPT2.items() if k != "n_layer"}, "config.json has no 'n_layer'"),
         (GPT2 | {"add_cross_attention": True}, "add_cross_attention is True: only False is supported"),
         (LLAMA | {"architectures": ["PhiForCausalLM"], "tie_word_embeddings": True}, "the head has a bias: only false"),
+        (EXAONE | {"sliding_window_pattern": "LLXG"}, "sliding_window_pattern is 'LLXG': it must be a whole number"),
         (MPT | {"attn_config": {"qk_ln": True}}, "qk_ln is True: only False is supported"),
         (MPT | {"attn_config": "alibi"}, "attn_config is 'alibi': it must be an object"),
         (FALCON | {"num_kv_heads": 3, "new_decoder_architecture": True}, "4 attention heads do not divide into 3"),
@@ -102,3 +104,56 @@ def test_what_is_left_out_is_what_the_class_says(config: dict[str, Any], sizes: 
     shape = ModelShape.of_known_architecture(config)
     assert {name: getattr(shape, name) for name in sizes} == sizes
     assert decoder_spec(config).shape == shape
+
+
+# As mosaicml/mpt-7b, and tiiuae/falcon-7b and falcon-40b in their first revisions, say it of larger models.
+PUBLISHED_MPT = MPT | {
+    "architectures": ["MPTForCausalLM"],
+    "attn_config": {
+        "alibi": True,
+        "alibi_bias_max": 8,
+        "attn_impl": "torch",
+        "attn_pdrop": 0,
+        "attn_type": "multihead_attention",
+        "attn_uses_sequence_id": False,
+        "clip_qkv": None,
+        "prefix_lm": False,
+        "qk_ln": False,
+        "softmax_scale": None,
+    },
+    "expansion_ratio": 4,
+    "learned_pos_emb": True,  # which ALiBi takes the place of
+    "logit_scale": None,
+    "max_seq_len": 2048,
+    "no_bias": True,
+    "norm_type": "low_precision_layernorm",
+}
+RW = {"vocab_size": 128, "hidden_size": 64, "n_layer": 2, "n_head": 4, "parallel_attn": True, "alibi": False}
+RW |= {"architectures": ["RWForCausalLM"], "bias": False}
+FALCON_7B = {"num_kv_heads": 1, "multi_query": True, "parallel_attn": True}
+FALCON_40B = {"num_kv_heads": 2, "new_decoder_architecture": True}
+
+
+@pytest.mark.parametrize(
+    ("published", "usual"),
+    [
+        (PUBLISHED_MPT, MPT),
+        (RW | {"model_type": "RefinedWebModel", "multi_query": True}, FALCON | FALCON_7B | {"intermediate_size": 256}),
+        (RW | {"model_type": "RefinedWeb", "n_head_kv": 2}, FALCON | FALCON_40B | {"intermediate_size": 256}),
+        (LLAMA | {"architectures": ["LLaMAForCausalLM"]}, LLAMA),
+    ],
+    ids=["MPT", "Falcon 7B", "Falcon 40B", "LLaMA"],
+)
+def test_files_from_before_transformers_had_the_class_mean_the_same(
+    published: dict[str, Any], usual: dict[str, Any]
+) -> None:
+    assert has_family(published)
+    one, other = decoder_spec(published), decoder_spec(usual)
+    assert (one.shape, one.layers, one.longest) == (other.shape, other.layers, other.longest)
+
+
+@pytest.mark.parametrize(("pattern", "full"), [(3, [2, 5]), ("LLG", [2, 5]), ("LLLG", [3, 5]), (None, [3])])
+def test_the_pattern_of_exaone_may_be_spelled(pattern: int | str | None, full: list[int]) -> None:
+    """The last layer of one that is spelled sees everything, as its authors have it."""
+    layers = decoder_spec(EXAONE | {"sliding_window_pattern": pattern}).layers
+    assert [i for i, layer in enumerate(layers) if layer.attention.window is None] == full
