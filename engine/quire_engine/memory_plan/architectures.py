@@ -89,8 +89,12 @@ _GPT2 = Architecture(
     defaults={"max_position_embeddings": 1024, "tie_word_embeddings": True},
     derived=_four_times,
 )
+_MISTRAL = {"sliding_window": 4096, "max_position_embeddings": 131072}
+_QWEN = {"sliding_window": 4096, "max_window_layers": 28, "max_position_embeddings": 32768}
 _GLM = {"head_dim": 128, "num_key_value_heads": 2, "max_position_embeddings": 131072}
+_COHERE = {"max_position_embeddings": 8192, "tie_word_embeddings": True}
 _GEMMA = {"head_dim": 256, "max_position_embeddings": 8192, "tie_word_embeddings": True}
+_GEMMA2 = {**_GEMMA, "query_pre_attn_scalar": 256}
 
 _ROUTED = {"num_experts": "n_routed_experts"}
 _ROUTER = (".mlp.gate.weight", ".mlp.gate.e_score_correction_bias")
@@ -109,6 +113,8 @@ _GLM_MOE: Config = {
     "norm_topk_prob": True,
     "moe_intermediate_size": 1408,
     "max_position_embeddings": 131072,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-5,
 }
 
 
@@ -129,7 +135,7 @@ _BERT = Architecture(
     unused=("pooler.", "bert.pooler.", "cls."),
 )
 _ROBERTA = Architecture(
-    defaults={"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1},
+    defaults={"max_position_embeddings": 512, "type_vocab_size": 2, "pad_token_id": 1},
     derived=_roberta,
     unused=("pooler.", "roberta.pooler.", "lm_head."),
 )
@@ -172,12 +178,12 @@ _LATENT: Config = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_di
 
 _KNOWN: dict[str, Architecture] = {
     "LlamaForCausalLM": Architecture(),
-    "MistralForCausalLM": Architecture(defaults={"sliding_window": 4096}),
-    "Qwen2ForCausalLM": Architecture(),
-    "Qwen3ForCausalLM": Architecture(defaults={"head_dim": 128}),
+    "MistralForCausalLM": Architecture(defaults=_MISTRAL),
+    "Qwen2ForCausalLM": Architecture(defaults=_QWEN),
+    "Qwen3ForCausalLM": Architecture(defaults={**_QWEN, "head_dim": 128}),
     "GemmaForCausalLM": Architecture(defaults=_GEMMA),
-    "Gemma2ForCausalLM": Architecture(defaults=_GEMMA),
-    "Gemma3ForCausalLM": Architecture(defaults={**_GEMMA, "max_position_embeddings": 131072}),
+    "Gemma2ForCausalLM": Architecture(defaults=_GEMMA2),
+    "Gemma3ForCausalLM": Architecture(defaults={**_GEMMA2, "max_position_embeddings": 131072}),
     "Phi3ForCausalLM": Architecture(
         defaults={"max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
     ),
@@ -192,12 +198,12 @@ _KNOWN: dict[str, Architecture] = {
         names={"intermediate_size": "ffn_hidden_size"}, defaults={"tie_word_embeddings": True}, derived=_falcon
     ),
     "StableLmForCausalLM": Architecture(defaults={"max_position_embeddings": 4096}),
-    "CohereForCausalLM": Architecture(defaults={"max_position_embeddings": 8192, "tie_word_embeddings": True}),
-    "Cohere2ForCausalLM": Architecture(defaults={"max_position_embeddings": 8192, "tie_word_embeddings": True}),
+    "CohereForCausalLM": Architecture(defaults={**_COHERE, "rope_theta": 5e5}),
+    "Cohere2ForCausalLM": Architecture(defaults=_COHERE),
     "OlmoForCausalLM": Architecture(),
     "Olmo2ForCausalLM": Architecture(),
     "GraniteForCausalLM": Architecture(),
-    "MinistralForCausalLM": Architecture(defaults={"sliding_window": 4096, "max_position_embeddings": 131072}),
+    "MinistralForCausalLM": Architecture(defaults=_MISTRAL),
     "Olmo3ForCausalLM": Architecture(),
     "Starcoder2ForCausalLM": Architecture(defaults={"max_position_embeddings": 4096, "tie_word_embeddings": True}),
     "GPTBigCodeForCausalLM": replace(_GPT2, derived=_bigcode),
@@ -231,11 +237,19 @@ _KNOWN: dict[str, Architecture] = {
     "SeedOssForCausalLM": Architecture(defaults={"head_dim": 128, "max_position_embeddings": 524288}),
     "MixtralForCausalLM": Architecture(
         names=_EXPERTS,
-        defaults={"num_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 131072},
+        defaults={
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "max_position_embeddings": 131072,
+            "rope_theta": 1e6,
+            "rms_norm_eps": 1e-5,
+        },
     ),
-    "Qwen2MoeForCausalLM": Architecture(derived=_qwen_moe),
-    "Qwen3MoeForCausalLM": Architecture(derived=_qwen_moe),
-    "OlmoeForCausalLM": Architecture(derived=_qwen_moe, defaults={"max_position_embeddings": 4096}),
+    "Qwen2MoeForCausalLM": Architecture(derived=_qwen_moe, defaults=_QWEN),
+    "Qwen3MoeForCausalLM": Architecture(derived=_qwen_moe, defaults=_QWEN),
+    "OlmoeForCausalLM": Architecture(
+        derived=_qwen_moe, defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+    ),
     "DeepseekV2ForCausalLM": Architecture(
         names=_ROUTED, defaults={**_LATENT, "num_experts": 64}, derived=_deepseek, float32=_ROUTER
     ),

@@ -35,7 +35,7 @@ def cohere2(config: Config) -> DecoderSpec:
 def _attention(config: Config) -> AttentionSpec:
     bias = flag(config, "attention_bias", False)
     return AttentionSpec(
-        rope=rope_of({"rope_theta": 500_000.0, **config}, interleaved=True),
+        rope=rope_of(config, interleaved=True),
         qkv_bias=bias,
         output_bias=bias,
         qk_norm=HeadNormSpec("each head", _norm(config)) if flag(config, "use_qk_norm", False) else None,

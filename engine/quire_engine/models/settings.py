@@ -21,7 +21,7 @@ def number(config: Config, name: str, default: float) -> float:
 
 def optional_number(config: Config, name: str, default: float | None) -> float | None:
     """As `number`, where null is a value of its own and means none."""
-    return None if config.get(name, default) is None else number(config, name, 0.0)
+    return None if config.get(name, default) is None else number(config, name, default or 0.0)
 
 
 def optional_window(config: Config) -> int | None:
