@@ -13,6 +13,12 @@ _STRETCHED_ALREADY = ("Gemma3ForCausalLM", "Gemma3Model")
 def longest_context(config: Mapping[str, object], max_position_embeddings: int) -> int:
     """Positions that the model of a config.json covers. Raises `ValueError` when its rope settings are wrong."""
     parameters = rope_parameters(config, "full_attention")
+    chunks = config.get("dual_chunk_attention_config")
+    if chunks:  # beyond these positions attention would be another (An et al., "Dual Chunk Attention")
+        original = chunks.get("original_max_position_embeddings") if isinstance(chunks, dict) else None
+        if not isinstance(original, int) or original < 1:
+            raise ValueError("config.json: dual_chunk_attention_config has no original_max_position_embeddings")
+        return min(original, max_position_embeddings)
     architectures = config.get("architectures")
     if isinstance(architectures, list) and any(name in _STRETCHED_ALREADY for name in architectures):
         return max_position_embeddings

@@ -26,6 +26,7 @@ def deepseek_v2(config: Config) -> DecoderSpec:
     if method not in ("greedy", "group_limited_greedy"):
         raise ValueError(f"config.json: topk_method is {method!r}: it must be greedy or group_limited_greedy")
     refuse(config, "norm_topk_prob", False)
+    refuse(config, "scoring_func", "softmax")
     grouped = method == "group_limited_greedy"
     router = RouterSpec(
         num_experts=positive_int(config, "num_experts"),
@@ -40,10 +41,13 @@ def deepseek_v2(config: Config) -> DecoderSpec:
 
 def deepseek_v3(config: Config) -> DecoderSpec:
     """Raises `ValueError` that names what is not supported."""
+    refuse(config, "scoring_func", "sigmoid")
+    refuse(config, "topk_method", "noaux_tc")
     return _deepseek(config, corrected_router(config), num_shared=1, num_dense=3)
 
 
 def _deepseek(config: Config, router: RouterSpec, *, num_shared: int, num_dense: int) -> DecoderSpec:
+    refuse(config, "moe_layer_freq", 1)
     attention = _attention(config, flag(config, "attention_bias", False))
     return dense_then_sparse(config, [attention], router, num_shared=num_shared, num_dense=num_dense)
 

@@ -24,6 +24,9 @@ def mpt(config: Config) -> DecoderSpec:
     refuse(attention, "attn_type", "multihead_attention")
     refuse(config, "no_bias", True)
     refuse(config, "logit_scale", None)
+    refuse(config, "expansion_ratio", 4)
+    if config.get("norm_type") != "layernorm":  # the same, computed in float32
+        refuse(config, "norm_type", "low_precision_layernorm")
     shape = ModelShape.from_config(config)
     layer = LayerSpec(
         attention=AttentionSpec(

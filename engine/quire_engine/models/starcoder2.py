@@ -9,11 +9,13 @@ from quire_engine.models.decoder_layer import LayerSpec
 from quire_engine.models.llama import rope_of
 from quire_engine.models.mlp_block import MLPSpec
 from quire_engine.models.naming import renamed
-from quire_engine.models.settings import Config, activation, flag, number, optional_window
+from quire_engine.models.settings import Config, activation, flag, number, optional_window, refuse
 
 
 def starcoder2(config: Config) -> DecoderSpec:
     """Raises `ValueError` that names what is not supported."""
+    refuse(config, "norm_type", "layer_norm")
+    refuse(config, "mlp_type", "default")
     bias = flag(config, "use_bias", True)
     layer = LayerSpec(
         attention=AttentionSpec(rope=rope_of(config), window=optional_window(config), qkv_bias=bias, output_bias=bias),

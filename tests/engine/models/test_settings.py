@@ -19,6 +19,10 @@ LLAMA: dict[str, Any] = {
 }
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4}
 FALCON = LLAMA | {"architectures": ["FalconForCausalLM"]}
+STARCODER = LLAMA | {"architectures": ["Starcoder2ForCausalLM"]}
+DEEPSEEK_V2 = LLAMA | {"architectures": ["DeepseekV2ForCausalLM"], "num_experts_per_tok": 2}
+DEEPSEEK_V3 = LLAMA | {"architectures": ["DeepseekV3ForCausalLM"]}
+QWEN = LLAMA | {"architectures": ["Qwen2ForCausalLM"]}
 EXAONE = LLAMA | {"architectures": ["Exaone4ForCausalLM"], "num_hidden_layers": 6, "sliding_window": 32}
 MPT = {"architectures": ["MptForCausalLM"], "vocab_size": 128, "d_model": 64, "n_layers": 2, "n_heads": 4}
 
@@ -36,6 +40,16 @@ MPT = {"architectures": ["MptForCausalLM"], "vocab_size": 128, "d_model": 64, "n
         (LLAMA | {"architectures": ["PhiForCausalLM"], "tie_word_embeddings": True}, "the head has a bias: only false"),
         (EXAONE | {"sliding_window_pattern": "LLXG"}, "sliding_window_pattern is 'LLXG': it must be a whole number"),
         (MPT | {"attn_config": {"qk_ln": True}}, "qk_ln is True: only False is supported"),
+        (MPT | {"expansion_ratio": 2}, "expansion_ratio is 2: only 4 is supported"),
+        (MPT | {"norm_type": "rmsnorm"}, "norm_type is 'rmsnorm': only 'low_precision_layernorm' is supported"),
+        (STARCODER | {"norm_type": "rms_norm"}, "norm_type is 'rms_norm': only 'layer_norm' is supported"),
+        (STARCODER | {"mlp_type": "gated"}, "mlp_type is 'gated': only 'default' is supported"),
+        (DEEPSEEK_V2 | {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid': only 'softmax' is supported"),
+        (DEEPSEEK_V2 | {"moe_layer_freq": 2}, "moe_layer_freq is 2: only 1 is supported"),
+        (DEEPSEEK_V3 | {"scoring_func": "softmax"}, "scoring_func is 'softmax': only 'sigmoid' is supported"),
+        (DEEPSEEK_V3 | {"topk_method": "greedy"}, "topk_method is 'greedy': only 'noaux_tc' is supported"),
+        (DEEPSEEK_V3 | {"moe_layer_freq": 2}, "moe_layer_freq is 2: only 1 is supported"),
+        (QWEN | {"dual_chunk_attention_config": {"chunk_size": 8}}, "has no original_max_position_embeddings"),
         (MPT | {"attn_config": "alibi"}, "attn_config is 'alibi': it must be an object"),
         (FALCON | {"num_kv_heads": 3, "new_decoder_architecture": True}, "4 attention heads do not divide into 3"),
         (
@@ -157,3 +171,10 @@ def test_the_pattern_of_exaone_may_be_spelled(pattern: int | str | None, full: l
     """The last layer of one that is spelled sees everything, as its authors have it."""
     layers = decoder_spec(EXAONE | {"sliding_window_pattern": pattern}).layers
     assert [i for i, layer in enumerate(layers) if layer.attention.window is None] == full
+
+
+def test_a_model_that_chunks_long_prompts_ends_where_it_would_begin_to() -> None:
+    """As Qwen2.5-7B-Instruct-1M: attention in chunks is not there, and up to these positions is not needed."""
+    chunks = {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}
+    published = QWEN | {"max_position_embeddings": 1010000, "dual_chunk_attention_config": chunks}
+    assert decoder_spec(published).longest == 262144
