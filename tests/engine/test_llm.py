@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,3 +235,17 @@ def test_a_token_that_the_model_lacks_is_refused(llm: LLM) -> None:
         with pytest.raises(ValueError, match=f"{name} holds the token.*between 0 and {VOCAB_SIZE - 1}"):
             llm.generate("a", SamplingParams(**{name: value}), use_tqdm=False)  # type: ignore[arg-type]
     llm.core.check_integrity()
+
+
+def test_the_tokenizers_own_end_token_ends_an_answer(llm: LLM, tmp_path: Path) -> None:
+    """Who tunes a model to another chat format may change tokenizer_config.json alone."""
+    shutil.copytree(llm.config.model, tmp_path, dirs_exist_ok=True)
+    answer = llm.generate("abc", GREEDY, use_tqdm=False)[0].outputs[0]
+    third = answer.token_ids[2]
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["eos_token"] = llm.get_tokenizer().convert_ids_to_tokens(third)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    other = LLM(str(tmp_path), device="cpu", block_size=8, num_gpu_blocks_override=200)
+    ended = other.generate("abc", replace(GREEDY, ignore_eos=False), use_tqdm=False)[0].outputs[0]
+    assert (ended.token_ids, ended.finish_reason, ended.stop_reason) == (answer.token_ids[:3], "stop", None)
+    assert other.generate("abc", GREEDY, use_tqdm=False)[0].outputs[0].token_ids == answer.token_ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,7 @@ from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.pooling import Pooling
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.generation_config import eos_token_ids
+from quire_engine.loading.tokenizer_eos import tokenizer_eos
 from quire_engine.memory_plan.model_shape import ModelShape
 from quire_engine.memory_plan.plan import TOKENS_PER_STEP
 from quire_engine.models.decoder import DecoderSpec
@@ -52,13 +54,28 @@ def core_settings(
         enable_prefix_caching=config.enable_prefix_caching,
         max_model_len=max_model_len,
         vocab_size=spec.shape.vocab_size,
-        eos_token_ids=tuple(i for i in eos_token_ids(generation, checkpoint.config) if 0 <= i < spec.shape.vocab_size),
+        eos_token_ids=_ends(config, checkpoint, generation, spec.shape.vocab_size),
         seed=config.seed,
         use_priority=config.scheduling_policy == "priority",
         rotation=spec.rotation if isinstance(spec, DecoderSpec) else None,
         num_stages=config.pipeline_parallel_size,
         images=None if spec.vision is None else spec.vision.in_prompts(most_images(config.limit_mm_per_prompt)),
     )
+
+
+def _ends(
+    config: EngineConfig, checkpoint: Checkpoint, generation: Mapping[str, object], vocab_size: int
+) -> tuple[int, ...]:
+    """The tokens that end an answer: those of the model's files, and the tokenizer's own.
+
+    Who tunes a model to another chat format may change the tokenizer's alone.
+    """
+    ends = list(eos_token_ids(generation, checkpoint.config))
+    tokenizer = checkpoint.directory if config.tokenizer is None else Path(config.tokenizer).expanduser()
+    own = tokenizer_eos(tokenizer)
+    if own is not None:
+        ends.append(own)
+    return tuple(dict.fromkeys(token for token in ends if 0 <= token < vocab_size))
 
 
 def with_pooling(core_config: CoreConfig, shape: ModelShape, pooling: Pooling) -> CoreConfig:
