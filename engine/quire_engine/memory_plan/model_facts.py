@@ -67,7 +67,7 @@ class ModelFacts:
     @property
     def parameters(self) -> int | None:
         """Number of parameters; None when the weights are quantized, since those are packed."""
-        return self.weights.elements if self.weights.stored == 0 else None
+        return self.weights.elements if not self.weights.is_quantized else None
 
     def to_json(self) -> str:
         """One line of some 500 characters, which fits into a container's termination message."""
@@ -113,7 +113,8 @@ def _quantization(
 
 def _checked(kind: type[_Numbers], values: Mapping[str, Any], least: int) -> _Numbers:
     for field in dataclasses.fields(kind):
-        value = values[field.name]
+        # Older engines do not say what has a default.
+        value = values[field.name] if field.default is dataclasses.MISSING else values.get(field.name, field.default)
         if field.type == "int":
             _whole(value, 0 if field.name == "kv_width" else least)
         elif type(value).__name__ != field.type:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from quire_engine.memory_plan.architectures import float32_tensors, tower_tensors, unused_tensors
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
@@ -41,6 +42,8 @@ _WHOLE = (
     ".q_a_proj.weight",
     ".kv_a_proj_with_mqa.weight",
 )
+# DeepSeek's projection out of latent vectors, which is not kept quantized.
+_UNDONE = ".kv_b_proj"
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 # Projections to queries, keys and values that are stored as one.
 _FUSED = (".qkv_proj.", ".query_key_value.", ".c_attn.", ".Wqkv.")
@@ -56,6 +59,8 @@ class WeightSizes:
     stored: int  # bytes of quantized tensors, split over all GPUs
     float32: int  # elements that each GPU has in float32, whatever is served
     linear: int  # those of split and kv that are in layers, which quantization makes smaller
+    stored_kv: int = 0  # bytes of those that are split as kv
+    stored_whole: int = 0  # bytes of those that each GPU has
 
     @staticmethod
     def of(
@@ -67,7 +72,7 @@ class WeightSizes:
         unused = unused_tensors(shape.architecture)
         kept = float32_tensors(shape.architecture)
         tower = tower_tensors(shape.architecture)
-        split = kv = whole = stored = float32 = linear = 0
+        split = kv = whole = stored = stored_kv = stored_whole = float32 = linear = 0
         for name, tensor in tensors.items():
             if name.endswith(not_kept) or name.startswith(unused) or (shape.tied_embeddings and name in _HEADS):
                 continue
@@ -78,29 +83,44 @@ class WeightSizes:
             if layer is not None and int(layer[1]) >= shape.num_layers:
                 continue  # of a draft model that comes with it
             elements = math.prod(tensor.shape)
-            if tensor.dtype not in _FLOATS:
-                stored += tensor.size
+            module = name.rpartition(".")[0]
+            share_of_kv = _share_of_kv(name, shape)
+            if module.endswith(_UNDONE) and _is_quantized(module, tensors):
+                if name.endswith((".weight", ".qweight")):
+                    split += elements * _numbers_in_each(tensor, quantization)
                 continue
-            if name.endswith(_SCALES):
-                stored += elements * BYTES_OF_DTYPE["float32"]
+            if tensor.dtype not in _FLOATS or name.endswith(_SCALES):
+                size = tensor.size if tensor.dtype not in _FLOATS else elements * BYTES_OF_DTYPE["float32"]
+                if f"{module}.weight".endswith(_WHOLE):
+                    stored_whole += size
+                else:
+                    stored_kv += int(size * share_of_kv)
+                    stored += size - int(size * share_of_kv)
                 continue
             if name.endswith(kept):
                 float32 += elements
                 continue
-            if len(tensor.shape) < 2 or name.endswith(_WHOLE):
+            if len(tensor.shape) < 2 or f"{module}.weight".endswith(_WHOLE):
                 whole += elements
                 continue
-            if ".k_proj." in name or ".v_proj." in name:
-                kv += elements
-            elif any(fused in name for fused in _FUSED):
-                both = elements * 2 * shape.num_kv_heads // (shape.num_heads + 2 * shape.num_kv_heads)
-                kv += both
-                split += elements - both
-            else:
-                split += elements
-            if layer is not None:
+            kv += int(elements * share_of_kv)
+            split += elements - int(elements * share_of_kv)
+            if layer is not None and not module.endswith(_UNDONE):
                 linear += elements
-        return WeightSizes(split=split, kv=kv, whole=whole, stored=stored, float32=float32, linear=linear)
+        return WeightSizes(
+            split=split,
+            kv=kv,
+            whole=whole,
+            stored=stored,
+            float32=float32,
+            linear=linear,
+            stored_kv=stored_kv,
+            stored_whole=stored_whole,
+        )
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.stored + self.stored_kv + self.stored_whole > 0
 
     @property
     def elements(self) -> int:
@@ -114,7 +134,26 @@ class WeightSizes:
         """
         item = BYTES_OF_DTYPE[dtype]
         shared = -(-(self.split * item + self.stored) // tensor)
-        keys_and_values = -(-self.kv * item // min(tensor, shape.num_kv_heads))
-        total = shared + keys_and_values + self.whole * item + 4 * self.float32
+        keys_and_values = -(-(self.kv * item + self.stored_kv) // min(tensor, shape.num_kv_heads))
+        total = shared + keys_and_values + self.whole * item + self.stored_whole + 4 * self.float32
         saved = int(self.linear * (item - bits / 8)) // tensor if bits is not None else 0
         return total - saved
+
+
+def _share_of_kv(name: str, shape: ModelShape) -> Fraction:
+    """How much of a tensor belongs to keys and values."""
+    if ".k_proj." in name or ".v_proj." in name:
+        return Fraction(1)
+    if any(fused in name for fused in _FUSED):
+        return Fraction(2 * shape.num_kv_heads, shape.num_heads + 2 * shape.num_kv_heads)
+    return Fraction(0)
+
+
+def _is_quantized(module: str, tensors: Mapping[str, TensorHeader]) -> bool:
+    weight = tensors.get(f"{module}.weight")
+    return weight is None or weight.dtype not in _FLOATS
+
+
+def _numbers_in_each(tensor: TensorHeader, quantization: Quantization | None) -> int:
+    """Weights in each element that is stored: 1 in FP8, several in a word of 32 bits."""
+    return 1 if tensor.dtype != "I32" else 32 // (quantization.bits if isinstance(quantization, Gptq) else 4)

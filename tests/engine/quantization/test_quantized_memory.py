@@ -7,18 +7,40 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from quire_engine.config import EngineConfig
+from quire_engine.distributed.ranks import TensorRanks, build_for
 from quire_engine.engine import build_engine
+from quire_engine.layers.linear import create_weights, finish_weights
+from quire_engine.loading.weights import load_weights, stored_tensors
 from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_engine.memory_plan.quantization import quantization_of
+from quire_engine.models.decoder import CausalLM
+from quire_engine.models.registry import decoder_spec
+from quire_engine.quantization.choice import methods_for, naming_with
 from quire_operator.plan.gpu_memory import Device
 from quire_operator.plan.service_plan import plan_of
 from tests.engine.models.checkpoints import FAMILIES, SIZES, make_model, save
+from tests.engine.models.families import LATENT
 from tests.engine.quantization.formats import FORMATS, save_quantized
 from tests.operator.services import service
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+DEEPSEEK = DeepseekV3Config(
+    **LATENT
+    | {"intermediate_size": 128, "moe_intermediate_size": 128, "kv_lora_rank": 32, "q_lora_rank": 32, "v_head_dim": 32}
+)
 
 
 def planned(directory: Path, **model: Any) -> Any:
@@ -46,6 +68,33 @@ def test_weights_that_are_rounded_while_loading_are_planned_to_within_3_percent(
     plan = planned(tmp_path, quantization="fp8", dtype="bfloat16")
     assert plan.weights_bytes == pytest.approx(held(tmp_path, quantization="fp8", dtype="bfloat16"), rel=0.03)
     assert plan.weights_bytes < 0.6 * planned(tmp_path, dtype="bfloat16").weights_bytes
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize(
+    "form", ["fp8 by blocks", "compressed-tensors fp8 by rows", "awq, groups of 32", "gptq, 4 bits"]
+)
+@pytest.mark.parametrize(
+    "model",
+    [(Qwen2ForCausalLM, Qwen2Config(**SIZES)), (DeepseekV3ForCausalLM, DEEPSEEK)],
+    ids=["Qwen2", "DeepSeek"],
+)
+def test_a_rank_holds_what_is_planned_for_each_gpu(
+    tmp_path: Path, model: tuple[type[PreTrainedModel], PretrainedConfig], form: str, size: int
+) -> None:
+    """Two KV heads are repeated on four ranks, latent projections are whole on each, and one is not kept quantized."""
+    save_quantized(make_model(*model), tmp_path, FORMATS[form], lambda name: ".experts." not in name)
+    read = json.loads((tmp_path / "config.json").read_text())
+    spec, quantization = decoder_spec(read), quantization_of(read)
+    assert quantization is not None
+    with build_for(TensorRanks(0, size)):
+        built = CausalLM(spec)
+        create_weights(built, methods_for(quantization, stored_tensors(tmp_path, spec.naming)))
+    load_weights(built, tmp_path, naming_with(quantization, spec.naming))
+    finish_weights(built)
+    facts = ModelFacts.of_directory(tmp_path)
+    held_here = sum(p.numel() * p.element_size() for p in built.parameters())
+    assert facts.weights.bytes_per_gpu(facts.shape, "float32", size) == pytest.approx(held_here, rel=0.02)
 
 
 @pytest.mark.parametrize(
