@@ -14,11 +14,17 @@ class DecodeGroup:
     rows: torch.Tensor  # [group] int64: rows of the batch
     blocks: torch.Tensor  # [group * padded_blocks] int64
     mask: torch.Tensor  # [group, 1, 1, padded_blocks * block_size] bool: true where a key is visible
-    positions: torch.Tensor  # [group, padded_blocks * block_size] int64, on the CPU: of the keys
+    positions: torch.Tensor | None  # [group, 1, 1, padded_blocks * block_size] int64: of the keys, where asked for
 
 
 def group_decodes(
-    lengths: list[int], tables: torch.Tensor, block_size: int, window: int | None, max_tokens: int
+    lengths: list[int],
+    tables: torch.Tensor,
+    block_size: int,
+    window: int | None,
+    max_tokens: int,
+    *,
+    with_positions: bool = False,
 ) -> list[DecodeGroup]:
     """Split sequences of `lengths` tokens, with block `tables` [num_seqs, max_blocks], into groups.
 
@@ -47,6 +53,7 @@ def group_decodes(
         columns = columns.clamp_max(tables.shape[1] - 1).to(tables.device)
         blocks = tables[device_rows[:, None], columns]
         visible = mask[:, None, None, :].to(tables.device)
-        groups.append(DecodeGroup(device_rows, blocks.flatten(), visible, positions))
+        of_keys = positions[:, None, None, :].to(tables.device) if with_positions else None
+        groups.append(DecodeGroup(device_rows, blocks.flatten(), visible, of_keys))
         begin = end
     return groups

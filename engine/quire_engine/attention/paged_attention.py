@@ -79,6 +79,7 @@ class PagedAttention(nn.Module):
                 self.k_cache.shape[1],
                 self.window,
                 self.max_gathered_tokens,
+                with_positions=self.alibi is not None,  # of all layers of a model, or of none
             )
         for group in groups:
             size = len(group.rows)
@@ -125,8 +126,9 @@ class PagedAttention(nn.Module):
         if self.softcap is not None:
             return soft_capped_attention(q, k, v, group.mask, self.scale, self.softcap)
         assert self.alibi is not None
+        assert group.positions is not None
         slopes = self.alibi.slopes.view(self.num_kv_heads, -1, 1)
-        bias = self.alibi.bias(group.mask, slopes, group.positions.to(q.device)[:, None, None, :])
+        bias = self.alibi.bias(group.mask, slopes, group.positions)
         return scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=self.scale)
 
     def _attend(

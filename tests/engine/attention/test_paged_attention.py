@@ -93,6 +93,17 @@ def test_a_window_reads_only_the_blocks_that_it_touches() -> None:
     assert group.mask.sum(-1).flatten().tolist() == [20, 20]
 
 
+def test_what_layers_share_of_a_group_lies_on_the_device_of_the_tables() -> None:
+    """Else each layer would copy it there."""
+    tables = torch.zeros(2, 4, dtype=torch.int64, device="meta")
+    groups = group_decodes([9, 13], tables, BLOCK_SIZE, None, max_tokens=4096, with_positions=True)
+    for group in groups:
+        assert group.positions is not None
+        shared = (group.rows, group.blocks, group.mask, group.positions)
+        assert {tensor.device.type for tensor in shared} == {"meta"}
+        assert group.positions.shape == group.mask.shape
+
+
 def test_a_forward_outside_of_a_context_says_so() -> None:
     with pytest.raises(RuntimeError, match=r"inside attention_context"):
         current_context()
