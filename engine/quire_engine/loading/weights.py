@@ -23,6 +23,10 @@ from quire_engine.models.naming import Naming
 # Parameters that a byte of a file may hold: 4 at 2 bits, and some more since the shape may say too much.
 _MOST_A_BYTE = 16
 
+# Types and endings of weights that only a quantizer writes.
+_OF_QUANTIZED = ("F8_E4M3", "F8_E5M2", "I8", "U8", "I32")
+_WEIGHTS = (".weight", ".qweight", ".weight_packed")
+
 
 def weight_shards(model: nn.Module) -> dict[str, Shard]:
     """Where each tensor goes and which part of it, by the names that tensors have here."""
@@ -95,6 +99,8 @@ def _fill_all(
 ) -> None:
     """Check all of `shards`, the whole model's, and read `own`."""
     file_of = {name: file for file, tensors in headers.items() for name in tensors}
+    if not any(shard.packed for shard in shards.values()):
+        _check_floats(headers, directory)
     naming = naming.of(file_of)
     sources = {name: source_of(naming, name, shard.packed) for name, shard in shards.items()}
     absent = {name: source for name, source in sources.items() if source.name not in file_of}
@@ -131,6 +137,18 @@ def _fill_all(
                     shard.fill(read(source, shard, tensors.get_slice(source.name), shape))
         except (ValueError, SafetensorError) as error:
             raise ValueError(f"{file}: {error}") from error
+
+
+def _check_floats(headers: Mapping[Path, Mapping[str, TensorHeader]], directory: Path) -> None:
+    for file, tensors in headers.items():
+        for name, tensor in tensors.items():
+            if tensor.dtype in _OF_QUANTIZED and name.endswith(_WEIGHTS):
+                unread = directory / "hf_quant_config.json"
+                other = f"; {unread.name}, of ModelOpt, is not read" if unread.is_file() else ""
+                raise ValueError(
+                    f"{file} holds {name} of type {tensor.dtype}: its weights are quantized, and nothing says how: "
+                    f"config.json has no quantization_config{other}"
+                )
 
 
 def _is_unused_zeros(file: Path, name: str, naming: Naming) -> bool:

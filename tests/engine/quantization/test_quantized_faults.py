@@ -83,7 +83,7 @@ def add(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
         (FP8, change("weight_scale_inv", lambda t: t[:1]), rf"{Q}.weight_scale_inv has the shape \[1, 2\]"),
         (FP8, change("weight", lambda t: t.float()), rf"{Q} is not: this is not supported|{Q}.weight"),
         (FP8, change("weight", lambda t: t[:32]), rf"{Q}.weight has the shape \[32, 64\]"),
-        (FP8, lambda d: edit_config(d, quantization_config=None), "weight_scale_inv, which the model that config.json"),
+        (FP8, lambda d: edit_config(d, quantization_config=None), "quantized, and nothing says how"),
         (FP8, lambda d: edit_config(d, quantization_config=awq_config(32)), "tensors|holds"),
         (AWQ, lambda d: edit_config(d, quantization_config=gptq_config(4, 32)), "qweight has the shape"),
         (GPTQ, lambda d: edit_config(d, quantization_config=gptq_config(8, 16, desc_act=True)), "has the shape"),
@@ -179,3 +179,17 @@ def test_a_layer_is_left_alone_by_its_name_or_an_expression(entry: str, path: st
     quantization = quantization_of({"quantization_config": compressed("channel") | {"ignore": [entry]}})
     assert quantization is not None
     assert skips(quantization, path) is skipped
+
+
+@pytest.mark.parametrize("form", [FP8, AWQ])
+def test_quantized_weights_of_which_config_says_nothing_are_named(
+    sound: Callable[[str], Path], tmp_path: Path, form: str
+) -> None:
+    """As ModelOpt writes them, with a file of its own."""
+    shutil.copytree(sound(form), tmp_path, dirs_exist_ok=True)
+    edit_config(tmp_path, quantization_config=None)
+    (tmp_path / "hf_quant_config.json").write_text('{"producer": {"name": "modelopt"}}')
+    says = "its weights are quantized, and nothing says how: config.json has no quantization_config; hf_quant_config"
+    with pytest.raises(StartupError, match=says) as raised:
+        start(tmp_path)
+    assert "model.safetensors holds model.layers.0." in str(raised.value)
