@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -11,6 +11,7 @@ import yaml
 from docs.write_engines import ENGINES, FIELDS, outcome, service
 from quire_operator.api import custom_resource_definition
 from quire_operator.api.llmservice import LLMService
+from quire_operator.api.model import Model
 from quire_operator.builders.circumstances import EVERYTHING, Circumstances
 from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.engines import Metrics, engine_of
@@ -362,7 +363,7 @@ def test_every_field_that_an_engine_may_have_a_flag_for_is_in_the_table() -> Non
 def test_a_refusal_names_the_engine_and_every_field_with_what_to_write() -> None:
     built = service(
         "tgi",
-        model={"dtype": "float32", "quantization": "squeezellm"},
+        model={"dtype": "float32", "quantization": "awq"},
         engine={"blockSize": 32, "speculative": {"method": "draft", "model": "hf://a/b"}},
         parallelism={"pipeline": 2},
     )
@@ -372,7 +373,6 @@ def test_a_refusal_names_the_engine_and_every_field_with_what_to_write() -> None
     assert refusal.message == (
         "spec.engine.type tgi does not support "
         "spec.model.dtype (write auto, or without quantization bfloat16 or float16), "
-        "spec.model.quantization (write auto, awq, gptq or fp8), "
         "spec.engine.blockSize (leave it out), "
         "spec.engine.speculative (write method ngram), "
         "spec.parallelism.pipeline (write 1, and raise tensor)"
@@ -382,9 +382,7 @@ def test_a_refusal_names_the_engine_and_every_field_with_what_to_write() -> None
 @pytest.mark.parametrize(
     ("engine", "spec", "field"),
     [
-        ("quire", {"model": {"quantization": "squeezellm"}}, "spec.model.quantization"),
-        ("vllm", {"model": {"quantization": "squeezellm"}}, "spec.model.quantization"),
-        ("vllm", {"model": {"quantization": "none"}}, "spec.model.quantization"),
+        ("trtllm", {"model": {"quantization": "awq"}}, "spec.model.quantization"),
         ("vllm", {"engine": {"swapSpaceGiB": 8}}, "spec.engine.swapSpaceGiB"),
         ("tgi", {"model": {"dtype": "float16", "quantization": "awq"}}, "spec.model.dtype"),
         ("tgi", {"model": {"adapters": [{"name": "sql", "source": "hf://org/lora"}]}}, "spec.model.adapters"),
@@ -476,3 +474,10 @@ def test_another_engine_becomes_a_deployment_and_what_it_lacks_a_condition(
 def test_there_is_a_sample_of_each_engine() -> None:
     bodies = [yaml.safe_load(file.read_text()) for file in (REPOSITORY / "manifests/samples").glob("*.yaml")]
     assert {body["spec"].get("engine", {}).get("type", "quire") for body in bodies} == set(ENGINES)
+
+
+@pytest.mark.parametrize("quantization", get_args(Model.model_fields["quantization"].annotation))
+def test_each_scheme_that_the_schema_has_is_one_that_some_engine_takes(quantization: str) -> None:
+    """It would be refused for all of them otherwise, and after it was admitted."""
+    refusals = [refusal_of(service(engine, model={"quantization": quantization}).spec) for engine in ("quire", "vllm")]
+    assert None in refusals

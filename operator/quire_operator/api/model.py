@@ -44,7 +44,7 @@ class Model(Fields):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Type of weights and activations; auto takes the checkpoint's."""
 
-    quantization: Literal["auto", "none", "awq", "gptq", "squeezellm", "fp8"] = "auto"
+    quantization: Literal["auto", "awq", "gptq", "fp8"] = "auto"
     """Scheme of quantized weights; auto reads it from the checkpoint. fp8 also rounds float weights while they load."""
 
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"

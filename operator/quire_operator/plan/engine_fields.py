@@ -22,10 +22,6 @@ class Lack:
     """What to write."""
 
 
-def _quantization_outside(*known: str) -> Callable[[Spec], bool]:
-    return lambda spec: spec.model.quantization not in known
-
-
 _SWAP = Lack("spec.engine.swapSpaceGiB", lambda spec: spec.engine.swap_space_gib != 4, _LEAVE)
 _BLOCKS = Lack("spec.engine.blockSize", lambda spec: spec.engine.block_size != 16, _LEAVE)
 _PREFIXES = Lack("spec.engine.prefixCaching", lambda spec: not spec.engine.prefix_caching, "write true")
@@ -35,6 +31,7 @@ _SPECULATION = Lack("spec.engine.speculative", lambda spec: spec.engine.speculat
 _ALIASES = Lack("spec.model.aliases", lambda spec: bool(spec.model.aliases), _LEAVE)
 _ADAPTERS = Lack("spec.model.adapters", lambda spec: bool(spec.model.adapters), _LEAVE)
 _NODES = Lack("spec.parallelism.nodes", lambda spec: spec.parallelism.nodes != 1, "write 1")
+_QUANTIZATION = Lack("spec.model.quantization", lambda spec: spec.model.quantization != "auto", "write auto")
 _DTYPE = Lack("spec.model.dtype", lambda spec: spec.model.dtype != "auto", "write auto")
 
 
@@ -42,15 +39,7 @@ def _needs_a_flag(field: str, asks: Callable[[Spec], bool]) -> Lack:
     return Lack(field, asks, "leave it out, and write the engine's own flag in spec.engine.args")
 
 
-_QUANTIZATION = Lack(
-    "spec.model.quantization",
-    _quantization_outside("auto", "awq", "gptq", "fp8"),
-    "write auto, awq, gptq or fp8",
-)
-
-_QUIRE = (_QUANTIZATION,)
-
-_VLLM = (_QUANTIZATION, _SWAP)
+_VLLM = (_SWAP,)
 
 _TGI = (
     Lack(
@@ -60,7 +49,6 @@ _TGI = (
         ),
         "write auto, or without quantization bfloat16 or float16",
     ),
-    _QUANTIZATION,
     Lack(
         "spec.model.adapters",
         lambda spec: any(
@@ -85,7 +73,7 @@ _TGI = (
 _TRTLLM = (
     _ALIASES,
     _DTYPE,
-    Lack("spec.model.quantization", _quantization_outside("auto"), "write auto"),
+    _QUANTIZATION,
     _ADAPTERS,
     _BLOCKS,
     _SWAP,
@@ -104,7 +92,7 @@ _TRTLLM = (
 _CUSTOM = (
     _needs_a_flag("spec.model.aliases", _ALIASES.asks),
     _needs_a_flag("spec.model.dtype", _DTYPE.asks),
-    _needs_a_flag("spec.model.quantization", _quantization_outside("auto")),
+    _needs_a_flag("spec.model.quantization", _QUANTIZATION.asks),
     _needs_a_flag("spec.model.kvCacheDtype", lambda spec: spec.model.kv_cache_dtype != "auto"),
     _needs_a_flag("spec.model.maxModelLen", lambda spec: spec.model.max_model_len is not None),
     _needs_a_flag("spec.model.trustRemoteCode", lambda spec: spec.model.trust_remote_code),
@@ -121,7 +109,7 @@ _CUSTOM = (
 )
 
 LACKS: Mapping[str, tuple[Lack, ...]] = {
-    "quire": _QUIRE,
+    "quire": (),
     "vllm": _VLLM,
     "tgi": _TGI,
     "trtllm": _TRTLLM,
