@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.hub import download
+from quire_engine.memory_plan.weight_files import checkpoint_headers, with_dtype
 
 # Where older versions of AutoGPTQ and AutoAWQ wrote what is in config.json now.
 _QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -32,7 +33,16 @@ class Checkpoint:
         for file, method in _QUANTIZATION_FILES.items():
             if not config.get("quantization_config") and (directory / file).is_file():
                 config["quantization_config"] = {"quant_method": method} | read_json(directory / file)
-        return Checkpoint(directory, config)
+        return Checkpoint(directory, _with_dtype(config, directory))
+
+
+def _with_dtype(config: dict[str, object], directory: Path) -> dict[str, object]:
+    if config.get("dtype") or config.get("torch_dtype"):
+        return config
+    try:
+        return with_dtype(config, checkpoint_headers(directory))
+    except ValueError:  # without weights, or with broken ones, of which loading tells more
+        return config
 
 
 def _locate(model: str, revision: str | None, download_dir: str | None, weights: bool) -> Path:

@@ -14,7 +14,7 @@ from quire_engine.memory_plan.context_length import longest_context
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.memory_plan.quantization import Quantization, quantization_of
 from quire_engine.memory_plan.safetensors_header import TensorHeader
-from quire_engine.memory_plan.weight_files import checkpoint_headers
+from quire_engine.memory_plan.weight_files import checkpoint_headers, with_dtype
 from quire_engine.memory_plan.weight_sizes import WeightSizes
 
 _Numbers = TypeVar("_Numbers", ModelShape, WeightSizes)
@@ -39,7 +39,7 @@ class ModelFacts:
     @staticmethod
     def of(config: Mapping[str, object], tensors: Mapping[str, TensorHeader], commit: str | None = None) -> ModelFacts:
         """From config.json's content and the tensors by name. Raises ValueError for a model that is not known."""
-        read = normalised(config)
+        read = with_dtype(normalised(config), tensors)
         shape = ModelShape.from_config(read)
         quantization, scheme = _quantization(config, tensors)
         return ModelFacts(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from quire_engine.memory_plan.safetensors_header import TensorHeader, tensor_bytes, tensor_headers
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -42,3 +47,14 @@ def checkpoint_bytes(directory: Path) -> int:
 def checkpoint_headers(directory: Path) -> dict[str, TensorHeader]:
     """All tensors in `directory`, by name. Raises `ValueError` on a broken file."""
     return {name: tensor for file in weight_files(directory) for name, tensor in tensor_headers(file).items()}
+
+
+def with_dtype(config: Mapping[str, object], tensors: Mapping[str, TensorHeader]) -> dict[str, object]:
+    """config.json's content, with the type of most of the float weights where it names none."""
+    elements: Counter[str] = Counter()
+    for tensor in tensors.values():
+        if tensor.dtype in _DTYPES:
+            elements[_DTYPES[tensor.dtype]] += math.prod(tensor.shape)
+    if config.get("dtype") or config.get("torch_dtype") or not elements:
+        return dict(config)
+    return {**config, "dtype": elements.most_common(1)[0][0]}

@@ -17,6 +17,7 @@ from quire_engine.engine import StartupError, build_engine
 from quire_engine.layers.linear import create_weights
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.weights import draw_weights, weight_shards
+from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.models.decoder import CausalLM
 from quire_engine.models.registry import decoder_spec
 from tests.engine.models.checkpoints import FAMILIES, make_model, save
@@ -189,3 +190,13 @@ def test_phases_of_the_start_are_timed(sound: Path) -> None:
     heard: list[str] = []
     _, info = build_engine(EngineConfig(model=str(sound), device="cpu"), lambda name, _: heard.append(name))
     assert heard == ["device", "config", "weights", "memory", "warm-up"] == list(info.startup_seconds)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_are_served_and_planned_in_their_own_type_where_config_names_none(
+    model_dir: Path, dtype: torch.dtype
+) -> None:
+    edit_config(model_dir, dtype=None, torch_dtype=None)
+    edit_weights(model_dir, lambda tensors: tensors.update({k: v.to(dtype) for k, v in tensors.items()}))
+    _, info = build_engine(EngineConfig(model=str(model_dir), device="cpu", num_gpu_blocks_override=64))
+    assert info.dtype == ModelFacts.of_directory(model_dir).shape.dtype == str(dtype).removeprefix("torch.")
