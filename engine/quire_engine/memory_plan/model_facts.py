@@ -19,6 +19,7 @@ from quire_engine.memory_plan.weight_sizes import WeightSizes
 
 _Numbers = TypeVar("_Numbers", ModelShape, WeightSizes)
 _MOST = 1 << 60
+_LONGEST_REASON = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ class ModelFacts:
     quantization: str | None
     """The scheme that the checkpoint is quantized by."""
 
+    unreadable: str | None = None
+    """Why this engine cannot read the quantized weights, which another may."""
+
     commit: str | None = None
     """Commit of the hub's repository."""
 
@@ -41,12 +45,13 @@ class ModelFacts:
         """From config.json's content and the tensors by name. Raises ValueError for a model that is not known."""
         read = with_dtype(normalised(config), tensors)
         shape = ModelShape.from_config(read)
-        quantization, scheme = _quantization(config, tensors)
+        quantization, scheme, unreadable = _quantization(config, tensors)
         return ModelFacts(
             shape=shape,
             weights=WeightSizes.of(tensors, shape, quantization),
             longest=longest_context(read, shape.max_position_embeddings),
             quantization=scheme,
+            unreadable=unreadable,
             commit=commit,
         )
 
@@ -85,6 +90,7 @@ class ModelFacts:
                 weights=_checked(WeightSizes, read["weights"], least=0),
                 longest=_whole(read["longest"], least=1),
                 quantization=None if read["quantization"] is None else str(read["quantization"])[:64],
+                unreadable=None if read.get("unreadable") is None else str(read["unreadable"])[:_LONGEST_REASON],
             )
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"these are no facts of a model ({error!r})") from None
@@ -95,20 +101,20 @@ class ModelFacts:
 
 def _quantization(
     config: Mapping[str, object], tensors: Mapping[str, TensorHeader]
-) -> tuple[Quantization | None, str | None]:
-    """How the weights are quantized, where this engine can read it, and the name for it, where any engine can."""
+) -> tuple[Quantization | None, str | None, str | None]:
+    """How the weights are quantized, where this engine can read it, what that is called, and why it cannot."""
     try:
         quantization = quantization_of(config)
-    except ValueError:  # another engine may serve it
+    except ValueError as error:  # another engine may serve it
         settings = config.get("quantization_config")
         method = settings.get("quant_method") if isinstance(settings, dict) else None
-        return None, str(method)
+        return None, str(method), str(error)[:_LONGEST_REASON]
     if quantization is not None:
-        return quantization, quantization.scheme
+        return quantization, quantization.scheme, None
     # Older tools left config.json alone, and wrote a file of their own beside it.
     if any(name.endswith(".qweight") for name in tensors):
-        return None, "gptq" if any(name.endswith(".g_idx") for name in tensors) else "awq"
-    return None, None
+        return None, "gptq" if any(name.endswith(".g_idx") for name in tensors) else "awq", None
+    return None, None, None
 
 
 def _checked(kind: type[_Numbers], values: Mapping[str, Any], least: int) -> _Numbers:

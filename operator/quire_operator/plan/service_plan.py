@@ -87,6 +87,8 @@ def plan_of(spec: Spec, facts: ModelFacts, device: Device) -> PlanStatus:
         return skipped_plan(
             Skipped("Indivisible", f"spec.parallelism.tensor is {tensor} and does not divide the model ({heads})")
         )
+    if facts.unreadable is not None and spec.engine.type == "quire":
+        return skipped_plan(Skipped("UnsupportedQuantization", f"type quire would not start: {facts.unreadable}"))
     wanted, found = spec.model.quantization, facts.quantization
     if wanted not in ("auto", found) and (wanted, found) != ("fp8", None):
         has = f"is quantized by {found}" if found else "is not quantized"

@@ -32,7 +32,7 @@ from quire_operator.plan.gpu_memory import Device
 from quire_operator.plan.service_plan import plan_of
 from tests.engine.models.checkpoints import FAMILIES, SIZES, make_model, save
 from tests.engine.models.families import LATENT
-from tests.engine.quantization.formats import FORMATS, save_quantized
+from tests.engine.quantization.formats import FORMATS, edit_config, save_quantized
 from tests.operator.services import service
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,3 +130,17 @@ def test_the_scheme_is_known_where_only_an_older_tools_file_has_it(tmp_path: Pat
         (tmp_path / "quantize_config.json").write_text(json.dumps(settings))
     assert ModelFacts.of_directory(tmp_path).quantization == method
     assert planned(tmp_path).weights_bytes == held(tmp_path)
+
+
+def test_a_scheme_that_only_another_engine_reads_is_not_planned_for_this_one(tmp_path: Path) -> None:
+    cls, config = FAMILIES["llama"]
+    save(make_model(cls, config()), tmp_path)
+    edit_config(tmp_path, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    facts = ModelFacts.of_directory(tmp_path)
+    assert ModelFacts.from_json(facts.to_json()) == facts
+    plan = planned(tmp_path)
+    assert (plan.verdict, plan.reason) == ("Skipped", "UnsupportedQuantization")
+    assert "quant_method 'bitsandbytes' is not supported: there are awq" in plan.message
+    vllm = {"type": "vllm", "image": "engine:1"}
+    others = service(model={"source": "hf://org/name"}, engine=vllm).spec
+    assert plan_of(others, facts, Device("GPU", 80 << 30, on_gpu=True)).verdict == "Fits"
