@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.hub import download
-from quire_engine.memory_plan.weight_files import checkpoint_headers, with_dtype
+from quire_engine.memory_plan.weight_files import checkpoint_headers, names_dtype, with_dtype
 
 # Where older versions of AutoGPTQ and AutoAWQ wrote what is in config.json now.
 _QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -37,7 +37,7 @@ class Checkpoint:
 
 
 def _with_dtype(config: dict[str, object], directory: Path) -> dict[str, object]:
-    if config.get("dtype") or config.get("torch_dtype"):
+    if names_dtype(config):
         return config
     try:
         return with_dtype(config, checkpoint_headers(directory))

@@ -49,12 +49,18 @@ def checkpoint_headers(directory: Path) -> dict[str, TensorHeader]:
     return {name: tensor for file in weight_files(directory) for name, tensor in tensor_headers(file).items()}
 
 
+def names_dtype(config: Mapping[str, object]) -> bool:
+    """Whether config.json's content names a type of the weights, for all of the model or for its decoder."""
+    parts = (config, config.get("text_config"))
+    return any(isinstance(part, Mapping) and bool(part.get("dtype") or part.get("torch_dtype")) for part in parts)
+
+
 def with_dtype(config: Mapping[str, object], tensors: Mapping[str, TensorHeader]) -> dict[str, object]:
     """config.json's content, with the type of most of the float weights where it names none."""
     elements: Counter[str] = Counter()
     for tensor in tensors.values():
         if tensor.dtype in _DTYPES:
             elements[_DTYPES[tensor.dtype]] += math.prod(tensor.shape)
-    if config.get("dtype") or config.get("torch_dtype") or not elements:
+    if names_dtype(config) or not elements:
         return dict(config)
     return {**config, "dtype": elements.most_common(1)[0][0]}
