@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -50,7 +51,7 @@ class Leader:
         self._store = _listen(config, self._address)
         self._context = zmq.Context()
         self._steps: dict[int, zmq.Socket[bytes]] = {}
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._watch = Watch(_GATHER_SECONDS, on_lost)
         self._place = Place()
         reports = quiet(self._context.socket(zmq.PULL))
@@ -67,13 +68,15 @@ class Leader:
                 options = RankOptions(
                     config, rank, self._address, self._store.port, os.getpid(), log_format=current_format()
                 )
-                self._processes.append(launch(options))
-                self._watch.add_child(rank, self._processes[-1])
+                self._processes[rank] = launch(options)
+                self._watch.add_child(rank, self._processes[rank])
         self._watch.start()
         for rank in range(1, self.layout.size):
-            steps = self._steps[rank] = quiet(self._context.socket(zmq.PUSH))
+            address = self._wait_for(rank)
+            steps = quiet(self._context.socket(zmq.PUSH))
             self._watch.add_peer(steps, f"EngineFailed: rank {rank} on node {self.layout.node(rank)} went away")
-            steps.connect(self._wait_for(rank))
+            steps.connect(address)
+            self._steps[rank] = steps
         self._place = join(self._store, self.layout, self.rank, device, self._address)
         return self._place
 
@@ -94,9 +97,10 @@ class Leader:
         """Let the other ranks end, and wait for those of this node."""
         self._watch.stop()
         for steps in self._steps.values():
-            steps.send(encode(Release(cause)))
-        for process in self._processes:
-            if not self._steps:
+            with contextlib.suppress(zmq.Again):
+                steps.send(encode(Release(cause)), zmq.NOBLOCK)
+        for rank, process in self._processes.items():
+            if rank not in self._steps and process.poll() is None:
                 process.kill()  # it still starts, and hears nothing
             try:
                 process.wait(5)

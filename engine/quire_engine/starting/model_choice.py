@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from quire_engine.config import EngineConfig
 from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.ranks import TensorRanks, build_for
@@ -67,7 +69,7 @@ def check_layout(layout: Layout, spec: DecoderSpec | TransformersSpec) -> None:
             f"--pipeline-parallel-size is {layout.pipeline}: the model has {shape.num_layers} layers to share out",
         )
     try:
-        with build_for(TensorRanks(0, layout.tensor, None, layout.expert_parallel)):
-            CausalLM(spec)  # has no memory yet
+        with torch.device("meta"), build_for(TensorRanks(0, layout.tensor, None, layout.expert_parallel)):
+            CausalLM(spec)
     except ValueError as error:
         raise StartupError("InvalidFlag", str(error)) from error
