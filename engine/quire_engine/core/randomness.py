@@ -24,5 +24,5 @@ def uniform(seed: int, position: int) -> float:
 
 
 def nth_seed(engine_seed: int, count: int) -> int:
-    """The seed of the `count`-th request that came without one."""
+    """The seed of the `count`-th request that came, where it came without one."""
     return mix(mix(engine_seed & _MASK) + count)

@@ -68,6 +68,7 @@ class Scheduler:
         self._num_places = 0  # of `max_running`, that are taken
         self._removed: list[str] = []
         self._prompts_ended: set[Request] = set()  # in this step
+        self._num_begun_beside = 0  # siblings, in this step: each still needs a block to write to
         self._reserve = max(1, config.num_blocks // 100)
 
     def add(self, request: Request) -> None:
@@ -119,6 +120,7 @@ class Scheduler:
             self._admit(step, left)
         self._tables.end_step()
         self._prompts_ended.clear()
+        self._num_begun_beside = 0
         if step.scheduled:
             step.removed, self._removed = self._removed, []
         return step
@@ -221,16 +223,18 @@ class Scheduler:
         blocks, computed = self._tables.to_start(request.unit)
         if request.num_tokens - computed > left and not self.config.enable_chunked_prefill:
             return False
-        return blocks + (self._reserve if self.running else 0) <= self.pool.num_free
+        return blocks + (self._reserve + self._num_begun_beside if self.running else 0) <= self.pool.num_free
 
     def _fits_beside(self, sibling: Request) -> bool:
         """Whether another request of its prompt may begin where `sibling` ends it, with a block to write to later."""
-        places, blocks = self.config.max_running - self._num_places, self.pool.num_free - self._reserve
+        places = self.config.max_running - self._num_places
+        blocks = self.pool.num_free - self._reserve - self._num_begun_beside
         return sibling in self._prompts_ended and places > 0 and blocks > 0
 
     def _begin_as(self, sibling: Request, request: Request, step: Step) -> None:
         """Start a request on what `sibling` computes in this step: its first token comes after the same prompt."""
         self._num_places += 1
+        self._num_begun_beside += 1
         self.fork(sibling, request)
         request.num_computed_tokens = request.num_cached_tokens = request.num_tokens
         request.sibling = None

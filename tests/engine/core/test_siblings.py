@@ -85,3 +85,15 @@ def test_one_that_is_no_sibling_after_all_shares_nothing(change: dict[str, objec
     outputs = run(core)
     assert tokens(outputs["1"]) == generate(second.prompt_token_ids, 4)
     assert sum(step.num_tokens for step in executor.steps) == 2 * (9 + 3)
+
+
+def test_no_more_begin_at_once_than_have_a_page_to_write_to() -> None:
+    core, executor = make_core(num_blocks=7)
+    for one in siblings(6, [5] * 8, max_tokens=2):
+        core.add_request(one)
+    core.step()
+    # Of the 7 pages the prompt holds 2, and 1 is kept back.
+    assert len(executor.steps[0].scheduled) == 1 + 4
+    outputs = run(core)
+    assert core.stats().num_preemptions == 0
+    assert len(outputs) == 6
