@@ -86,7 +86,7 @@ class Chat:
         pieces = self._generation.run(
             [ids], params, priority=request.priority or 0, cache_salt=request.cache_salt, images=tuple(images)
         )
-        return pieces, TokenCount(len(ids))
+        return pieces, TokenCount(len(ids), request.num_answers)
 
     async def _events(
         self, request: ChatCompletionRequest, model: str, pieces: AsyncGenerator[Piece], count: TokenCount

@@ -74,7 +74,7 @@ class Completions:
         if request.max_tokens == 0:
             pieces = _without_answers(pieces)
         texts = self._prompts.texts(request.prompt if keep is None else prompts, prompts) if request.echo else []
-        return _Started(request, prompts, texts, pieces, TokenCount(sum(map(len, prompts))))
+        return _Started(request, prompts, texts, pieces, TokenCount(sum(map(len, prompts)), request.num_answers))
 
     def _choice(
         self, started: _Started, prompt: int, index: int, answers: Answers, text: WholeText

@@ -108,7 +108,7 @@ class Generation:
             request = EngineRequest(name, prompt, own, arrival, priority, cache_salt, images=images)
             request.sibling_id = f"{parent}-0" if child else None
             detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, own)
-            times = RequestTimes(arrival, len(prompt), own)
+            times = RequestTimes(arrival, len(prompt), own, first_of_prompt=child == 0)
             into[request.request_id] = _Sequence(first + child, request, detokenizer, times)
 
     def _advance(self, sequence: _Sequence, output: EngineOutput) -> list[Piece]:
@@ -146,7 +146,7 @@ class Generation:
         """The answers of a beam search, which are whole and counted as so many sequences."""
         request, pieces = sequence.request, []
         for i, beam in enumerate(beams):
-            times = replace(sequence.times)
+            times = replace(sequence.times, first_of_prompt=i == 0)
             self._metrics.observe_tokens(times, len(beam.token_ids), now)
             self._metrics.observe_finished(times, beam.finish_reason, now)
             detokenizer = IncrementalDetokenizer(self._tokenizer, request.prompt_token_ids, request.params)

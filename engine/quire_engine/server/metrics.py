@@ -32,6 +32,7 @@ class RequestTimes:
     arrival: float
     num_prompt_tokens: int
     params: SamplingParams
+    first_of_prompt: bool = True  # the prompt's tokens count once
     first_token: float | None = None
     last_token: float | None = None
     num_generated: int = 0
@@ -55,7 +56,7 @@ class Metrics:
         self.swap_usage = self._gauge(
             "cpu_cache_usage_perc", "Deprecated: share of the pages of --swap-space in use, 0 to 1."
         )
-        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of the requests that began to answer.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of the prompts whose answers began.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.preemptions = self._counter("num_preemptions", "Times that a request gave up its pages to another.")
         self.prefix_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
@@ -144,8 +145,8 @@ class Metrics:
         times.num_generated += count
         if times.first_token is None:
             times.first_token = now
-            self.prompt_tokens.inc(times.num_prompt_tokens)
-            self._num_prompt_tokens += times.num_prompt_tokens
+            if times.first_of_prompt:
+                self._count_prompt(times)
             self.first_token_seconds.observe(now - times.arrival)
             count -= 1
         elif times.last_token is not None:
@@ -157,8 +158,7 @@ class Metrics:
 
     def observe_embedded(self, times: RequestTimes, now: float) -> None:
         """A prompt's vector has come."""
-        self.prompt_tokens.inc(times.num_prompt_tokens)
-        self._num_prompt_tokens += times.num_prompt_tokens
+        self._count_prompt(times)
         self.observe_finished(times, "stop", now)
 
     def observe_submitted(self, params: SamplingParams) -> None:
@@ -178,6 +178,10 @@ class Metrics:
     def observe_http(self, handler: str, method: str, status: int, seconds: float) -> None:
         self.http_requests.labels(handler, method, f"{status // 100}xx").inc()
         self.http_seconds.labels(handler, method).observe(seconds)
+
+    def _count_prompt(self, times: RequestTimes) -> None:
+        self.prompt_tokens.inc(times.num_prompt_tokens)
+        self._num_prompt_tokens += times.num_prompt_tokens
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"vllm:{name}", text, LABELS, registry=self.registry).labels(self._model_name, "0")

@@ -12,9 +12,10 @@ from quire_engine.server.protocol import PromptTokensDetails, Usage
 
 @dataclass
 class TokenCount:
-    """The tokens of one API request."""
+    """The tokens of one API request, whose prompts have `num_answers` sequences each."""
 
     prompt_tokens: int
+    num_answers: int
     completion_tokens: int = 0
     _cached: dict[int, int] = field(default_factory=dict)
 
@@ -23,7 +24,8 @@ class TokenCount:
         self._cached.setdefault(piece.index, piece.num_cached_tokens)
 
     def as_usage(self) -> Usage:
-        cached = self._cached.get(0, 0)  # children of one prompt share its pages: counting each would exceed it
+        # The other children of a prompt share its pages: counting each would exceed it.
+        cached = sum(count for index, count in self._cached.items() if index % self.num_answers == 0)
         return Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,

@@ -66,7 +66,7 @@ def test_several_answers_count_as_sequences_of_one_request(start_server: StartSe
     answer = server.client().completions.create(model="tiny", prompt=["Return", "The"], n=3, max_tokens=4)
     assert answer.usage is not None
     assert server.metric("vllm:request_success_total") == 6
-    assert server.metric("vllm:prompt_tokens_total") == 3 * answer.usage.prompt_tokens
+    assert server.metric("vllm:prompt_tokens_total") == answer.usage.prompt_tokens
     assert server.metric("vllm:generation_tokens_total") == answer.usage.completion_tokens
     assert server.metric("vllm:request_params_n_count") == 2
     assert server.metric("vllm:request_params_n_sum") == 6
