@@ -140,7 +140,7 @@ class SamplingParams:
         if not self.use_beam_search:
             return
         plain = SamplingParams()
-        for name in _NOT_WITH_BEAMS:
+        for name in NOT_WITH_BEAMS:
             if getattr(self, name) != getattr(plain, name):
                 raise ValueError(f"{name} does not work with use_beam_search: leave one of them out")
 
@@ -188,7 +188,7 @@ class SamplingParams:
         return self.temperature < 1e-5
 
 
-_NOT_WITH_BEAMS = (
+NOT_WITH_BEAMS = (
     "stop",
     "logprobs",
     "prompt_logprobs",
@@ -199,7 +199,6 @@ _NOT_WITH_BEAMS = (
     "allowed_token_ids",
     "bad_words",
     "bad_words_token_ids",
-    "structured_outputs",
     "structured_outputs",
 )
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from quire_engine.server.protocol import Text, TokenIds, Usage
+from quire_engine.server.protocol import CacheSalt, Text, TokenIds, Usage
 
 MAX_INPUTS = 2048  # OpenAI's
 
@@ -32,6 +32,7 @@ class EmbeddingRequest(BaseModel):
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1)
     normalize: bool | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    cache_salt: CacheSalt | None = None
     user: str | None = None
 
     @model_validator(mode="after")

@@ -85,16 +85,18 @@ class Embeddings:
             )
         prompts = await self._inputs.token_ids(request)
         params = PoolingParams(request.dimensions, request.normalize)
-        vectors = await self._run(prompts, params, request.priority or 0)
+        vectors = await self._run(prompts, params, request.priority or 0, request.cache_salt)
         encode = _as_base64 if request.encoding_format == "base64" else list
         data = [EmbeddingData(index=i, embedding=encode(vector)) for i, vector in enumerate(vectors)]
         count = sum(map(len, prompts))
         return EmbeddingResponse(model=model, data=data, usage=Usage(prompt_tokens=count, total_tokens=count))
 
-    async def _run(self, prompts: list[list[int]], params: PoolingParams, priority: int) -> list[list[float]]:
+    async def _run(
+        self, prompts: list[list[int]], params: PoolingParams, priority: int, cache_salt: str | None
+    ) -> list[list[float]]:
         parent, arrival = uuid.uuid4().hex, time.monotonic()
         requests = [
-            EngineRequest(f"{parent}-{i}", ids, SamplingParams(), arrival, priority, pooling=params)
+            EngineRequest(f"{parent}-{i}", ids, SamplingParams(), arrival, priority, cache_salt, params)
             for i, ids in enumerate(prompts)
         ]
         left = {r.request_id: RequestTimes(arrival, len(r.prompt_token_ids), SamplingParams()) for r in requests}

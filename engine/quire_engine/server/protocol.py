@@ -9,7 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from quire_engine.sampling_params import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_N, EarlyStopping, SamplingParams
+from quire_engine.sampling_params import (
+    MAX_BAD_WORDS,
+    MAX_LOGIT_BIAS,
+    MAX_N,
+    NOT_WITH_BEAMS,
+    EarlyStopping,
+    SamplingParams,
+)
 from quire_engine.server.forms import StructuredRequest
 from quire_engine.server.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprobs
 from quire_engine.structured_outputs import StructuredOutputsParams
@@ -44,6 +51,7 @@ def _few_entries(biases: object) -> object:
 
 LogitBias = Annotated[dict[int, float], BeforeValidator(_few_entries)]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+CacheSalt = Annotated[str, Field(min_length=1), AfterValidator(_whole_characters)]
 
 
 class StreamOptions(BaseModel):
@@ -84,7 +92,7 @@ class GenerationRequest(StructuredRequest):
     prompt_logprobs: Logprobs | None = None
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1)
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
-    cache_salt: Annotated[str, Field(min_length=1), AfterValidator(_whole_characters)] | None = None
+    cache_salt: CacheSalt | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -155,7 +163,7 @@ class GenerationRequest(StructuredRequest):
     def sampling_params(
         self, max_tokens: int, structured_outputs: StructuredOutputsParams | None, defaults: Mapping[str, int | float]
     ) -> SamplingParams:
-        """The request as sampling parameters, with `defaults` for what it leaves out.
+        """The request as sampling parameters, with `defaults` for what it leaves out, where these can have an effect.
 
         Raises `ValueError` that names the field.
         """
@@ -170,6 +178,8 @@ class GenerationRequest(StructuredRequest):
             "repetition_penalty": self.repetition_penalty,
             "length_penalty": self.length_penalty,
         }
+        if self.use_beam_search:
+            defaults = {name: value for name, value in defaults.items() if name not in NOT_WITH_BEAMS}
         return SamplingParams(
             **{**defaults, **{name: value for name, value in given.items() if value is not None}},  # type: ignore[arg-type]  # mixed values
             best_of=self.best_of,

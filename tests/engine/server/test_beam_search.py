@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from quire_engine import LLM, BeamSearchParams
+from quire_engine.server.protocol import CompletionRequest
 from tests.engine.server.conftest import Server
 
 PROMPTS = ["Return the", "The class of"]
@@ -67,3 +68,12 @@ def test_what_does_not_go_with_beams_is_a_400_that_names_it(
     answer = httpx.post(f"{server.url}/v1/completions", json=body(**changes), timeout=60)
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+def test_what_the_model_suggests_for_sampling_does_not_stand_in_the_way() -> None:
+    request = CompletionRequest(prompt="a", use_beam_search=True, n=2)
+    defaults = {"repetition_penalty": 1.05, "top_p": 0.8}
+    params = request.sampling_params(4, None, defaults)
+    assert (params.repetition_penalty, params.top_p) == (1.0, 0.8)
+    with pytest.raises(ValueError, match="repetition_penalty does not work with use_beam_search"):
+        request.model_copy(update={"repetition_penalty": 1.05}).sampling_params(4, None, defaults)
