@@ -63,8 +63,11 @@ def main() -> int:
 
 def _lead(options: wire.LaunchOptions, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]) -> None:
     core, info = build_engine(options.config, _on_phase(replies), _on_lost(options.socket_folder))
-    replies.send(wire.encode(wire.Ready(info)))
-    _serve(core, requests, replies)
+    try:
+        replies.send(wire.encode(wire.Ready(info)))
+        _serve(core, requests, replies)
+    finally:
+        core.close()
 
 
 def _follow(options: wire.LaunchOptions, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]) -> None:

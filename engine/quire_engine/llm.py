@@ -15,6 +15,7 @@ from quire_engine.core.messages import BeamAnswer, EngineOutput, EngineRequest
 from quire_engine.core.pooling import PoolingParams
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.engine import build_engine
+from quire_engine.interrupts import interrupts_held
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.multimodal.prompt_data import files_of
 from quire_engine.request_embedding import EmbeddingRequestOutput, embed_all
@@ -111,7 +112,7 @@ class LLM:
         texts = [p if isinstance(p, str) else p.get("prompt") for p in every]
         token_ids = [self._token_ids(p) for p in every]
         images = [self._add_images(p, ids) for p, ids in zip(every, token_ids, strict=True)]
-        salts = [None if isinstance(p, str) else p.get("cache_salt") for p in every]
+        salts = [_salt(p) for p in every]
         if priority is not None and self.config.scheduling_policy != "priority":
             raise ValueError('priority is given and scheduling_policy is not "priority": set it, or leave priority out')
         if priority is not None and len(priority) != len(every):
@@ -198,7 +199,8 @@ class LLM:
             raise ValueError("embed takes text alone: leave multi_modal_data out")
         first = self._num_requests
         self._num_requests += len(every)
-        return embed_all(self.core, [self._token_ids(p) for p in every], params, first, use_tqdm)
+        token_ids = [self._token_ids(p) for p in every]
+        return embed_all(self.core, token_ids, params, first, use_tqdm, [_salt(p) for p in every])
 
     def encode(
         self,
@@ -277,14 +279,18 @@ class LLM:
         with tqdm(total=len(results), desc="prompts", disable=not use_tqdm) as bar:
             try:
                 for sequence in sequences.values():
-                    self.core.add_request(sequence.request)
+                    with interrupts_held():
+                        self.core.add_request(sequence.request)
                 while self.core.has_work():
-                    for output in self.core.step():
+                    with interrupts_held():
+                        outputs = self.core.step()
+                    for output in outputs:
                         self._advance(sequences[output.request_id], output)
                         bar.update(sequences[output.request_id].parent.finished)
             finally:
                 # After an error or Ctrl-C, the next call must not meet what is left of this one.
-                self.core.abort([*sequences])
+                with interrupts_held():
+                    self.core.abort([*sequences])
         for result, own in zip(results, params, strict=True):
             _keep_the_best(result, own)
         return results
@@ -349,6 +355,10 @@ def _holds_images(message: Message) -> bool:
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     return any(isinstance(part, Mapping) and "image" in str(part.get("type")) for part in parts)
+
+
+def _salt(prompt: Prompt) -> str | None:
+    return None if isinstance(prompt, str) else prompt.get("cache_salt")
 
 
 def _keep_the_best(result: RequestOutput, params: SamplingParams) -> None:

@@ -11,6 +11,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineRequest
 from quire_engine.core.pooling import PoolingParams
+from quire_engine.interrupts import interrupts_held
 from quire_engine.sampling_params import SamplingParams
 
 
@@ -42,20 +43,28 @@ class EmbeddingRequestOutput:
 
 
 def embed_all(
-    core: EngineCore, prompts: Sequence[list[int]], params: Sequence[PoolingParams], first_id: int, use_tqdm: bool
+    core: EngineCore,
+    prompts: Sequence[list[int]],
+    params: Sequence[PoolingParams],
+    first_id: int,
+    use_tqdm: bool,
+    salts: Sequence[str | None] | None = None,
 ) -> list[EmbeddingRequestOutput]:
     """The vectors of `prompts`, in their order. Raises `ValueError` for one that can never run, and gives none then."""
     requests = [
-        EngineRequest(str(first_id + i), ids, SamplingParams(), time.monotonic(), pooling=own)
-        for i, (ids, own) in enumerate(zip(prompts, params, strict=True))
+        EngineRequest(str(first_id + i), ids, SamplingParams(), time.monotonic(), cache_salt=salt, pooling=own)
+        for i, (ids, own, salt) in enumerate(zip(prompts, params, salts or [None] * len(prompts), strict=True))
     ]
     results: dict[str, EmbeddingRequestOutput] = {}
     with tqdm(total=len(requests), desc="prompts", disable=not use_tqdm) as bar:
         try:
             for request in requests:
-                core.add_request(request)
+                with interrupts_held():
+                    core.add_request(request)
             while core.has_work():
-                for output in core.step():
+                with interrupts_held():
+                    outputs = core.step()
+                for output in outputs:
                     if output.embedding is None:
                         raise ValueError(f"prompt {output.request_id}: {output.error}")
                     prompt = prompts[int(output.request_id) - first_id]
@@ -67,5 +76,6 @@ def embed_all(
                     )
                     bar.update()
         finally:
-            core.abort([request.request_id for request in requests])
+            with interrupts_held():
+                core.abort([request.request_id for request in requests])
     return [results[request.request_id] for request in requests]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from quire_engine import LLM, BeamSearchParams, PoolingParams, SamplingParams
+from quire_engine.core.step import StepResult
+from quire_engine.interrupts import interrupts_held
+from quire_engine.llm import Prompt
 from tests.engine.models.checkpoints import FAMILIES, VOCAB_SIZE, make_model, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -249,3 +254,42 @@ def test_the_tokenizers_own_end_token_ends_an_answer(llm: LLM, tmp_path: Path) -
     ended = other.generate("abc", replace(GREEDY, ignore_eos=False), use_tqdm=False)[0].outputs[0]
     assert (ended.token_ids, ended.finish_reason, ended.stop_reason) == (answer.token_ids[:3], "stop", None)
     assert other.generate("abc", GREEDY, use_tqdm=False)[0].outputs[0].token_ids == answer.token_ids
+
+
+def test_an_interrupt_within_a_step_takes_effect_after_it_and_the_next_call_answers_as_before(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = "interrupted-in-the-step-that-computes-all-these-pages"
+    monkeypatch.setattr(llm.core._pipeline, "collect", _interrupted(llm.core._pipeline.collect))
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(prompt, GREEDY, use_tqdm=False)
+    monkeypatch.undo()
+    again = llm.generate({"prompt": prompt}, GREEDY, use_tqdm=False)[0]
+    anew = llm.generate({"prompt": prompt, "cache_salt": "anew"}, GREEDY, use_tqdm=False)[0]
+    assert again.outputs[0].token_ids == anew.outputs[0].token_ids
+
+
+def _interrupted(collect: Callable[[], StepResult]) -> Callable[[], StepResult]:
+    def collect_after_an_interrupt() -> StepResult:
+        signal.raise_signal(signal.SIGINT)
+        return collect()
+
+    return collect_after_an_interrupt
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts_held():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_vectors_share_no_pages_with_prompts_of_another_salt(llm: LLM) -> None:
+    embedder = LLM(llm.config.model, task="embed", device="cpu", block_size=8, num_gpu_blocks_override=200)
+    prompt = "a-prompt-of-some-pages"
+    salted: list[Prompt] = [{"prompt": prompt, "cache_salt": salt} for salt in ("a", "b", "a")]
+    cached = [embedder.embed(one, use_tqdm=False)[0].num_cached_tokens for one in salted]
+    assert cached[:2] == [0, 0]
+    assert cached[2] > 0

@@ -39,9 +39,14 @@ class EngineCore:
         self._num_arrived = 0
         self._num_steps = 0
         self._num_scheduled_tokens = 0
+        self._within_step = False
 
     def add_request(self, request: EngineRequest) -> None:
-        """Queue a request. One that can never run is answered by the next step with an error."""
+        """Queue a request. One that can never run is answered by the next step with an error.
+
+        Raises `RuntimeError` once a step was left by an exception: pages may be said to hold what nobody wrote.
+        """
+        self._check_whole()
         try:
             request = check_request(request, self.config)
             if request.request_id in self._requests:
@@ -65,6 +70,8 @@ class EngineCore:
 
     def abort(self, request_ids: list[str]) -> None:
         """End requests without an output and free their blocks at once. Unknown ids are passed over."""
+        if self._within_step:
+            return  # it was left by an exception, and nothing will run any more
         for request_id in request_ids:
             request = self._requests.pop(request_id, None)
             if request_id in self._compiling:
@@ -81,27 +88,19 @@ class EngineCore:
 
         Where stages share the layers, it schedules until each has a step, and updates by the first that ends.
 
-        Where all requests wait for their grammars, it waits a little with them.
+        Where all requests wait for their grammars, it waits a little with them. Raises as `add_request`.
         """
-        self._take_grammars()
-        refused, self._refused = self._refused, []
-        self._num_scheduled_tokens = 0
-        if len(self._compiling) == len(self._requests) and not self._in_flight:
-            if not refused:
-                self._compiling.wait(_GRAMMAR_SECONDS)
-            return refused
-        while len(self._in_flight) < self._pipeline.depth and (step := self._scheduler.schedule()).scheduled:
-            self._submit(step)
-        if not self._in_flight:
-            raise RuntimeError(f"{len(self._requests)} requests wait and none can be scheduled: this is a bug in Quire")
-        step, requests = self._in_flight.popleft()
-        result = self._pipeline.collect()
-        self._num_steps += 1
-        self._num_scheduled_tokens = step.num_tokens
-        return refused + self._update(step, requests, result)
+        self._check_whole()
+        self._within_step = True
+        outputs = self._turn()
+        self._within_step = False
+        return outputs
 
     def close(self) -> None:
-        """End the executor's other processes, where it has any."""
+        """End the executor's other processes, where it has any, once the steps under way have ended."""
+        while self._in_flight and not self._within_step:
+            self._in_flight.popleft()
+            self._pipeline.collect()
         if isinstance(self._executor, Closing):
             self._executor.close()
 
@@ -128,6 +127,28 @@ class EngineCore:
         scheduler.check_integrity()
         known = {*self._compiling} | {r.unit[0].request_id for r in (*scheduler.running.values(), *scheduler.waiting)}
         assert known == set(self._requests), f"lost or left over: {known ^ set(self._requests)}"
+
+    def _turn(self) -> list[EngineOutput]:
+        self._take_grammars()
+        refused, self._refused = self._refused, []
+        self._num_scheduled_tokens = 0
+        if len(self._compiling) == len(self._requests) and not self._in_flight:
+            if not refused:
+                self._compiling.wait(_GRAMMAR_SECONDS)
+            return refused
+        while len(self._in_flight) < self._pipeline.depth and (step := self._scheduler.schedule()).scheduled:
+            self._submit(step)
+        if not self._in_flight:
+            raise RuntimeError(f"{len(self._requests)} requests wait and none can be scheduled: this is a bug in Quire")
+        step, requests = self._in_flight.popleft()
+        result = self._pipeline.collect()
+        self._num_steps += 1
+        self._num_scheduled_tokens = step.num_tokens
+        return refused + self._update(step, requests, result)
+
+    def _check_whole(self) -> None:
+        if self._within_step:
+            raise RuntimeError("the engine was interrupted within a step: build a new LLM")
 
     def _submit(self, step: Step) -> None:
         requests = [self._scheduler.running[s.request_id] for s in step.scheduled]

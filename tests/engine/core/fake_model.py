@@ -85,6 +85,10 @@ class Stages:
         self.most_in_flight = max(self.most_in_flight, len(self._submitted))
         assert len(self._submitted) <= self.depth
 
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._submitted)
+
     def collect(self) -> StepResult:
         return self._executor.execute(self._submitted.popleft())
 

@@ -12,8 +12,9 @@ from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.core.rotation import RotationByLength
+from quire_engine.core.step import Step, StepResult
 from quire_engine.sampling_params import SamplingParams
-from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate
+from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, Stages, generate
 
 CONFIG = CoreConfig(
     num_blocks=32, block_size=4, max_num_seqs=8, max_num_batched_tokens=16, max_model_len=64, vocab_size=VOCAB_SIZE
@@ -230,3 +231,32 @@ def test_pages_are_shared_only_between_sequences_of_one_rotation() -> None:
 def test_a_prompt_is_rotated_for_its_length_and_what_it_says_for_its_own() -> None:
     rotation = RotationByLength("dynamic", original=10)
     assert [rotation.length(*lengths) for lengths in ((10, 10), (10, 14), (12, 12), (12, 15))] == [0, 0, 12, 12]
+
+
+def test_after_an_exception_within_a_step_nothing_is_taken_for_computed() -> None:
+    class Failing(PagedExecutor):
+        def execute(self, step: Step) -> StepResult:
+            raise KeyboardInterrupt
+
+    core = EngineCore(Failing(CONFIG), CONFIG)
+    core.add_request(request("first", [1] * 12))
+    with pytest.raises(KeyboardInterrupt):
+        core.step()
+    core.abort(["first"])
+    with pytest.raises(RuntimeError, match="interrupted within a step: build a new LLM"):
+        core.add_request(request("again", [1] * 12))
+    with pytest.raises(RuntimeError, match="interrupted within a step"):
+        core.step()
+
+
+def test_steps_under_way_end_before_the_engine_does() -> None:
+    config = replace(CONFIG, num_stages=2)
+    executor = PagedExecutor(config)
+    stages = Stages(executor, 2)
+    core = EngineCore(stages, config)
+    for name in ("a", "b"):
+        core.add_request(request(name, [1] * 16))  # all that one step takes
+    core.step()
+    assert stages.num_in_flight == 1
+    core.close()
+    assert stages.num_in_flight == 0
