@@ -5,27 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from quire_engine.core.step import NewSequence
 
 
 @dataclass(slots=True)
 class _Rules:
-    ends: list[int]  # tokens that end the answer
-    ends_from: int  # the length of prompt and output from which on these may come
-    always: list[int]  # bad words of one token
+    ends_from: int  # the length of prompt and output from which on tokens that end the answer may come
+    early: np.ndarray  # before that: the ends, and the following
+    always: np.ndarray  # bad words of one token, int64
     # Bad words of several tokens, by the last token but one: (the tokens before the last one, the last one)
     words: dict[int, list[tuple[list[int], int]]] = field(default_factory=dict)
     longest: int = 0  # tokens of output that a word looks back at
     output: list[int] = field(default_factory=list)  # the latest of them
 
-    def forbidden(self, length: int) -> list[int]:
-        tokens = list(self.always)
-        if length < self.ends_from:
-            tokens += self.ends
-        if self.output:
-            begun = self.words.get(self.output[-1], ())
-            tokens += [last for head, last in begun if self.output[-len(head) :] == head]
-        return tokens
+    def forbidden(self, length: int) -> np.ndarray:
+        tokens = self.early if length < self.ends_from else self.always
+        begun = self.words.get(self.output[-1], ()) if self.output else ()
+        more = [last for head, last in begun if self.output[-len(head) :] == head]
+        return np.concatenate((tokens, np.array(more, dtype=np.int64))) if more else tokens
 
 
 class ForbiddenTokens:
@@ -44,8 +43,11 @@ class ForbiddenTokens:
         words = [w for w in params.bad_words_token_ids if w and max(w) < self._vocab_size]
         if not words and not (ends and params.min_tokens):
             return
+        always = [word[0] for word in words if len(word) == 1]
         rules = _Rules(
-            ends, sequence.num_prompt_tokens + params.min_tokens, always=[w[0] for w in words if len(w) == 1]
+            sequence.num_prompt_tokens + params.min_tokens,
+            early=np.array([*always, *ends], dtype=np.int64),
+            always=np.array(always, dtype=np.int64),
         )
         for *head, last in words:
             if head:
@@ -63,13 +65,14 @@ class ForbiddenTokens:
         if rules is not None and rules.longest:
             rules.output = [*rules.output, *new_tokens[-rules.longest :]][-rules.longest :]
 
-    def pairs(self, rows: Sequence[int], lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """(i, token) for each token that `rows[i]`, now of `lengths[i]` tokens, forbids."""
-        if not self._rules:
-            return []
-        return [
-            (i, token)
+    def pairs(self, rows: Sequence[int], lengths: Sequence[int]) -> np.ndarray | None:
+        """[2, pairs] int64: i, and a token that `rows[i]`, now of `lengths[i]` tokens, forbids. None for no pairs."""
+        tokens = {
+            i: self._rules[row].forbidden(length)
             for i, (row, length) in enumerate(zip(rows, lengths, strict=True))
             if row in self._rules
-            for token in self._rules[row].forbidden(length)
-        ]
+        }
+        if not any(map(len, tokens.values())):
+            return None
+        at = np.repeat(np.array([*tokens], dtype=np.int64), [len(some) for some in tokens.values()])
+        return np.stack((at, np.concatenate([*tokens.values()])))

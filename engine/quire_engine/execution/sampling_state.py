@@ -106,9 +106,9 @@ class SamplingState:
 
     def _forbidden_in(self, rows: Sequence[int], lengths: Sequence[int]) -> Forbidden | None:
         pairs = self._forbidden.pairs(rows, lengths)
-        if not pairs:
+        if pairs is None:
             return None
-        columns = self._to_device(np.array(pairs, dtype=np.int64).T)
+        columns = self._to_device(pairs)
         return Forbidden(columns[0], columns[1])
 
     def _mask(self, rows: Sequence[int], allowed: Sequence[bytes | None]) -> TokenMask | None:
