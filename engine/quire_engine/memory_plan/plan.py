@@ -16,6 +16,8 @@ GATHERED_TOKENS = 32768
 # Tokens whose logprobs are computed together at most, and bytes of their logits.
 LOGPROB_ROWS = 128
 LOGPROB_BYTES = 32 << 20
+# Rows whose probabilities are sorted, or summed by their digits, together at most.
+SORTED_ROWS = 16
 # Of host memory, for each GPU, where --swap-space is unset.
 SWAP_SPACE_ON_GPU = 4 * GIB
 # Tokens that one step may compute where --max-num-batched-tokens is unset.
@@ -179,8 +181,11 @@ def activation_bytes(request: MemoryRequest) -> int:
     gathered = max(GATHERED_TOKENS, request.max_model_len) * shape.kv_bytes_per_token_and_layer(request.dtype)
     if makes_embeddings(shape.architecture):
         return tokens + gathered
-    # Logits in float32, their sorted copy and its indices, and running sums in float64.
-    logits = min(request.max_num_seqs, request.max_num_batched_tokens) * shape.vocab_size * (4 + 4 + 4 + 8 + 8)
+    # Logits, their copy for logprobs and the probabilities in float32; these, and their running sums, in float64.
+    rows = min(request.max_num_seqs, request.max_num_batched_tokens)
+    logits = rows * shape.vocab_size * (4 + 4 + 4 + 8 + 8)
+    # Of a few rows more: probabilities, weights and ones in float64, digits, places, and a selection of the weights.
+    logits += min(rows, SORTED_ROWS) * shape.vocab_size * (4 + 8 + 8 + 4 + 4 + 8 + 8)
     # Logits that logprobs of prompts are read from, their exponentials, and what they are compared with.
     of_prompts = logprob_rows(shape.vocab_size) * shape.vocab_size * (4 + 4 + 4)
     return max(tokens + gathered, logits, of_prompts)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from quire_engine.core.step import TokenLogprobs
+from quire_engine.memory_plan.plan import SORTED_ROWS
 from quire_engine.sampling.adjustments import Adjustments, Forbidden, adjust, forbid
 from quire_engine.sampling.logprobs import rank
 from quire_engine.sampling.masks import TokenMask, apply_mask
@@ -108,8 +109,8 @@ def restrict(
     chosen = probabilities[limited]
     threshold, decided = _threshold(chosen, k[limited], p[limited], min(_HEAD, vocab_size))
     if not bool(decided.all()):
-        rest = (~decided).nonzero().squeeze(-1)
-        threshold[rest] = _threshold_of_all(chosen[rest], k[limited][rest], p[limited][rest])
+        for rest in torch.split((~decided).nonzero().squeeze(-1), SORTED_ROWS):
+            threshold[rest] = _threshold_of_all(chosen[rest], k[limited][rest], p[limited][rest])
     probabilities[limited] = chosen.masked_fill_(chosen < threshold[:, None], 0.0)
 
 

@@ -11,6 +11,8 @@ import torch
 from quire_engine.core.randomness import uniform
 from quire_engine.core.step import NewSequence
 from quire_engine.execution.sampling_state import SamplingState
+from quire_engine.memory_plan.plan import SORTED_ROWS
+from quire_engine.sampling import sampler
 from quire_engine.sampling.sampler import draw, restrict, sample
 from quire_engine.sampling_params import SamplingParams
 
@@ -197,3 +199,19 @@ def test_tokens_that_end_an_answer_wait_for_min_tokens() -> None:
     assert at[0] not in (3, 5)
     assert at[1] not in (3, 5)
     assert at[2] == 3
+
+
+def test_of_many_flat_rows_a_few_are_looked_at_whole_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = []
+    real = sampler._threshold_of_all
+    monkeypatch.setattr(sampler, "_threshold_of_all", lambda *a: together.append(len(a[0])) or real(*a))
+    flat = torch.softmax(torch.stack([logits_of(3000, seed) for seed in range(40)]) / 50, dim=-1)
+    limits = torch.full((40,), 2000), torch.linspace(0.5, 0.99, 40), None
+    cut, alone = flat.clone(), flat.clone()
+    restrict(cut, *limits)
+    assert sum(together) == 40
+    assert max(together) <= SORTED_ROWS
+    for row in range(40):
+        restrict(alone[row : row + 1], limits[0][row : row + 1], limits[1][row : row + 1], None)
+    assert torch.equal(cut, alone)
+    assert ((cut > 0).sum(-1) > 1024).any()
