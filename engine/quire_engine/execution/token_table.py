@@ -29,16 +29,20 @@ class _Line:
 class TokenTable:
     """One line a request that has penalties or biases, of as many columns as it has such tokens.
 
-    A step changes the columns of its new tokens alone. Lines and columns are added by doubling, so the memory
-    follows the number of different tokens of these requests: 20 bytes each, at most `vocab_size` a request.
+    A step changes the columns of its new tokens alone. Lines and columns are added by doubling: the memory is that of
+    the most lines there were at once, each as wide as the widest, at 20 bytes a column. It is free when the last line
+    has gone.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._lines: dict[int, _Line] = {}  # by row of the batch
-        self._free: list[int] = []
-        self._token_ids = torch.zeros((0, _FIRST_WIDTH), dtype=torch.int64, device=device)
-        self._values = torch.zeros((3, 0, _FIRST_WIDTH), dtype=torch.float32, device=device)  # bias, seen, count
+        self._clear()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the device's memory."""
+        return self._token_ids.nbytes + self._values.nbytes
 
     def add(self, row: int, sequence: NewSequence) -> None:
         """Meet a request. Without penalties and biases it has no line."""
@@ -61,8 +65,12 @@ class TokenTable:
 
     def remove(self, row: int) -> None:
         line = self._lines.pop(row, None)
-        if line is not None:
+        if line is None:
+            return
+        if self._lines:
             self._free.append(line.index)
+        else:
+            self._clear()
 
     def count(self, new_tokens: Iterable[tuple[int, Sequence[int]]]) -> None:
         """Count output tokens, given as (row, tokens)."""
@@ -124,6 +132,11 @@ class TokenTable:
         self._token_ids[line.index, : len(tokens)] = self._to_device(tokens)
         self._values[:, line.index] = 0.0
         self._values[:, line.index, : len(tokens)] = self._to_device(values)
+
+    def _clear(self) -> None:
+        self._free: list[int] = []
+        self._token_ids = torch.zeros((0, _FIRST_WIDTH), dtype=torch.int64, device=self._device)
+        self._values = torch.zeros((3, 0, _FIRST_WIDTH), dtype=torch.float32, device=self._device)  # bias, seen, count
 
     def _grow_lines(self) -> None:
         before = self._token_ids.shape[0]
