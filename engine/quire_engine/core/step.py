@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from quire_engine.core.images import PromptImage
@@ -67,6 +67,12 @@ class Step:
     @property
     def num_tokens(self) -> int:
         return sum(len(s.token_ids) for s in self.scheduled)
+
+    def without_masks(self) -> Step:
+        """The step for ranks that do not sample: what a grammar allows is a bit for each token of the vocabulary."""
+        if all(s.allowed is None for s in self.scheduled):
+            return self
+        return replace(self, scheduled=[s if s.allowed is None else replace(s, allowed=None) for s in self.scheduled])
 
 
 @dataclass(slots=True)

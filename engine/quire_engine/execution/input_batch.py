@@ -38,14 +38,14 @@ class InputBatch:
         max_num_batched_tokens: int,
         max_blocks_per_seq: int,
         block_size: int,
-        sampling: SamplingState,
+        sampling: SamplingState | None,
         device: torch.device,
         rotates_by_length: bool = False,
-        samples: bool = True,
     ) -> None:
+        """`sampling` is None on ranks that do not sample."""
         self._block_size = block_size
         self._device = device
-        self._sampling, self._samples = sampling, samples
+        self._sampling = sampling
         self._prompt_logprobs = PromptLogprobs()
         self._rows: dict[str, int] = {}
         self._free_rows = list(range(max_num_seqs))
@@ -64,11 +64,13 @@ class InputBatch:
         for request_id in step.removed:
             row = self._rows.pop(request_id)
             self._free_rows.append(row)
-            self._sampling.remove(row)
+            if self._sampling is not None:
+                self._sampling.remove(row)
             self._prompt_logprobs.remove(request_id)
         for sequence in step.new:
             row = self._rows[sequence.request_id] = self._free_rows.pop()
-            self._sampling.add(row, sequence)
+            if self._sampling is not None:
+                self._sampling.add(row, sequence)
             if self._rotated_for is not None:
                 self._rotated_for[row] = sequence.rotated_for
             self._prompt_logprobs.add(sequence)
@@ -77,7 +79,8 @@ class InputBatch:
                 row = self._rows[scheduled.request_id]
                 first = scheduled.first_new_block
                 self._tables[row, first : first + len(scheduled.new_block_ids)] = scheduled.new_block_ids
-        self._sampling.follow((self._rows[s.request_id], s) for s in step.scheduled)
+        if self._sampling is not None:
+            self._sampling.follow((self._rows[s.request_id], s) for s in step.scheduled)
 
     def lay_out(self, step: Step) -> ModelInputs:
         """The step's tokens as tensors. They are valid until the next call."""
@@ -111,7 +114,7 @@ class InputBatch:
         lasts += _beside(step, lasts)
         of_prompts = [self._prompt_logprobs.rows(s, first) for s, first in firsts]
         sampling = None
-        if self._samples:
+        if self._sampling is not None:
             sampling = self._sampling.batch(
                 [self._rows[s.request_id] for s, _ in lasts], [s.end for s, _ in lasts], [s.allowed for s, _ in lasts]
             )

@@ -83,7 +83,9 @@ def model_runner(
         device=device,
         num_swap_blocks=plan.num_swap_blocks,
     )
-    sampling = SamplingState(core_config.max_running, core_config.vocab_size, core_config.eos_token_ids, device)
+    sampling = None
+    if place.rank == 0:
+        sampling = SamplingState(core_config.max_running, core_config.vocab_size, core_config.eos_token_ids, device)
     batch = InputBatch(
         max_num_seqs=core_config.max_running,
         max_num_batched_tokens=core_config.max_num_batched_tokens,
@@ -92,7 +94,6 @@ def model_runner(
         sampling=sampling,
         device=device,
         rotates_by_length=core_config.rotation is not None,
-        samples=place.rank == 0,
     )
     images = None
     if pixels is not None and place.stage.first:  # where tokens are embedded

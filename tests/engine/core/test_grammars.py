@@ -8,6 +8,7 @@ import pytest
 
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineOutput
+from quire_engine.core.step import ScheduledSequence, Step
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.structured_outputs import StructuredOutputsParams
 from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate
@@ -164,3 +165,12 @@ def test_a_token_that_the_grammar_does_not_allow_is_an_error_and_no_end() -> Non
         last = run(core)[name][-1]
         assert last.finish_reason == "error"
         assert "continues the answer" in (last.error or "")
+
+
+def test_ranks_that_do_not_sample_are_sent_no_masks() -> None:
+    masked = ScheduledSequence("masked", [1], 0, [], samples=True, allowed=b"1234")
+    step = Step(removed=["r"], scheduled=[masked, ScheduledSequence("free", [1], 0, [], samples=True)])
+    sent = step.without_masks()
+    assert [s.allowed for s in sent.scheduled] == [None, None]
+    assert (sent.removed, sent.num_tokens) == (step.removed, 2)
+    assert masked.allowed == b"1234"
