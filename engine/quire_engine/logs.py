@@ -37,6 +37,13 @@ def configure_logging(level: str = "info", log_format: str = "text") -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
+def current_level() -> str:
+    """The `level` that was configured, or the next higher name of a level that somebody else set."""
+    level = logging.getLogger().level
+    names = ("debug", "info", "warning", "error")
+    return next((name for name in names if level <= logging.getLevelNamesMapping()[name.upper()]), "critical")
+
+
 def current_format() -> str:
     """The `log_format` that was configured."""
     handlers = logging.getLogger().handlers

@@ -9,18 +9,20 @@ import sys
 
 import msgspec
 
-from quire_engine.distributed.follower import Follower
+from quire_engine.distributed.follower import Follower, comes_of_another
 from quire_engine.distributed.launch import die_with_parent
 from quire_engine.distributed.messages import RankOptions, Release, Run
 from quire_engine.engine import build_rank
 from quire_engine.logs import configure_logging
+from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
 
 
 def main() -> int:
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=RankOptions)
-    configure_logging("warning", options.log_format)
+    # What there is to say of a start, rank 0 says for all.
+    configure_logging("warning" if options.log_level == "info" else options.log_level, options.log_format)
     die_with_parent(options.parent_pid)
     # Rank 0 decides when ranks end; a SIGTERM to all processes of a pod must not cut streams.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -40,7 +42,8 @@ def run(options: RankOptions) -> int:
                 case Release(cause):
                     return 0 if cause is None else 1
     except Exception as error:
-        log.debug("rank %d failed", options.rank, exc_info=True)
+        if not isinstance(error, StartupError) and not comes_of_another(error):
+            log.exception("rank %d failed", options.rank)
         follower.fail(error)
         return 1
     finally:

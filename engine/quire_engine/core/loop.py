@@ -118,7 +118,6 @@ class EngineCore:
             prefix_cache_hits=scheduler.prefix_cache_hits,
             num_steps=self._num_steps,
             num_scheduled_tokens=self._num_scheduled_tokens,
-            preempted=scheduler.preempted,
         )
 
     def check_integrity(self) -> None:
@@ -260,6 +259,8 @@ class EngineCore:
         )
         if request.sibling_id is not None:
             queued.sibling = _sibling(queued, self._requests.get(request.sibling_id))
+        if queued.sibling is not None and self.config.rotation is None:  # else they may be of longer keys
+            queued.block_hashes = queued.sibling.block_hashes[: queued.num_prompt_tokens // self.config.block_size]
         if request.params.use_beam_search:
             ends, longest = self.config.ends(request.params), self.config.max_beam_tokens(request.params)
             BeamGroup.lead(queued, ends, longest)

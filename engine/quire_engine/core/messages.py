@@ -85,7 +85,6 @@ class EngineStats:
     prefix_cache_hits: int = 0  # tokens found
     num_steps: int = 0
     num_scheduled_tokens: int = 0  # in this step
-    preempted: list[str] = field(default_factory=list)  # request ids, this step
 
 
 @dataclass

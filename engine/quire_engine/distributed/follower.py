@@ -24,7 +24,7 @@ from quire_engine.distributed.messages import Failed, RankOptions, ToRank, decod
 from quire_engine.distributed.place import Place, address_towards, in_url, join
 from quire_engine.distributed.watch import Watch, quiet
 from quire_engine.failure import failure_of
-from quire_engine.logs import current_format
+from quire_engine.logs import current_format, current_level
 from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,9 @@ class Follower:
         if node and self.layout.local_rank(self.rank) == 0:
             config = replace(self._config, model=model)
             for rank in self.layout.ranks_of_node(node)[1:]:
-                options = RankOptions(config, rank, self._host, self._port, os.getpid(), current_format())
+                options = RankOptions(
+                    config, rank, self._host, self._port, os.getpid(), current_level(), current_format()
+                )
                 self._processes.append(launch(options))
                 self._watch.add_child(rank, self._processes[-1])
         port = self.steps.bind_to_random_port(f"tcp://{in_url(self._address)}")
@@ -87,7 +89,7 @@ class Follower:
 
     def fail(self, error: Exception) -> None:
         """Tell rank 0 that this rank cannot go on."""
-        self._tell(failure_of(error), by_another=isinstance(error, RuntimeError) and "by peer" in str(error))
+        self._tell(failure_of(error), by_another=comes_of_another(error))
 
     def close(self) -> None:
         self._watch.stop()
@@ -114,6 +116,11 @@ class Follower:
                     f"{flag} is {here} on node {self._config.node_rank} and {there} on node 0: give all "
                     "nodes the same flags",
                 )
+
+
+def comes_of_another(error: Exception) -> bool:
+    """Whether an error only says that another rank has gone."""
+    return isinstance(error, RuntimeError) and "by peer" in str(error)
 
 
 def _find(host: str, port: int) -> TCPStore:

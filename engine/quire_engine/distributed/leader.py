@@ -24,7 +24,7 @@ from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.messages import RankOptions, Release, Run, encode
 from quire_engine.distributed.place import Place, address_towards, in_url, join
 from quire_engine.distributed.watch import RanksLostError, Watch, quiet
-from quire_engine.logs import current_format
+from quire_engine.logs import current_format, current_level
 from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Leader:
         for rank in self.layout.ranks_of_node(0):
             if rank != self.rank:
                 options = RankOptions(
-                    config, rank, self._address, self._store.port, os.getpid(), log_format=current_format()
+                    config, rank, self._address, self._store.port, os.getpid(), current_level(), current_format()
                 )
                 self._processes[rank] = launch(options)
                 self._watch.add_child(rank, self._processes[rank])
@@ -84,7 +84,7 @@ class Leader:
         """Have every other rank run a step. Raises `RanksLostError`."""
         if self._watch.cause is not None:
             raise RanksLostError(self._watch.cause)
-        message = encode(Run(step))
+        message = encode(Run(step.without_masks()))
         for steps in self._steps.values():
             steps.send(message)
 

@@ -16,6 +16,7 @@ class RankOptions(msgspec.Struct):
     host: str  # where rank 0's store listens
     port: int
     parent_pid: int
+    log_level: str = "warning"
     log_format: str = "text"
 
 

@@ -19,7 +19,6 @@ class RankedExecutor:
 
     def __init__(self, runner: ModelRunner, leader: Leader) -> None:
         self.depth = leader.layout.pipeline
-        self.most_in_flight = 0
         self._runner = runner
         self._leader = leader
         self._in_flight: deque[Step] = deque()
@@ -29,7 +28,6 @@ class RankedExecutor:
         """Have the other ranks begin with a step. Raises `RanksLostError`."""
         self._leader.send(step)
         self._in_flight.append(step)
-        self.most_in_flight = max(self.most_in_flight, len(self._in_flight))
 
     def collect(self) -> StepResult:
         """The result of the step that was submitted first: runs this rank's part of it. Raises `RanksLostError`."""

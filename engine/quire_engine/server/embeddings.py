@@ -17,6 +17,7 @@ from quire_engine.server.errors import ApiError
 from quire_engine.server.metrics import Metrics, RequestTimes
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol import Usage
+from quire_engine.startup_error import StartupError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,13 @@ class Inputs:
         # What the tokenizer puts around a text has to stay when the text is cut.
         whole = list(tokenizer.encode("a"))
         text = list(tokenizer.encode("a", add_special_tokens=False))
-        first = next(i for i in range(len(whole) + 1) if whole[i : i + len(text)] == text)
+        first = next((i for i in range(len(whole) + 1) if whole[i : i + len(text)] == text), None)
+        if first is None:
+            raise StartupError(
+                "InvalidTokenizer",
+                f"the tokenizer makes {text} of a text alone and {whole} of the same with special tokens: what it puts "
+                "around a text cannot be told, use another with --tokenizer",
+            )
         self._num_before, self._num_after = first, len(whole) - first - len(text)
 
     async def token_ids(self, request: EmbeddingRequest) -> list[list[int]]:

@@ -34,9 +34,10 @@ class FollowerProcess:
 
     async def run(self) -> str | None:
         """Returns what made it fail; None when node 0 ended well, or when it was stopped before it took part."""
-        client = self._client = self._launch()
+        # At once: a container's first process never gets a signal that it has no handler for.
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        client = self._client = self._launch()
         client.start()
         routes = [Route(path, self._health) for path in ("/health", "/ping")]
         server = HttpServer(Starlette(routes=routes))

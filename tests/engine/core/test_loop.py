@@ -146,7 +146,7 @@ def test_a_lower_priority_gives_way_before_a_newer_request() -> None:
     preempted = []
     while core.has_work():
         core.step()
-        preempted += core.stats().preempted
+        preempted += core._scheduler.preempted
     assert preempted == ["unimportant"]
 
 

@@ -22,7 +22,7 @@ def test_a_request_of_higher_priority_gets_the_pages_of_lower_ones(num_swap_bloc
     core.add_request(request("high", [7] * 23, priority=0, max_tokens=3))
     core.step()
     assert "high" in {s.request_id for s in executor.steps[-1].scheduled}
-    assert core.stats().preempted == ["low2", "low1"]
+    assert core._scheduler.preempted == ["low2", "low1"]
     outputs = run(core)
     assert core.stats().num_preemptions == 2, "nobody is preempted again"
     assert tokens(outputs["high"]) == generate([7] * 23, 3)
@@ -35,7 +35,7 @@ def test_a_request_of_higher_priority_gets_the_place_of_the_newest_lower_one() -
     core.step()
     core.add_request(request("high", [7] * 3, priority=0, max_tokens=3))
     core.step()
-    assert core.stats().preempted == ["low1"]
+    assert core._scheduler.preempted == ["low1"]
     assert {s.request_id for s in executor.steps[-1].scheduled} == {"low0", "high"}
     run(core)
     assert core.stats().num_preemptions == 1
@@ -49,7 +49,7 @@ def test_nobody_gives_way_when_that_would_not_make_room() -> None:
     core.step()
     core.add_request(request("middle", [3] * 20, priority=1, max_tokens=3))
     core.step()
-    assert core.stats().preempted == []
+    assert core._scheduler.preempted == []
     run(core)
 
 
@@ -83,6 +83,6 @@ def test_a_request_that_shares_pages_with_lower_ones_makes_them_give_way_only_fo
     core.step()
     core.add_request(request("high", [1] * 12 + [3] * 3, priority=0, max_tokens=2))
     core.step()
-    assert core.stats().preempted == ["low1"]
+    assert core._scheduler.preempted == ["low1"]
     outputs = run(core)
     assert tokens(outputs["high"]) == generate([1] * 12 + [3] * 3, 2)[1:]

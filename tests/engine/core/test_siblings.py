@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from quire_engine.core.block_hash import block_hash
 from quire_engine.core.messages import EngineRequest
 from tests.engine.core.fake_model import generate
 from tests.engine.core.test_loop import EngineCore, make_core, request, run, tokens
@@ -97,3 +98,13 @@ def test_no_more_begin_at_once_than_have_a_page_to_write_to() -> None:
     outputs = run(core)
     assert core.stats().num_preemptions == 0
     assert len(outputs) == 6
+
+
+def test_the_prompts_pages_are_named_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = []
+    monkeypatch.setattr("quire_engine.core.request.block_hash", lambda *a: named.append(a) or block_hash(*a))
+    core, _ = make_core()
+    for one in siblings(4, [5] * 10):
+        core.add_request(one)
+    assert len(named) == 2
+    assert [tokens(o) for o in run(core).values()] == [generate([5] * 10, 4)] * 4

@@ -14,6 +14,7 @@ import transformers
 from quire_engine.config import EngineConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineRequest
+from quire_engine.core.step import Step
 from quire_engine.distributed.watch import RanksLostError
 from quire_engine.engine import build_engine
 from quire_engine.execution.ranked_executor import RankedExecutor
@@ -153,13 +154,19 @@ def test_the_pool_is_what_the_rank_with_the_least_room_holds(ranks: RankPool, tm
 def test_stages_work_on_steps_of_different_requests_at_once(
     ranks: RankPool, llama: tuple[Path, list[list[int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    executors: list[RankedExecutor] = []
-    made = RankedExecutor.__init__
-    monkeypatch.setattr(RankedExecutor, "__init__", lambda self, *a: (executors.append(self), made(self, *a))[1])
+    submit = RankedExecutor.submit
+    most_in_flight: list[int] = []
+
+    def counted(executor: RankedExecutor, step: Step) -> None:
+        submit(executor, step)
+        most_in_flight[-1] = max(most_in_flight[-1], len(executor._in_flight))
+
+    monkeypatch.setattr(RankedExecutor, "submit", counted)
     for tensor, pipeline in ((1, 2), (2, 1)):
+        most_in_flight.append(0)
         with engine(llama[0], tensor, pipeline) as core:
             assert answer(core, PROMPTS) == llama[1]
-    assert [executor.most_in_flight for executor in executors] == [2, 1]
+    assert most_in_flight == [2, 1]
 
 
 def test_a_rank_that_is_killed_is_named_by_the_next_step_and_a_new_engine_can_be_built(
