@@ -7,6 +7,10 @@ from typing import Protocol
 from quire_engine.sampling_params import SamplingParams
 
 
+class BusyError(ValueError):
+    """Nothing is wrong with what was asked for: later there is room for it."""
+
+
 class GrammarState(Protocol):
     """How far one answer has come in its grammar. A preempted request keeps it, as it keeps its tokens."""
 
@@ -35,7 +39,10 @@ class PendingGrammar(Protocol):
         ...
 
     def start(self) -> GrammarState:
-        """The state before the first token, once it is done. Raises `ValueError` for a grammar that cannot be used."""
+        """The state before the first token, once it is done.
+
+        Raises `ValueError` for a grammar that cannot be used, and `BusyError` where its turn did not come.
+        """
         ...
 
 
@@ -43,5 +50,5 @@ class Grammars(Protocol):
     """Compiles what requests ask for, beside the steps."""
 
     def compile(self, params: SamplingParams) -> PendingGrammar:
-        """Begin to compile `params.structured_outputs`. Raises `ValueError` when too many are waiting for it."""
+        """Begin to compile `params.structured_outputs`. Raises `BusyError` when too many are waiting for it."""
         ...

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from quire_engine.core.grammar import PendingGrammar
+from quire_engine.core.grammar import BusyError, PendingGrammar
+from quire_engine.core.messages import ErrorKind
 from quire_engine.core.request import Request
 
 log = logging.getLogger(__name__)
@@ -38,18 +39,19 @@ class GrammarQueue:
         if self._pending:
             next(iter(self._pending.values()))[1].wait(seconds)
 
-    def take_ready(self) -> tuple[list[Request], dict[str, str]]:
+    def take_ready(self) -> tuple[list[Request], dict[str, tuple[str, ErrorKind]]]:
         """The requests whose grammar is there now, with it, and by its id what is wrong with each other's."""
-        ready, wrong = [], {}
+        ready: list[Request] = []
+        wrong: dict[str, tuple[str, ErrorKind]] = {}
         for request, pending in [entry for entry in self._pending.values() if entry[1].done()]:
             del self._pending[request.request_id]
             try:
                 request.grammar = pending.start()
                 ready.append(request)
             except ValueError as error:
-                wrong[request.request_id] = str(error)
+                wrong[request.request_id] = str(error), "busy" if isinstance(error, BusyError) else "invalid"
             except Exception as error:
                 # Whatever is wrong with one grammar, the others go on.
                 log.exception("the grammar of request %s could not be prepared", request.request_id)
-                wrong[request.request_id] = f"structured_outputs: {type(error).__name__}: {error}"
+                wrong[request.request_id] = f"structured_outputs: {type(error).__name__}: {error}", "fault"
         return ready, wrong

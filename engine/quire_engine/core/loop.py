@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from quire_engine.core.beam_group import BeamGroup
 from quire_engine.core.core_config import CoreConfig
-from quire_engine.core.grammar import Grammars, GrammarState
+from quire_engine.core.grammar import BusyError, Grammars, GrammarState
 from quire_engine.core.grammar_queue import GrammarQueue
-from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, FinishReason
+from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, ErrorKind, FinishReason
 from quire_engine.core.pipeline import Pipeline, pipeline_of
 from quire_engine.core.randomness import nth_seed
 from quire_engine.core.request import Request
@@ -62,11 +62,12 @@ class EngineCore:
                 self._compiling.add(queued, self._grammars.compile(request.params))
             self._requests[queued.request_id] = queued
         except ValueError as error:
-            self._refuse(request.request_id, str(error))
+            self._refuse(request.request_id, str(error), "busy" if isinstance(error, BusyError) else "invalid")
         except Exception as error:
             # Whatever is wrong with one request, the others go on.
             log.exception("request %s could not be prepared", request.request_id)
-            self._refuse(request.request_id, f"the request could not be prepared: {type(error).__name__}: {error}")
+            message = f"the request could not be prepared: {type(error).__name__}: {error}"
+            self._refuse(request.request_id, message, "fault")
 
     def abort(self, request_ids: list[str]) -> None:
         """End requests without an output and free their blocks at once. Unknown ids are passed over."""
@@ -239,9 +240,9 @@ class EngineCore:
         ready, wrong = self._compiling.take_ready()
         for request in ready:
             self._scheduler.add(request)
-        for request_id, message in wrong.items():
+        for request_id, (message, kind) in wrong.items():
             del self._requests[request_id]
-            self._refuse(request_id, message)
+            self._refuse(request_id, message, kind)
 
     def _to_request(self, request: EngineRequest) -> Request:
         seed = request.params.seed
@@ -266,8 +267,8 @@ class EngineCore:
             BeamGroup.lead(queued, ends, longest)
         return queued
 
-    def _refuse(self, request_id: str, message: str) -> None:
-        self._refused.append(EngineOutput(request_id, [], "error", error=message))
+    def _refuse(self, request_id: str, message: str, kind: ErrorKind) -> None:
+        self._refused.append(EngineOutput(request_id, [], "error", error=message, error_kind=kind))
 
 
 def _sibling(request: Request, other: Request | None) -> Request | None:

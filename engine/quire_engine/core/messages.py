@@ -11,6 +11,8 @@ from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+# Whose matter an error is: the request has to change; it may come again as it is; the engine failed at it.
+ErrorKind = Literal["invalid", "busy", "fault"]
 
 
 @dataclass
@@ -56,6 +58,7 @@ class EngineOutput:
     stop_reason: int | str | None = None  # the stop token id that ended it; None for EOS
     num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     error: str | None = None  # what was wrong, with finish_reason "error"
+    error_kind: ErrorKind = "invalid"
     ended_by_grammar: bool = False  # with finish_reason "stop": nothing could follow the last token
     logprobs: list[TokenLogprobs] | None = None  # one for each of `new_token_ids`, with `params.logprobs`
     # Of the next positions of the prompt, from the second on, with `params.prompt_logprobs`. They may come in several

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
 import time
@@ -13,7 +14,7 @@ from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.embedding_protocol import EmbeddingData, EmbeddingRequest, EmbeddingResponse
 from quire_engine.server.engine_client import EngineClient, Mailbox
-from quire_engine.server.errors import ApiError
+from quire_engine.server.errors import ApiError, refused
 from quire_engine.server.metrics import Metrics, RequestTimes
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol import Usage
@@ -94,9 +95,14 @@ class Embeddings:
         params = PoolingParams(request.dimensions, request.normalize)
         vectors = await self._run(prompts, params, request.priority or 0, request.cache_salt)
         encode = _as_base64 if request.encoding_format == "base64" else list
-        data = [EmbeddingData(index=i, embedding=encode(vector)) for i, vector in enumerate(vectors)]
         count = sum(map(len, prompts))
-        return EmbeddingResponse(model=model, data=data, usage=Usage(prompt_tokens=count, total_tokens=count))
+
+        def answer() -> EmbeddingResponse:
+            data = [EmbeddingData(index=i, embedding=encode(vector)) for i, vector in enumerate(vectors)]
+            return EmbeddingResponse(model=model, data=data, usage=Usage(prompt_tokens=count, total_tokens=count))
+
+        # There may be millions of numbers, and other answers should not wait for them.
+        return await asyncio.to_thread(answer) if len(vectors) > 1 else answer()
 
     async def _run(
         self, prompts: list[list[int]], params: PoolingParams, priority: int, cache_salt: str | None
@@ -124,7 +130,7 @@ class Embeddings:
 
 def _vector(output: EngineOutput) -> list[float]:
     if output.embedding is None:
-        raise ApiError(400, output.error or "the engine refused the request", param="input")
+        raise refused(output, param="input")
     return output.embedding
 
 

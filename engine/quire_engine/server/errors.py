@@ -11,6 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from quire_engine.core.messages import EngineOutput
+
 # How pydantic names the member of a union in the path to what is wrong.
 _KINDS_OF_UNIONS = ("list[", "dict[", "function-", "constrained-")
 KINDS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError"}
@@ -30,6 +32,14 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body(), self.status, headers=self.headers)
+
+
+def refused(output: EngineOutput, param: str | None = None) -> ApiError:
+    """What a client is told of an output with an error; of the field `param`, where the request is wrong."""
+    message = output.error or "the engine refused the request"
+    if output.error_kind == "busy":
+        return ApiError(429, message, headers={"retry-after": "1"})
+    return ApiError(400, message, param=param) if output.error_kind == "invalid" else ApiError(500, message)
 
 
 def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from quire_engine.core.messages import BeamAnswer, EngineOutput, EngineRequest, 
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.engine_client import EngineClient, Mailbox
-from quire_engine.server.errors import ApiError
+from quire_engine.server.errors import refused
 from quire_engine.server.metrics import Metrics, RequestTimes
 from quire_engine.text.detokenizer import IncrementalDetokenizer
 
@@ -113,7 +113,7 @@ class Generation:
 
     def _advance(self, sequence: _Sequence, output: EngineOutput) -> list[Piece]:
         if output.finish_reason == "error":
-            raise ApiError(400, output.error or "the engine refused the request")
+            raise refused(output)
         now = time.monotonic()
         if output.beams is not None:
             sequence.ended = True

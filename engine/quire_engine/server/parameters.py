@@ -71,6 +71,9 @@ class Parameters:
         except TooManyGrammarsError as error:
             raise ApiError(429, str(error), headers={"retry-after": "1"}) from error
         except TimeoutError as error:
+            if not compiled.running():
+                message = f"other grammars took {COMPILE_SECONDS:.0f} s to compile: try again"
+                raise ApiError(429, message, headers={"retry-after": "1"}) from error
             raise ApiError(
                 400, f"{form.field} was not compiled within {COMPILE_SECONDS:.0f} s: simplify it", param=form.field
             ) from error

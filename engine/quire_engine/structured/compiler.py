@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quire_engine.core.grammar import BusyError
 from quire_engine.structured.grammar_text import grammar_text
 from quire_engine.structured.panics import panics_as_errors
 from quire_engine.structured_outputs import StructuredOutputsParams
@@ -33,7 +34,7 @@ class CompiledGrammar:
     end_tokens: tuple[int, ...]  # which the matcher allows where the grammar may end
 
 
-class TooManyGrammarsError(ValueError):
+class TooManyGrammarsError(BusyError):
     """Too many grammars wait to be compiled: later there is room."""
 
 

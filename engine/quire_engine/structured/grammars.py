@@ -8,6 +8,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from quire_engine.core.grammar import BusyError
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.structured.compiler import COMPILE_SECONDS, CompiledGrammar, GrammarCompiler, allowed_text, reason_of
 from quire_engine.structured.panics import panics_as_errors
@@ -32,7 +33,7 @@ class CompiledGrammars:
         self._eos_token_ids = eos_token_ids
 
     def compile(self, params: SamplingParams) -> PendingMatch:
-        """Begin to compile `params.structured_outputs`. Raises `ValueError` when too many are waiting for it."""
+        """Begin to compile `params.structured_outputs`. Raises `BusyError` when too many are waiting for it."""
         assert params.structured_outputs is not None
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos_token_ids)}
         return PendingMatch(self._compiler.submit(params.structured_outputs), frozenset(ends), self._num_bytes)
@@ -54,9 +55,11 @@ class PendingMatch:
         wait([self._future], seconds)
 
     def start(self) -> Match:
-        """Raises `ValueError` for a grammar that cannot be used."""
-        if not self._future.done():
+        """Raises `ValueError` for a grammar that cannot be used, and `BusyError` where its turn did not come."""
+        if self._future.running():
             raise ValueError(f"structured_outputs: the grammar was not compiled within {COMPILE_SECONDS:.0f} s")
+        if not self._future.done():
+            raise BusyError(f"structured_outputs: other grammars took {COMPILE_SECONDS:.0f} s to compile: try again")
         return Match(self._future.result(), self._ends, self._num_bytes)
 
 

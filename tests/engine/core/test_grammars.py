@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from quire_engine.core.grammar import BusyError
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineOutput
 from quire_engine.core.step import ScheduledSequence, Step
@@ -104,16 +105,21 @@ def test_a_request_keeps_its_place_in_the_line_while_its_grammar_is_compiled() -
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
-    [(ValueError("structured_outputs.regex is wrong"), "structured_outputs.regex is wrong"), (OSError("disk"), "disk")],
+    ("fault", "message", "kind"),
+    [
+        (ValueError("structured_outputs.regex is wrong"), "structured_outputs.regex is wrong", "invalid"),
+        (BusyError("try again"), "try again", "busy"),
+        (OSError("disk"), "disk", "fault"),
+    ],
 )
-def test_a_grammar_that_cannot_be_used_ends_its_request_alone(fault: Exception, message: str) -> None:
+def test_a_grammar_that_cannot_be_used_ends_its_request_alone(fault: Exception, message: str, kind: str) -> None:
     core, _ = make_core(Grammar(fault=fault))
     core.add_request(request("bad", [1], structured_outputs=FORM))
     core.add_request(request("good", [1, 2, 3]))
     outputs = run(core)
     assert [o.finish_reason for o in outputs["bad"]] == ["error"]
     assert message in (outputs["bad"][0].error or "")
+    assert outputs["bad"][0].error_kind == kind
     assert tokens(outputs["good"]) == generate([1, 2, 3], 4)
 
 
