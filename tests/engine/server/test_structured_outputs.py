@@ -169,6 +169,6 @@ async def test_hostile_grammars_leave_the_server_answering(server: Server) -> No
             answered_meanwhile += not all(attack.done() for attack in attacks)
             await asyncio.sleep(0.05)
         statuses = [attack.result().status_code for attack in attacks]
-        assert set(statuses) <= {200, 400}
+        assert set(statuses) <= {200, 400, 429}  # 429: the one before it took too long
         assert answered_meanwhile > 0
         assert (await client.post("/v1/completions", json={**COMPLETION, "max_tokens": 3})).status_code == 200
