@@ -215,7 +215,7 @@ def test_a_rollout_without_spare_nodes_says_so_and_goes_on_once_an_old_group_may
 
     service.apply({**changed, "rollout": {"drainSeconds": 0, "maxSurge": 0, "maxUnavailable": 1}})
     service.wait_ready()
-    assert images(service) == [NEWER["image"]] * 4
+    until("every pod is of the new image", lambda: images(service) == [NEWER["image"]] * 4, 120)
 
 
 def test_a_single_group_that_is_not_replaced_says_so_and_goes_on_once_it_may_go(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,6 +256,15 @@ def test_the_tokenizers_own_end_token_ends_an_answer(llm: LLM, tmp_path: Path) -
     assert other.generate("abc", GREEDY, use_tqdm=False)[0].outputs[0].token_ids == answer.token_ids
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as Python has it, also where who started the suite had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_within_a_step_takes_effect_after_it_and_the_next_call_answers_as_before(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +286,7 @@ def _interrupted(collect: Callable[[], StepResult]) -> Callable[[], StepResult]:
     return collect_after_an_interrupt
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_does_not_wait() -> None:
     before = signal.getsignal(signal.SIGINT)
     with interrupts_held():

@@ -128,7 +128,7 @@ def test_fewer_gpus_than_the_model_needs(llama: ModelFacts, memory: int, tensor:
     [
         ("vllm", 14, 2, "fp8, the model would take 1 GPU a replica, where it takes 2 GPUs as it is"),
         ("vllm", 14, 1, "fp8, the model would take 1 GPU a replica, where it takes 2 GPUs as it is"),
-        ("vllm", 11, 2, "awq, the model would take 1 GPU a replica, where it takes 2 GPUs as it is"),
+        ("vllm", 12, 2, "awq, the model would take 1 GPU a replica, where it takes 2 GPUs as it is"),
         ("vllm", 8, 2, "fp8, the model would take 2 GPUs a replica, where it takes 4 GPUs as it is"),
         ("vllm", 24, 1, None),
         ("quire", 14, 1, "fp8, the model would take 1 GPU a replica, where it takes 2 GPUs as it is"),

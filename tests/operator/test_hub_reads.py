@@ -86,7 +86,7 @@ async def test_a_gated_model_says_that_it_wants_a_token_and_takes_it(tmp_path: P
         (
             lambda d: (d / "config.json").write_text(json.dumps({**SMALL, "architectures": ["Other"]})),
             "UnknownModel",
-            "architecture is Other",
+            "the architecture Other is not supported",
         ),
     ],
     ids=["no-config", "broken-config", "no-weights", "no-safetensors", "architecture"],

@@ -7,7 +7,8 @@ import os
 import socket
 import struct
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from quire_engine.distributed.ranks import TensorRanks
 
 # A rank waits so long for one that still loads. One that has died is told of by others.
 _PATIENCE = timedelta(hours=1)
+_GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 _SIOCGIFADDR = 0x8915
 
 
@@ -78,27 +80,39 @@ def join(store: Store, layout: Layout, rank: int, device: torch.device, address:
 
     Collectives run over NCCL on GPUs, and over gloo on CPU.
     """
-    interface = _interface_of(address)
-    if interface is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore("collectives", store),
-        rank=rank,
-        world_size=layout.size,
-        timeout=_PATIENCE,
-    )
-    stage = layout.stage(rank)
-    group: distributed.ProcessGroup | None = None
-    for index in range(layout.pipeline):  # every rank has to take part in making every group
-        made = distributed.new_group(list(layout.ranks_of_stage(index)), timeout=_PATIENCE)
-        if index == stage.index and isinstance(made, distributed.ProcessGroup):
-            group = made
+    with _gloo_towards(address):
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=PrefixStore("collectives", store),
+            rank=rank,
+            world_size=layout.size,
+            timeout=_PATIENCE,
+        )
+        stage = layout.stage(rank)
+        group: distributed.ProcessGroup | None = None
+        for index in range(layout.pipeline):  # every rank has to take part in making every group
+            made = distributed.new_group(list(layout.ranks_of_stage(index)), timeout=_PATIENCE)
+            if index == stage.index and isinstance(made, distributed.ProcessGroup):
+                group = made
     # The same share of the neighbouring stages.
     before = None if stage.first else rank + layout.tensor
     after = None if stage.last else rank - layout.tensor
     share = TensorRanks(rank % layout.tensor, layout.tensor, group, layout.expert_parallel)
     return Place(layout, rank, share, StageLink(before, after, layout.pipeline))
+
+
+@contextmanager
+def _gloo_towards(address: str) -> Iterator[None]:
+    """Have gloo, which takes any, use the interface of `address`, unless the user named one."""
+    interface = _interface_of(address)
+    if interface is None or _GLOO_INTERFACE in os.environ:
+        yield
+        return
+    os.environ[_GLOO_INTERFACE] = interface
+    try:
+        yield
+    finally:
+        del os.environ[_GLOO_INTERFACE]  # processes that this one starts may talk to others
 
 
 def address_towards(host: str) -> str:

@@ -16,6 +16,7 @@ from quire_engine.server.chat import Chat
 from quire_engine.server.chat_images import ChatImages
 from quire_engine.server.completions import Completions
 from quire_engine.server.embeddings import Embeddings, Inputs
+from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.generation import Generation
 from quire_engine.server.parameters import Parameters
 from quire_engine.server.processor_template import processor_template
@@ -42,7 +43,7 @@ async def complete(config: EngineConfig, service: Service) -> None:
     try:
         if loading is not None:  # a tokenizer that cannot be used ends the start while the engine still loads
             await asyncio.wait((ready, loading), return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
+            if loading.done() and loading.exception() is not None and await _reads_the_model(service.client):
                 loading.result()
         await ready
     except (asyncio.CancelledError, StartupError):
@@ -60,6 +61,12 @@ async def complete(config: EngineConfig, service: Service) -> None:
         template = processor_template(Path(info.model))
     _fill(service, info, tokenizer, template)
     service.lifecycle.started()
+
+
+async def _reads_the_model(client: EngineClient) -> bool:
+    """Whether the engine finds a model at all: where it does not, that is what is wrong, and not the tokenizer."""
+    await client.config_read.wait()
+    return not client.dead.is_set()
 
 
 def _load(name: str, config: EngineConfig) -> PreTrainedTokenizerBase:

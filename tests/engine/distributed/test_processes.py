@@ -28,7 +28,8 @@ LEADER, FOLLOWER = (f"10.213.{os.getpid() % 256}.{host}" for host in (1, 2))
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Those that any of its threads started."""
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
 def gone(pid: int) -> bool:

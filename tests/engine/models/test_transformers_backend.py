@@ -12,8 +12,8 @@ import transformers
 from transformers import (
     BambaConfig,
     BambaForCausalLM,
-    BertConfig,
-    BertModel,
+    ElectraConfig,
+    ElectraModel,
     GlmConfig,
     GlmForCausalLM,
     GPTJConfig,
@@ -158,13 +158,15 @@ def edit_config(directory: Path, **changes: Any) -> None:
 def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:
     cls, config = PAGED["helium"]
     sound = save(make_model(cls, config()), tmp_path / "sound")
-    encoder = save(BertModel(BertConfig(**{**SIZES, "num_hidden_layers": 1})), tmp_path / "encoder")
+    encoder = save(ElectraModel(ElectraConfig(**{**SIZES, "num_hidden_layers": 1})), tmp_path / "encoder")
 
     def refused(directory: Path, message: str, **settings: Any) -> None:
         with pytest.raises(StartupError, match=message):
             build_engine(EngineConfig(model=str(directory), device="cpu", **settings))
 
-    refused(encoder, "the architecture BertModel is not one that transformers .* runs: it knows model_type 'bert' as")
+    refused(
+        encoder, "the architecture ElectraModel is not one that transformers .* runs: it knows model_type 'electra' as"
+    )
     refused(sound, "HeliumForCausalLM is not supported: use one of", model_impl="quire")
     edit_config(sound, num_hidden_layers=3)
     refused(sound, "lacks .* tensors, model.layers.2")

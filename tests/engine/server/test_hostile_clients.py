@@ -49,7 +49,7 @@ def ask(server: Server, path: str, body: dict[str, Any]) -> httpx.Response:
         ("prompt", [2**80], "ids end at 2047"),
         ("prompt", ["a"] * 1025, "1024 answers"),
         ("messages", [{"role": "user", "content": "\ud800"}], "half of a surrogate pair"),
-        ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "should be 'text'"),
+        ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "check image_url"),
         ("chat_template_kwargs", {"bos_token": "\ud800"}, "surrogates"),
     ],
 )
