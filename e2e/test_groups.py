@@ -18,7 +18,7 @@ RANKS = """\
 if [ "${NODE_RANK:-0}" = 0 ]; then
   exec quire-engine serve --model=$(MODEL) --served-model-name=$(SERVED_MODEL_NAME) --port=$(PORT) --device=cpu
 fi
-python3 -c 'import sys, socket; socket.getaddrinfo(sys.argv[1], 80)' "$LEADER_ADDRESS" || exit 3
+until python3 -c 'import sys, socket; socket.getaddrinfo(sys.argv[1], 80)' "$LEADER_ADDRESS"; do sleep 0.2; done
 while [ ! -e /tmp/fail ]; do sleep 0.2; done
 exit 4
 """
