@@ -30,11 +30,11 @@ class LanguageModel(nn.Module):
 
     def embed_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """[channels, height, width] -> [tokens of an image, hidden_size], in the model's dtype."""
-        raise NotImplementedError
+        raise NotImplementedError  # of models that take images
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Rows of what the model returned [rows, hidden_size] -> [rows, vocab_size] float32."""
-        raise NotImplementedError
+        raise NotImplementedError  # every model has its own
 
     def attention_layers(self) -> list[PagedAttention]:
         """The layers that need a part of the paged cache."""

@@ -149,7 +149,7 @@ class GenerationRequest(StructuredRequest):
     @property
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens are to be told beside each; None for no logprobs at all."""
-        raise NotImplementedError
+        raise NotImplementedError  # each endpoint has a field of its own for it
 
     @property
     def num_prompt_logprobs(self) -> int | None:

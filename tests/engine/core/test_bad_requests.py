@@ -63,7 +63,7 @@ def test_no_request_harms_another_and_one_that_cannot_run_is_told_which_field_is
 @pytest.mark.parametrize("params", [None, 3, "x", []], ids=repr)
 def test_what_are_no_parameters_is_refused(params: object) -> None:
     core, _ = make_core()
-    core.add_request(EngineRequest("bad", [1], params))  # type: ignore[arg-type]
+    core.add_request(EngineRequest("bad", [1], params))  # type: ignore[arg-type]  # wrong on purpose
     (output,) = core.step()
     assert (output.request_id, output.finish_reason) == ("bad", "error")
 

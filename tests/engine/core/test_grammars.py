@@ -61,7 +61,7 @@ class Shelf:
 
 
 def make_core(*grammars: Grammar, **changes: object) -> tuple[EngineCore, PagedExecutor]:
-    config = replace(CONFIG, **changes)  # type: ignore[arg-type]
+    config = replace(CONFIG, **changes)  # type: ignore[arg-type]  # mixed values
     executor = PagedExecutor(config)
     return EngineCore(executor, config, Shelf(list(grammars))), executor
 

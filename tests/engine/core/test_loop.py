@@ -22,7 +22,7 @@ CONFIG = CoreConfig(
 
 
 def make_core(**changes: object) -> tuple[EngineCore, PagedExecutor]:
-    config = replace(CONFIG, **changes)  # type: ignore[arg-type]
+    config = replace(CONFIG, **changes)  # type: ignore[arg-type]  # mixed values
     executor = PagedExecutor(config)
     return EngineCore(executor, config), executor
 

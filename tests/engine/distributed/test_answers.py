@@ -126,7 +126,7 @@ def test_ranks_answer_alike_for_every_family(ranks: RankPool, case: str, layout:
     except StartupError as error:
         if "-parallel-size" not in str(error):
             raise
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # a shape that so many ranks cannot share, refused as a user would be told
 
 
 def test_sampled_answers_and_logprobs_are_those_of_one_process(

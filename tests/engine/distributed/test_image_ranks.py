@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("layout", ["TP 2", "PP 2", pytest.param("TP 2 x PP 2", marks=pytest.mark.slow)])
 def test_ranks_answer_alike_about_images(ranks: RankPool, layout: str, tmp_path: Path) -> None:
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
     llava = make_llava(tmp_path)
     asked = [("no image", []), (f"{IMAGE} a?", [picture(1)]), (f"{IMAGE} and {IMAGE} b?", [picture(2), picture(3)])]
     params = SamplingParams(temperature=0.0, max_tokens=8)

@@ -54,4 +54,4 @@ def test_nodes_have_as_many_ranks_each_and_count_them_from_0(tensor: int, pipeli
 )
 def test_flags_that_do_not_fit_each_other_are_named(flags: dict[str, int], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        EngineConfig(model="m", **flags)  # type: ignore[arg-type]
+        EngineConfig(model="m", **flags)  # type: ignore[arg-type]  # mixed values

@@ -103,6 +103,7 @@ def second_namespace() -> Iterator[list[str]]:
             subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        # It takes root, which neither every developer nor every container has.
         pytest.skip(f"no network namespaces can be made here: {error}")
     yield inside
     subprocess.run(["ip", "netns", "del", name], check=True)

@@ -38,7 +38,7 @@ ASKED: list[tuple[str, list[Image.Image]]] = [
 
 @pytest.fixture(scope="module")
 def llavas(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Callable[[str], Llava]:
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
     made: dict[str, Llava] = {}
 
     def get(case: str) -> Llava:

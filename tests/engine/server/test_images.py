@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Llava:
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
     return make_llava(tmp_path_factory.mktemp("llava"))
 
 
