@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +142,12 @@ def _write_at(descriptor: int, chunk: bytes, position: int) -> None:
 
 
 def _take_final_name(descriptor: int, cache: HubCache, file: HubFile) -> None:
-    part = cache.part(file)
-    if part.exists() and os.path.samestat(os.fstat(descriptor), part.stat()):
-        part.replace(cache.blob(file))
-    elif cache.bytes_of(file) < file.size:  # else another process was faster with the same file
+    part, blob = cache.part(file), cache.blob(file)
+    with suppress(FileNotFoundError):  # another process may rename it at any moment
+        if os.path.samestat(os.fstat(descriptor), part.stat()):
+            part.replace(blob)
+            return
+    if not (blob.exists() and blob.stat().st_size == file.size):
         raise OSError(errno.ESTALE, f"{part} was taken away while it was written")
 
 
