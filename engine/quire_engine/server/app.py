@@ -15,14 +15,16 @@ from starlette.types import ASGIApp
 from quire_engine import __version__
 from quire_engine.server.chat import Chat
 from quire_engine.server.completions import Completions
-from quire_engine.server.embedding_protocol import EmbeddingRequest
 from quire_engine.server.embeddings import Embeddings
 from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.errors import ApiError, error_body, on_api_error, on_http_exception, on_validation_error
 from quire_engine.server.gate import Gate
 from quire_engine.server.lifecycle import Lifecycle, State
 from quire_engine.server.metrics import Metrics
-from quire_engine.server.protocol import ChatCompletionRequest, CompletionRequest, ModelCard, ModelList
+from quire_engine.server.protocol.chat import ChatCompletionRequest
+from quire_engine.server.protocol.completions import CompletionRequest
+from quire_engine.server.protocol.embeddings import EmbeddingRequest
+from quire_engine.server.protocol.models import ModelCard, ModelList
 from quire_engine.server.settings import ServerSettings
 from quire_engine.server.streaming import ClientGoneError, EventStream, unless_client_leaves
 

@@ -14,7 +14,7 @@ from quire_engine.server.generation import Generation, Piece
 from quire_engine.server.logprobs import chat_logprobs, prompt_logprobs
 from quire_engine.server.parameters import Parameters
 from quire_engine.server.prompts import Prompts
-from quire_engine.server.protocol import (
+from quire_engine.server.protocol.chat import (
     ChatAnswer,
     ChatChoice,
     ChatChunkChoice,

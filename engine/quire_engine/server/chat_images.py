@@ -11,7 +11,7 @@ from quire_engine.multimodal.data_url import bytes_of
 from quire_engine.multimodal.image_files import check_file
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.server.errors import ApiError
-from quire_engine.server.protocol import ChatMessage
+from quire_engine.server.protocol.chat import ChatMessage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from quire_engine.server.generation import Generation, Piece
 from quire_engine.server.logprobs import CompletionLogprobsWriter, prompt_logprobs
 from quire_engine.server.parameters import Parameters
 from quire_engine.server.prompts import Prompts
-from quire_engine.server.protocol import CompletionChoice, CompletionRequest, CompletionResponse
+from quire_engine.server.protocol.completions import CompletionChoice, CompletionRequest, CompletionResponse
 from quire_engine.server.sequences import Answers, TokenCount, WholeText, collect
 from quire_engine.server.streaming import DONE, event
 from quire_engine.text.token_bytes import TokenBytes

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.sampling_params import SamplingParams
-from quire_engine.server.embedding_protocol import EmbeddingData, EmbeddingRequest, EmbeddingResponse
 from quire_engine.server.engine_client import EngineClient, Mailbox
 from quire_engine.server.errors import ApiError, refused
 from quire_engine.server.metrics import Metrics, RequestTimes
 from quire_engine.server.prompts import Prompts
-from quire_engine.server.protocol import Usage
+from quire_engine.server.protocol.embeddings import EmbeddingData, EmbeddingRequest, EmbeddingResponse
+from quire_engine.server.protocol.usage import Usage
 from quire_engine.startup_error import StartupError
 
 if TYPE_CHECKING:

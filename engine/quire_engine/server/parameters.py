@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.errors import ApiError
 from quire_engine.server.forms import Form
-from quire_engine.server.protocol import GenerationRequest
+from quire_engine.server.protocol.generation import GenerationRequest
 from quire_engine.structured.compiler import COMPILE_SECONDS, GrammarCompiler, TooManyGrammarsError
 from quire_engine.structured.vocabulary import byte_vocabulary
 from quire_engine.text.bad_words import with_bad_words

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.server.generation import Piece
-from quire_engine.server.protocol import PromptTokensDetails, Usage
+from quire_engine.server.protocol.usage import PromptTokensDetails, Usage
 
 
 @dataclass

@@ -21,7 +21,7 @@ from quire_engine.server.generation import Generation
 from quire_engine.server.parameters import Parameters
 from quire_engine.server.processor_template import processor_template
 from quire_engine.server.prompts import Prompts
-from quire_engine.server.protocol import ModelCard
+from quire_engine.server.protocol.models import ModelCard
 from quire_engine.startup_error import StartupError
 from quire_engine.text.token_bytes import TokenBytes
 

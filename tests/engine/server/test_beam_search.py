@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from quire_engine import LLM, BeamSearchParams
-from quire_engine.server.protocol import CompletionRequest
+from quire_engine.server.protocol.completions import CompletionRequest
 from tests.engine.server.conftest import Server
 
 PROMPTS = ["Return the", "The class of"]

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from quire_engine.core.images import ImageTokens
 from quire_engine.server.chat_images import ChatImages
 from quire_engine.server.processor_template import processor_template
-from quire_engine.server.protocol import ChatMessage
+from quire_engine.server.protocol.chat import ChatMessage
 from tests.engine.multimodal.llava_checkpoint import IMAGE, TEMPLATE, make_llava
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings request and answer as pydantic models, with vLLM's extra fields."""
+"""/v1/embeddings: the request and the answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from quire_engine.server.protocol import CacheSalt, Text, TokenIds, Usage
+from quire_engine.server.protocol.fields import CacheSalt, Text, TokenIds
+from quire_engine.server.protocol.usage import Usage
 
 MAX_INPUTS = 2048  # OpenAI's
 

@@ -1,0 +1,1 @@
+"""OpenAI's requests and answers as pydantic models, with vLLM's extra fields: a file for each API."""

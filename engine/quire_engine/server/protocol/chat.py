@@ -1,0 +1,123 @@
+"""/v1/chat/completions: the request, the answer and its chunks."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from quire_engine.server.logprobs import ChatLogprobs, PromptLogprobs
+from quire_engine.server.protocol.fields import Logprobs, Text
+from quire_engine.server.protocol.generation import GenerationRequest
+from quire_engine.server.protocol.usage import Usage
+
+
+class ImageUrl(BaseModel):
+    url: str
+
+
+class ContentPart(BaseModel):
+    type: Literal["text", "image_url"]
+    text: Text | None = None
+    image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> ContentPart:
+        for name, value in (("text", self.text), ("image_url", self.image_url)):
+            if (name == self.type) != (value is not None):
+                raise ValueError(f"a part of the type {self.type} has {self.type}, and nothing else: check {name}")
+        return self
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    role: Annotated[str, Field(min_length=1)]
+    content: Text | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
+
+    def as_template_input(self, image_token: str | None = None, *, in_parts: bool = False) -> dict[str, Any]:
+        """The message as chat templates expect it: its parts joined, or as a list for those that see images."""
+        parts = self.content or []
+        if isinstance(parts, str):
+            parts = [ContentPart(type="text", text=parts)]
+        content: str | list[dict[str, str]]
+        if in_parts:
+            content = [{"type": "image"} if p.text is None else {"type": "text", "text": p.text} for p in parts]
+        else:
+            content = "".join(f"{image_token}\n" if p.text is None else p.text for p in parts)
+        return {**(self.model_extra or {}), "role": self.role, "content": content}
+
+
+class ChatCompletionRequest(GenerationRequest):
+    not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **GenerationRequest.not_supported,
+        "tools": (None, []),
+        "tool_choice": (None, "none", "auto"),
+        "functions": (None, []),
+        "continue_final_message": (False, None),
+        "echo": (False, None),
+    }
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: Logprobs | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _check_top_logprobs(self) -> ChatCompletionRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError(f"top_logprobs is {self.top_logprobs} without logprobs: set logprobs to true")
+        return self
+
+
+class ChatAnswer(BaseModel):
+    role: str = "assistant"
+    content: str | None = None
+
+
+class ChatDelta(BaseModel):
+    role: str | None = None
+    content: str | None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: ChatAnswer
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+class ChatCompletionResponse(BaseModel):
+    id: str = Field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int = Field(default_factory=lambda: int(time.time()))
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None

@@ -1,0 +1,165 @@
+"""What the requests of all generating endpoints have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from quire_engine.sampling_params import MAX_BAD_WORDS, MAX_N, NOT_WITH_BEAMS, EarlyStopping, SamplingParams
+from quire_engine.server.forms import StructuredRequest
+from quire_engine.server.protocol.fields import CacheSalt, LogitBias, Logprobs, Text, TokenIds
+from quire_engine.structured_outputs import StructuredOutputsParams
+
+MAX_STOP_TOKEN_IDS = 1024
+MAX_ANSWERS = 1024  # of one request: its prompts, n or best_of times each
+MAX_ALLOWED = 2**22  # entries of allowed_token_ids over all answers, each of which carries its own
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class GenerationRequest(StructuredRequest):
+    """The fields that completions and chat completions share. Fields of other servers are let pass unread."""
+
+    model_config = ConfigDict(extra="allow")
+    # Known fields whose machinery is not built: refused when set, so that nobody believes in their effect.
+    not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    model: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: LogitBias | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: Annotated[list[Text], Field(fail_fast=True, max_length=MAX_BAD_WORDS)] | None = None
+    n: int | None = Field(default=1, ge=1, le=MAX_N)
+    best_of: int | None = Field(default=None, ge=1, le=MAX_N)
+    use_beam_search: bool = False
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping = False
+    seed: int | None = None
+    stop: Text | Annotated[list[Text], Field(fail_fast=True)] | None = None
+    stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    skip_special_tokens: bool = True
+    prompt_logprobs: Logprobs | None = None
+    truncate_prompt_tokens: int | None = Field(default=None, ge=-1)
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    cache_salt: CacheSalt | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_built(self) -> GenerationRequest:
+        for name, harmless in self.not_supported.items():
+            value = (self.model_extra or {}).get(name)
+            if value not in harmless:
+                raise ValueError(f"{name} is not supported yet: leave it out")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is set without stream: set stream to true, or leave stream_options out")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be_streamed(self) -> GenerationRequest:
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs cannot be streamed: set stream to false, or leave prompt_logprobs out")
+        if self.stream and self.num_answers > (self.n or 1):
+            raise ValueError(
+                f"best_of is {self.best_of}: the best cannot be streamed before all are there, leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bound_the_answers(self) -> GenerationRequest:
+        prompts, n, allowed = self.num_prompts, self.num_sequences, len(self.allowed_token_ids or ())
+        if prompts * n > MAX_ANSWERS:
+            raise ValueError(
+                f"prompt holds {prompts} prompts and n is {n}: one request gives at most {MAX_ANSWERS} answers, "
+                "send several"
+            )
+        if prompts * n * allowed > MAX_ALLOWED:
+            raise ValueError(
+                f"allowed_token_ids holds {allowed} tokens, for {prompts * n} answers: the product must be at most "
+                f"{MAX_ALLOWED}, send several requests"
+            )
+        return self
+
+    @property
+    def num_prompts(self) -> int:
+        return 1
+
+    @property
+    def num_sequences(self) -> int:
+        """How many answers are made for a prompt, or beams."""
+        return self.best_of or self.n or 1
+
+    @property
+    def num_answers(self) -> int:
+        """How many answers to a prompt come from the engine."""
+        return (self.n or 1) if self.use_beam_search else self.num_sequences
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are to be told beside each; None for no logprobs at all."""
+        raise NotImplementedError  # each endpoint has a field of its own for it
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """As `num_logprobs`, for the prompt."""
+        return self.prompt_logprobs
+
+    @property
+    def tells_logprobs(self) -> bool:
+        return self.num_logprobs is not None or self.num_prompt_logprobs is not None
+
+    def sampling_params(
+        self, max_tokens: int, structured_outputs: StructuredOutputsParams | None, defaults: Mapping[str, int | float]
+    ) -> SamplingParams:
+        """The request as sampling parameters, with `defaults` for what it leaves out, where these can have an effect.
+
+        Raises `ValueError` that names the field.
+        """
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "n": self.n,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "length_penalty": self.length_penalty,
+        }
+        if self.use_beam_search:
+            defaults = {name: value for name, value in defaults.items() if name not in NOT_WITH_BEAMS}
+        return SamplingParams(
+            **{**defaults, **{name: value for name, value in given.items() if value is not None}},  # type: ignore[arg-type]  # mixed values
+            best_of=self.best_of,
+            use_beam_search=self.use_beam_search,
+            early_stopping=self.early_stopping,
+            seed=self.seed,
+            logit_bias=self.logit_bias,
+            allowed_token_ids=self.allowed_token_ids,
+            bad_words=self.bad_words or [],
+            logprobs=self.num_logprobs,
+            prompt_logprobs=self.num_prompt_logprobs,
+            stop=[self.stop] if isinstance(self.stop, str) else list(self.stop or []),
+            stop_token_ids=list(self.stop_token_ids or []),
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            min_tokens=self.min_tokens,
+            skip_special_tokens=self.skip_special_tokens,
+            structured_outputs=structured_outputs,
+            max_tokens=max_tokens,
+        )
