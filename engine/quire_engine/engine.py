@@ -24,7 +24,7 @@ from quire_engine.execution.ranked_executor import RankedExecutor
 from quire_engine.failure import failure_of
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.generation_config import generation_config, sampling_defaults
-from quire_engine.loading.image_processor import ImagePixels
+from quire_engine.loading.image_processor import ImageProcessor
 from quire_engine.loading.sentence_transformers import pooling_of
 from quire_engine.loading.weights import check_size
 from quire_engine.memory_plan.plan import MemoryPlan, plan_memory
@@ -117,7 +117,7 @@ def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | No
         if pooling is not None:
             spec = spec_of_embeddings(spec, longest_prompt)
         if config.load_format != "dummy":
-            more = 0 if spec.vision is None else spec.vision.tower.num_elements
+            more = 0 if spec.vision is None else spec.vision.num_elements
             check_size(spec.shape, checkpoint.directory, more)
         quantization = model_quantization(config, checkpoint, spec)
         dtype = pick_dtype(config.dtype, spec.shape.dtype, device)
@@ -126,7 +126,7 @@ def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | No
         core_config = core_settings(config, spec, checkpoint, generation, device)
         if pooling is not None:
             core_config = with_pooling(core_config, spec.shape, pooling)
-        pixels = None if spec.vision is None else ImagePixels(checkpoint.directory, spec.vision.tower)
+        processor = None if spec.vision is None else ImageProcessor(checkpoint.directory, spec.vision)
         if rank == 0:
             check_layout(layout, spec)
     place = Place()
@@ -150,7 +150,7 @@ def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | No
         core_config = replace(
             core_config, num_blocks=plan.num_blocks, num_swap_blocks=plan.num_swap_blocks, window=window
         )
-        runner = model_runner(core_config, model, plan, DTYPES[dtype], device, place, pixels)
+        runner = model_runner(core_config, model, plan, DTYPES[dtype], device, place, processor)
     log.info("%s in %s on %s, %d threads", spec.shape.architecture, dtype, device.type, threads)
     info = EngineInfo(
         model=str(checkpoint.directory),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 
 @dataclass(frozen=True, slots=True)
 class PromptImage:
@@ -13,10 +15,27 @@ class PromptImage:
     digest: bytes  # of `data`: equal ones are taken for equal images
     start: int  # position of its first token
     num_tokens: int
+    width: int  # pixels, as it is meant to be seen
+    height: int
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
+
+
+class FixedCount(msgspec.Struct, frozen=True, tag=True):
+    """As many tokens for each image, whatever its size."""
+
+    num_tokens: int
+
+    def of(self, width: int, height: int) -> int:
+        return self.num_tokens
+
+
+ImageCount = FixedCount
+"""How many tokens an image has, by its size. Its `of` raises `ValueError` for a size that the model does not take.
+
+It crosses processes: each kind is a tagged struct of plain values."""
 
 
 @dataclass(frozen=True)
@@ -24,5 +43,5 @@ class ImageTokens:
     """How images stand in the prompts of a model that takes them."""
 
     token_id: int  # of each token that stands for a part of an image
-    num_tokens: int  # for each image
+    count: ImageCount
     most: int  # images in a prompt

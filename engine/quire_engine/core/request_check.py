@@ -83,10 +83,13 @@ def _check_images(images: Sequence[PromptImage], length: int, config: CoreConfig
         )
     end = 0
     for image in images:
-        if image.num_tokens != config.images.num_tokens or image.start < end or image.end > length:
+        if min(image.width, image.height) < 1:
+            raise ValueError(f"images: one has {image.width} x {image.height} pixels: it needs at least one")
+        count = config.images.count.of(image.width, image.height)
+        if image.num_tokens != count or image.start < end or image.end > length:
             raise ValueError(
-                f"images: one has the tokens from {image.start} to {image.end}: each has {config.images.num_tokens}, "
-                f"behind those of the one before it, of the prompt's {length}"
+                f"images: one has the tokens from {image.start} to {image.end}: it has {count}, behind those of the "
+                f"one before it, of the prompt's {length}"
             )
         end = image.end
 

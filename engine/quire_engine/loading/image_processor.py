@@ -1,4 +1,4 @@
-"""Image files to pixels, by the image processor of transformers that the checkpoint names."""
+"""Image files to what an encoder takes, by the image processor of transformers that the checkpoint names."""
 
 from __future__ import annotations
 
@@ -7,27 +7,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from quire_engine.loading.errors import CheckpointError
-from quire_engine.models.clip import ClipSpec
+from quire_engine.models.language_model import ImageInputs
+from quire_engine.models.vision import VisionSpec
 from quire_engine.multimodal.image_files import decoded
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
+_BLANKS = ((64, 48), (48, 96))  # width and height
 
 
-class ImagePixels:
-    """Resizes, crops and normalises images as the model was trained with."""
+class ImageProcessor:
+    """Resizes, cuts and normalises images as the model was trained with."""
 
-    def __init__(self, directory: Path, spec: ClipSpec) -> None:
-        """Raises `CheckpointError` where what stands in `directory` makes no images of the encoder's size.
+    def __init__(self, directory: Path, spec: VisionSpec) -> None:
+        """Raises `CheckpointError` where what stands in `directory` makes nothing that the encoder takes.
 
-        Where it has no such file, images are treated as CLIP's own are.
+        Where it has no such file, images are treated as is usual with the encoder.
         """
+        self._names = tuple(spec.inputs(*_BLANKS[0]))
         self._processor = _processor(directory, spec)
-        wanted = (spec.channels, spec.image_size, spec.image_size)
+        for size in _BLANKS:
+            self._try(directory, spec, *size)
+
+    def inputs_of(self, data: bytes, device: torch.device, dtype: torch.dtype) -> ImageInputs:
+        """What the encoder takes of an image file; what has fractions as `dtype`.
+
+        Raises `ValueError` for what is no image.
+        """
+        inputs = self._inputs(decoded(data))
+        return {name: x.to(device, dtype if x.is_floating_point() else x.dtype) for name, x in inputs.items()}
+
+    def _inputs(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        made = self._processor(image, return_tensors="pt")
+        return {name: made[name] for name in self._names}
+
+    def _try(self, directory: Path, spec: VisionSpec, width: int, height: int) -> None:
         try:
-            blank = self._pixels(_blank())
-            made, finite = tuple(blank.shape), bool(blank.isfinite().all())
+            inputs = self._inputs(Image.new("RGB", (width, height)))
+            made = {name: tuple(x.shape) for name, x in inputs.items()}
+            finite = all(bool(x.isfinite().all()) for x in inputs.values())
         except Exception as error:  # it is a table of settings, any of which may be wrong in its own way
             raise CheckpointError(
                 "InvalidCheckpoint", f"the image processor of {directory} does not work: {_first_line(error)}"
@@ -36,30 +56,23 @@ class ImagePixels:
             raise CheckpointError(
                 "InvalidCheckpoint", f"the image processor of {directory} divides by 0, or by what is no number"
             )
-        if made != wanted:
-            raise CheckpointError(
-                "InvalidCheckpoint",
-                f"the image processor of {directory} makes images of {list(made)} and config.json's vision_config asks "
-                f"for {list(wanted)}: they do not belong together",
-            )
-
-    def of_file(self, data: bytes) -> torch.Tensor:
-        """[channels, image_size, image_size] float32 on the CPU. Raises `ValueError` for what is no image."""
-        return self._pixels(decoded(data))
-
-    def _pixels(self, image: object) -> torch.Tensor:
-        pixels: torch.Tensor = self._processor(image, return_tensors="pt")["pixel_values"][0]
-        return pixels
+        for name, wanted in spec.inputs(width, height).items():
+            if made[name] != wanted:
+                raise CheckpointError(
+                    "InvalidCheckpoint",
+                    f"the image processor of {directory} makes images of {list(made[name])}, {name} of one that has "
+                    f"{width} x {height} pixels, and config.json asks for {list(wanted)}: they do not belong together",
+                )
 
 
-def _processor(directory: Path, spec: ClipSpec) -> Any:
-    from transformers import AutoImageProcessor, CLIPImageProcessorPil
+def _processor(directory: Path, spec: VisionSpec) -> Any:
+    import transformers
 
     if not any((directory / file).is_file() for file in _FILES):
-        size = spec.image_size
-        return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+        name, settings = spec.usual_processor
+        return getattr(transformers, name)(**settings)
     try:
-        load: Callable[..., Any] = AutoImageProcessor.from_pretrained
+        load: Callable[..., Any] = transformers.AutoImageProcessor.from_pretrained
         return load(directory, backend="pil")
     except Exception as error:  # as it likes
         raise CheckpointError(
@@ -69,9 +82,3 @@ def _processor(directory: Path, spec: ClipSpec) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _blank() -> object:
-    from PIL import Image
-
-    return Image.new("RGB", (64, 48))

@@ -16,10 +16,10 @@ from quire_engine.layers.rotary import RopeSettings, RotaryEmbedding, rotary_emb
 from quire_engine.memory_plan.context_length import longest_context
 from quire_engine.memory_plan.model_shape import ModelShape
 from quire_engine.models.decoder_layer import LayerSpec
-from quire_engine.models.language_model import ImageRows, LanguageModel
+from quire_engine.models.language_model import ImageInputs, ImageRows, LanguageModel
 from quire_engine.models.naming import LLAMA_NAMES, Naming
 from quire_engine.models.settings import Config
-from quire_engine.models.vision import ImageEmbedding, VisionSpec
+from quire_engine.models.vision import VisionSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class CausalLM(LanguageModel):
         self.model = Decoder(spec)
         self.vision = None
         if spec.vision is not None and self.model.stage.first:
-            self.vision = ImageEmbedding(spec.vision, spec.shape.hidden_size)
+            self.vision = spec.vision.build(spec.shape.hidden_size)
         shape, size = spec.shape, spec.embedding.size
         self.project_out = Linear(shape.hidden_size, size) if size is not None and self.model.stage.last else None
         self.lm_head = None
@@ -194,9 +194,9 @@ class CausalLM(LanguageModel):
         out: torch.Tensor = self.model(token_ids, positions, hidden, images)
         return out
 
-    def embed_image(self, pixels: torch.Tensor) -> torch.Tensor:
+    def embed_image(self, inputs: ImageInputs) -> torch.Tensor:
         assert self.vision is not None
-        out: torch.Tensor = self.vision(pixels)
+        out: torch.Tensor = self.vision(inputs)
         return out
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

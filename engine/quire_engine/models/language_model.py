@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,9 @@ from torch import nn
 
 from quire_engine.attention.paged_attention import PagedAttention
 from quire_engine.memory_plan.model_shape import ModelShape
+
+ImageInputs = Mapping[str, torch.Tensor]
+"""One image as the checkpoint's image processor gives a batch of one, by its names: pixels, sizes, masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,8 @@ class LanguageModel(nn.Module):
     shape: ModelShape
     batches: bool = True  # whether it computes several sequences, or a part of a prompt, in a step
 
-    def embed_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[channels, height, width] -> [tokens of an image, hidden_size], in the model's dtype."""
+    def embed_image(self, inputs: ImageInputs) -> torch.Tensor:
+        """What the image processor made of one image -> [tokens of the image, hidden_size], in the model's dtype."""
         raise NotImplementedError  # of models that take images
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,10 @@ from quire_engine.memory_plan.architectures import positive_int
 from quire_engine.models.clip import ClipSpec
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.llama import llama
+from quire_engine.models.llava_vision import LlavaVision
 from quire_engine.models.mistral import mistral
 from quire_engine.models.naming import Naming, Source
 from quire_engine.models.settings import Config, activation, flag, number, refuse
-from quire_engine.models.vision import VisionSpec
 
 _LARGEST = 4096  # pixels of a side
 _DECODERS: dict[str, Callable[[Config], DecoderSpec]] = {"llama": llama, "mistral": mistral}
@@ -51,7 +51,7 @@ def _source(name: str) -> Source:
     return Source(theirs + name.removeprefix(ours))
 
 
-def _vision(config: Config, vocab_size: int) -> VisionSpec:
+def _vision(config: Config, vocab_size: int) -> LlavaVision:
     found = config.get("vision_config")
     if not isinstance(found, dict):
         raise ValueError(f"config.json: vision_config is {found!r}: it must be an object")
@@ -86,7 +86,7 @@ def _vision(config: Config, vocab_size: int) -> VisionSpec:
     token = config.get("image_token_index", config.get("image_token_id", 32000))
     if not isinstance(token, int) or not 0 <= token < vocab_size:
         raise ValueError(f"config.json: image_token_index is {token!r}: it must be a token, below {vocab_size}")
-    return VisionSpec(
+    return LlavaVision(
         tower=tower,
         layers=_layers(config, tower.num_layers),
         with_class=strategy == "full",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
@@ -13,13 +14,22 @@ MAX_PIXELS = 1 << 25
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A file that holds an image, and how large that is, in pixels, as it is meant to be seen."""
+
+    data: bytes
+    width: int
+    height: int
+
+
 def digest_of(data: bytes) -> bytes:
     """What an image is known by, 32 bytes: equal files are equal images."""
     return hashlib.sha256(data).digest()
 
 
-def check_file(data: bytes) -> None:
-    """Raise `ValueError` where `decoded` would not give an image, or one beyond the limits.
+def checked(data: bytes) -> ImageFile:
+    """The file, with its size. Raises `ValueError` where `decoded` would not give an image, or one beyond the limits.
 
     A file's header is looked at before its pixels are given memory.
     """
@@ -31,7 +41,8 @@ def check_file(data: bytes) -> None:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"the image has {width} x {height} pixels: it must be at most {MAX_PIXELS} in all")
-    decoded(data)
+    width, height = decoded(data).size
+    return ImageFile(data, width, height)
 
 
 def decoded(data: bytes) -> Image.Image:

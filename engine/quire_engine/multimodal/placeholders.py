@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quire_engine.core.images import ImageTokens, PromptImage
-from quire_engine.multimodal.image_files import digest_of
+from quire_engine.multimodal.image_files import ImageFile, digest_of
 
 
-def expanded(ids: Sequence[int], files: Sequence[bytes], tokens: ImageTokens) -> tuple[list[int], list[PromptImage]]:
+def expanded(
+    ids: Sequence[int], files: Sequence[ImageFile], tokens: ImageTokens
+) -> tuple[list[int], list[PromptImage]]:
     """A prompt that has one image token for each of `files`, with as many as each takes, and where they stand.
 
-    Raises `ValueError` where there are more or fewer image tokens than images.
+    Raises `ValueError` where there are more or fewer image tokens than images, or the model does not take one's size.
     """
     found = [i for i, token in enumerate(ids) if token == tokens.token_id]
     if len(found) != len(files):
@@ -22,9 +24,10 @@ def expanded(ids: Sequence[int], files: Sequence[bytes], tokens: ImageTokens) ->
     result: list[int] = []
     images = []
     done = 0
-    for place, data in zip(found, files, strict=True):
+    for place, file in zip(found, files, strict=True):
         result += ids[done:place]
-        images.append(PromptImage(data, digest_of(data), len(result), tokens.num_tokens))
-        result += [tokens.token_id] * tokens.num_tokens
+        count = tokens.count.of(file.width, file.height)
+        images.append(PromptImage(file.data, digest_of(file.data), len(result), count, file.width, file.height))
+        result += [tokens.token_id] * count
         done = place + 1
     return [*result, *ids[done:]], images

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from PIL import Image
 
-from quire_engine.multimodal.image_files import check_file, encoded
+from quire_engine.multimodal.image_files import ImageFile, checked, encoded
 
 
-def files_of(data: Mapping[str, object]) -> list[bytes]:
+def files_of(data: Mapping[str, object]) -> list[ImageFile]:
     """The files of `{"image": one or a list}`, each a PIL image or the bytes of a file.
 
     Raises `ValueError` for anything else, and for images beyond the limits.
@@ -24,6 +24,5 @@ def files_of(data: Mapping[str, object]) -> list[bytes]:
             image = encoded(image)
         if not isinstance(image, bytes):
             raise ValueError(f"multi_modal_data has a {type(image).__name__}: give a PIL image, or the bytes of a file")
-        check_file(image)
-        files.append(image)
+        files.append(checked(image))
     return files

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quire_engine.core.images import ImageTokens, PromptImage
 from quire_engine.multimodal.data_url import bytes_of
-from quire_engine.multimodal.image_files import check_file
+from quire_engine.multimodal.image_files import ImageFile, checked
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.server.errors import ApiError
 from quire_engine.server.protocol.chat import ChatMessage
@@ -36,7 +36,7 @@ class ChatImages:
         self.in_parts = self.token is not None and _takes_parts(tokenizer, template, self.token)
         """Whether the template puts image tokens where it finds parts that are images."""
 
-    async def files(self, messages: list[ChatMessage], copies: int) -> list[bytes]:
+    async def files(self, messages: list[ChatMessage], copies: int) -> list[ImageFile]:
         """The image files in `messages`, in their order, of which each of `copies` answers gets its own.
 
         Raises `ApiError` that names the part that is wrong.
@@ -60,8 +60,8 @@ class ChatImages:
                 "out, or start the server with a higher --limit-mm-per-prompt",
                 param=field,
             )
-        files = [await self._file(field, url) for field, url in urls]
-        size = sum(len(data) for data in files)
+        files = [await self._file(field, url, self._tokens) for field, url in urls]
+        size = sum(len(file.data) for file in files)
         if size * copies > _MOST_BYTES:
             raise ApiError(
                 400,
@@ -70,7 +70,7 @@ class ChatImages:
             )
         return files
 
-    def expanded(self, ids: list[int], files: list[bytes]) -> tuple[list[int], list[PromptImage]]:
+    def expanded(self, ids: list[int], files: list[ImageFile]) -> tuple[list[int], list[PromptImage]]:
         """The tokens of a rendered chat with as many for each image as it takes. Raises `ApiError`."""
         if self._tokens is None:
             return ids, []
@@ -79,18 +79,18 @@ class ChatImages:
         except ValueError as error:
             raise ApiError(400, f"{error}: texts must not hold {self.token}", param="messages") from error
 
-    async def _file(self, field: str, url: str) -> bytes:
+    async def _file(self, field: str, url: str, tokens: ImageTokens) -> ImageFile:
         try:
             async with self._free:
-                return await asyncio.to_thread(_read, url)
+                return await asyncio.to_thread(_read, url, tokens)
         except ValueError as error:
             raise ApiError(400, f"{field}: {error}", param=field) from error
 
 
-def _read(url: str) -> bytes:
-    data = bytes_of(url)
-    check_file(data)
-    return data
+def _read(url: str, tokens: ImageTokens) -> ImageFile:
+    file = checked(bytes_of(url))
+    tokens.count.of(file.width, file.height)  # whether the model takes an image of this size
+    return file
 
 
 def _takes_parts(tokenizer: PreTrainedTokenizerBase, template: str | None, token: str) -> bool:

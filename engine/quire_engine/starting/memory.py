@@ -15,7 +15,7 @@ from quire_engine.execution.input_batch import InputBatch
 from quire_engine.execution.kv_cache import allocate_kv_cache
 from quire_engine.execution.model_runner import ModelRunner
 from quire_engine.execution.sampling_state import SamplingState
-from quire_engine.loading.image_processor import ImagePixels
+from quire_engine.loading.image_processor import ImageProcessor
 from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
 from quire_engine.memory_plan.plan import GIB, HTTP_SERVER_BYTES, MemoryPlan, MemoryRequest
 from quire_engine.models.language_model import LanguageModel
@@ -72,9 +72,9 @@ def model_runner(
     dtype: torch.dtype,
     device: torch.device,
     place: Place,
-    pixels: ImagePixels | None = None,
+    processor: ImageProcessor | None = None,
 ) -> ModelRunner:
-    """Allocate the KV cache and the buffers of steps, as `plan` says. `pixels` are of a model that takes images."""
+    """Allocate the KV cache and the buffers of steps, as `plan` says. `processor` is of a model that takes images."""
     cache = allocate_kv_cache(
         model,
         num_blocks=plan.num_blocks,
@@ -96,7 +96,7 @@ def model_runner(
         rotates_by_length=core_config.rotation is not None,
     )
     images = None
-    if pixels is not None and place.stage.first:  # where tokens are embedded
-        images = ImageEmbedder(lambda data: model.embed_image(pixels.of_file(data).to(device, dtype)))
+    if processor is not None and place.stage.first:  # where tokens are embedded
+        images = ImageEmbedder(lambda data: model.embed_image(processor.inputs_of(data, device, dtype)))
     # The results are rank 0's.
     return ModelRunner(model, batch, cache, place, dtype, core_config.pooling if place.rank == 0 else None, images)

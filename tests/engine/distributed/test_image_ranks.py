@@ -8,6 +8,7 @@ import pytest
 import transformers
 
 from quire_engine.core.messages import EngineRequest
+from quire_engine.multimodal.image_files import checked
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.sampling_params import SamplingParams
 from tests.engine.distributed.rank_pool import RankPool
@@ -28,7 +29,7 @@ def test_ranks_answer_alike_about_images(ranks: RankPool, layout: str, tmp_path:
         tokens = core.config.images
         assert tokens is not None
         for text, images in asked:
-            ids, own = expanded(llava.ids(text), [file_of(image) for image in images], tokens)
+            ids, own = expanded(llava.ids(text), [checked(file_of(image)) for image in images], tokens)
             answers[text] = []
             core.add_request(EngineRequest(text, ids, params, images=tuple(own)))
         while core.has_work():

@@ -17,6 +17,7 @@ from quire_engine.core.messages import EngineRequest
 from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.llm import LLM
 from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_engine.multimodal.image_files import checked
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.sampling_params import BeamSearchParams, SamplingParams
 from quire_engine.startup_error import StartupError
@@ -117,7 +118,7 @@ def test_equal_images_share_pages_and_others_do_not(llava: Llava) -> None:
 def test_image_tokens_without_an_image_share_no_pages_with_those_of_one(llava: Llava) -> None:
     llm = load(llava)
     ids = llava.ids(f"{IMAGE} what is it? ")
-    whole, images = expanded(ids, [file_of(picture(1))], llm.info.images or pytest.fail("it takes images"))
+    whole, images = expanded(ids, [checked(file_of(picture(1)))], llm.info.images or pytest.fail("it takes images"))
     for name, own in (("with", tuple(images)), ("without", ())):
         llm.core.add_request(EngineRequest(name, whole, PARAMS, images=own))
         while llm.core.has_work():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from quire_engine.core.images import ImageTokens
+from quire_engine.core.images import FixedCount, ImageTokens
 from quire_engine.server.chat_images import ChatImages
 from quire_engine.server.processor_template import processor_template
 from quire_engine.server.protocol.chat import ChatMessage
@@ -47,7 +47,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_images_and_texts_are_given_to_a_template_as_it_reads_them(
     tokenizer: Any, template: str, expected: str
 ) -> None:
-    images = ChatImages(ImageTokens(96, 9, 1), tokenizer, template)
+    images = ChatImages(ImageTokens(96, FixedCount(9), 1), tokenizer, template)
     messages = [ChatMessage(**message) for message in CHAT]
     given = [message.as_template_input(images.token, in_parts=images.in_parts) for message in messages]
     assert tokenizer.apply_chat_template(given, chat_template=template, tokenize=False) == expected
