@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from quire_engine.core.beam_search import BeamSearch
+from quire_engine.core.beam_search import BeamSearch, Path
 from quire_engine.core.messages import BeamAnswer
 from quire_engine.core.request import Request
 from quire_engine.core.step import TokenLogprobs
@@ -23,6 +23,7 @@ class BeamGroup:
     search: BeamSearch
     members: list[Request]
     num_answers: int
+    paths: list[Path | None] = field(default_factory=lambda: [None])  # the tokens of its answer so far, by member
     scores: list[float] = field(default_factory=lambda: [0.0])  # sums of logprobs, by member
     choices: dict[str, TokenLogprobs] = field(default_factory=dict)  # by request id, of those done with this round
 
@@ -35,7 +36,6 @@ class BeamGroup:
         params, room = request.params, longest - request.num_prompt_tokens
         search = BeamSearch(
             width=params.num_sequences,
-            num_prompt_tokens=request.num_prompt_tokens,
             min_tokens=params.min_tokens,
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             ends=ends,
@@ -59,10 +59,13 @@ class BeamGroup:
         self.choices = {}
 
     def end_round(self, fork: Callable[[Request, Request], None]) -> None:
-        """Go on with the best continuations. `fork(parent, child)` has a child hold what its parent holds."""
+        """Go on with the best continuations. `fork(parent, child)` has a child hold what its parent holds.
+
+        Takes time for each member, however long the answers are: `fork` looks at what the two do not share.
+        """
         choices = [self.choices[m.request_id] for m in self.members]
         self.choices = {}
-        found = self.search.advance([m.token_ids for m in self.members], self.scores, choices)
+        found = self.search.advance(self.paths, self.scores, choices)
         if self.search.done:
             return
         taken = {continuation.beam: continuation for continuation in reversed(found)}
@@ -75,15 +78,18 @@ class BeamGroup:
             taken[place] = continuation
         for place, continuation in taken.items():
             self.members[place].token_ids.append(continuation.token_id)
-        self.scores = [taken[place].cumulative_logprob for place in range(len(found))]
+        going_on = [taken[place] for place in range(len(found))]
+        length = self.members[0].num_output_tokens
+        self.paths = [Path(one.token_id, self.paths[one.beam], length) for one in going_on]
+        self.scores = [one.cumulative_logprob for one in going_on]
 
     def answers(self) -> list[BeamAnswer]:
         """The best of what the search found, the best first."""
         ends = self.search.ends
         return [
-            BeamAnswer(h.token_ids, h.cumulative_logprob, "stop", ends[h.token_ids[-1]])
+            BeamAnswer(h.path.token_ids(), h.cumulative_logprob, "stop", ends[h.path.token_id])
             if h.ended
-            else BeamAnswer(h.token_ids, h.cumulative_logprob, "length")
+            else BeamAnswer(h.path.token_ids(), h.cumulative_logprob, "length")
             for h in self.search.hypotheses[: self.num_answers]
         ]
 

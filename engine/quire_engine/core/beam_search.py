@@ -9,13 +9,30 @@ from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import EarlyStopping
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Path:
+    """The tokens that an answer has so far, without the prompt. Those that go on from it share it, and copy nothing."""
+
+    token_id: int  # the last one
+    before: Path | None
+    length: int
+
+    def token_ids(self) -> list[int]:
+        tokens: list[int] = []
+        path: Path | None = self
+        while path is not None:
+            tokens.append(path.token_id)
+            path = path.before
+        return tokens[::-1]
+
+
 @dataclass(slots=True)
 class Hypothesis:
     """An answer that a search found."""
 
-    token_ids: list[int]  # without the prompt, with the token that ended it
+    path: Path  # with the token that ended it
     cumulative_logprob: float
-    score: float  # cumulative_logprob / len(token_ids) ** length_penalty
+    score: float  # cumulative_logprob / path.length ** length_penalty
     ended: bool  # by one of the tokens that end an answer, and not by its length
 
 
@@ -44,7 +61,6 @@ class BeamSearch:
         self,
         *,
         width: int,
-        num_prompt_tokens: int,
         min_tokens: int,
         max_tokens: int,
         ends: Mapping[int, int | None],
@@ -55,7 +71,6 @@ class BeamSearch:
         self.ends = ends  # tokens that end an answer
         self.hypotheses: list[Hypothesis] = []  # the best first
         self.done = False
-        self._num_prompt_tokens = num_prompt_tokens
         self._min_tokens, self._max_tokens = min_tokens, max_tokens
         self._length_penalty, self._early_stopping = length_penalty, early_stopping
 
@@ -65,14 +80,14 @@ class BeamSearch:
         return self.width + len(self.ends)
 
     def advance(
-        self, beams: Sequence[Sequence[int]], scores: Sequence[float], choices: Sequence[TokenLogprobs]
+        self, beams: Sequence[Path | None], scores: Sequence[float], choices: Sequence[TokenLogprobs]
     ) -> list[Continuation]:
         """The beams' continuations to go on with, the best first; of no use when the search is `done`.
 
-        `beams` are all of their tokens and `scores` the sums of their logprobs; `choices` name the likeliest tokens
-        that follow each. Beams are of one length.
+        `beams` are their tokens, None before the first, and `scores` the sums of their logprobs; `choices` name the
+        likeliest tokens that follow each. Beams are of one length.
         """
-        length = len(beams[0]) - self._num_prompt_tokens + 1
+        length = 1 if beams[0] is None else beams[0].length + 1
         may_end = length > self._min_tokens
         candidates = [
             Continuation(beam, token, score + logprob)
@@ -85,9 +100,9 @@ class BeamSearch:
         for found in candidates[: self.width]:
             ended = found.token_id in self.ends
             if ended or at_limit:
-                output = [*beams[found.beam][self._num_prompt_tokens :], found.token_id]
+                path = Path(found.token_id, beams[found.beam], length)
                 score = self._score(found.cumulative_logprob, length)
-                self.hypotheses.append(Hypothesis(output, found.cumulative_logprob, score, ended))
+                self.hypotheses.append(Hypothesis(path, found.cumulative_logprob, score, ended))
         self.hypotheses.sort(key=lambda h: -h.score)
         del self.hypotheses[self.width :]
         going_on = [c for c in candidates if c.token_id not in self.ends][: self.width]

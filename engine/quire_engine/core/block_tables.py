@@ -78,10 +78,11 @@ class BlockTables:
         request.num_computed_tokens = request.num_published = request.num_blocks_sent = 0
 
     def fork(self, parent: Request, child: Request) -> None:
-        """Have `child` hold what `parent` holds."""
-        self.pool.acquire(parent.held_block_ids)
-        self.pool.release(child.held_block_ids)
-        child.follow(parent)
+        """Have `child` hold what `parent` holds. Takes time for the blocks that the two do not share already."""
+        kept = _num_shared(parent, child)
+        self.pool.acquire(parent.block_ids[max(kept, parent.num_let_go) :])
+        self.pool.release(child.block_ids[max(kept, child.num_let_go) :])
+        child.follow(parent, kept, self._block_size)
 
     def let_go(self, requests: Iterable[Request]) -> None:
         """Release the blocks that have left the window of every layer. They stay in tables, and nobody looks there."""
@@ -163,3 +164,15 @@ class BlockTables:
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
+
+
+def _num_shared(parent: Request, child: Request) -> int:
+    """The blocks that `child` can keep to become like `parent`: up to the last that both hold in one place.
+
+    Before that they may hold different ones, which are of the same tokens then.
+    """
+    first = max(parent.num_let_go, child.num_let_go)
+    for i in range(min(len(parent.block_ids), len(child.block_ids)) - 1, first - 1, -1):
+        if parent.block_ids[i] == child.block_ids[i]:
+            return i + 1
+    return 0

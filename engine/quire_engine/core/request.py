@@ -99,13 +99,20 @@ class Request:
             return self.num_prompt_logprobs
         return len(self.token_ids) - 1
 
-    def follow(self, parent: Request) -> None:
-        """Become what `parent` is, on the same blocks. Takes no references."""
-        self.token_ids = list(parent.token_ids)
-        self.block_ids, self.block_hashes = list(parent.block_ids), list(parent.block_hashes)
-        self.num_let_go = parent.num_let_go
+    def follow(self, parent: Request, num_kept: int, block_size: int) -> None:
+        """Become what `parent` is, on the same blocks. Takes no references.
+
+        The first `num_kept` blocks stay as they are: the same tokens are in them.
+        """
+        # The last one that is kept may be filled no further than the two agree.
+        tokens, hashes = max(0, num_kept - 1) * block_size, min(num_kept, len(self.block_hashes))
+        self.token_ids[tokens:] = parent.token_ids[tokens:]
+        self.block_ids[num_kept:] = parent.block_ids[num_kept:]
+        self.block_hashes[hashes:] = parent.block_hashes[hashes:]
+        if num_kept == 0:
+            self.num_let_go = parent.num_let_go
         self.num_computed_tokens, self.num_published = parent.num_computed_tokens, parent.num_published
-        self.num_blocks_sent, self.rotated_for = 0, parent.rotated_for
+        self.num_blocks_sent, self.rotated_for = min(self.num_blocks_sent, num_kept), parent.rotated_for
 
     def hash_full_blocks(self, block_size: int) -> None:
         """Bring `block_hashes` up to date with `token_ids`."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
+from quire_engine.core.block_pool import BlockPool
 from quire_engine.core.messages import EngineRequest
+from quire_engine.core.request import Request
+from quire_engine.sampling_params import SamplingParams
 from tests.engine.core.fake_model import generate, search
 from tests.engine.core.test_loop import EngineCore, make_core, request, run, tokens
 
@@ -136,6 +141,45 @@ def test_a_search_ends_where_all_of_its_beams_fill_the_pool() -> None:
     core, _ = make_core(num_blocks=6)
     core.add_request(beams("s", [1] * 5, 2, max_tokens=None))
     assert answers(core) == {"s": search([1] * 5, 2, 7, n=2)}
+
+
+@pytest.mark.parametrize("caching", [False, True], ids=["no cache", "cache"])
+def test_what_a_round_copies_does_not_grow_with_the_answers(monkeypatch: pytest.MonkeyPatch, caching: bool) -> None:
+    """Tokens, references to blocks and places in the executor's tables: of twice the rounds, twice as many."""
+    moved = Counter[str]()
+    follow, acquire = Request.follow, BlockPool.acquire
+
+    def counted_follow(child: Request, parent: Request, num_kept: int, block_size: int) -> None:
+        moved["tokens"] += len(parent.token_ids) - max(0, num_kept - 1) * block_size
+        follow(child, parent, num_kept, block_size)
+
+    def counted_acquire(pool: BlockPool, blocks: list[int]) -> None:
+        moved["blocks"] += len(blocks)
+        acquire(pool, blocks)
+
+    monkeypatch.setattr(Request, "follow", counted_follow)
+    monkeypatch.setattr(BlockPool, "acquire", counted_acquire)
+    counts = []
+    for length in (200, 400):
+        moved.clear()
+        core, executor = make_core(num_blocks=600, max_model_len=500, enable_prefix_caching=caching)
+        core.add_request(beams("s", [1] * 4, 4, max_tokens=length))
+        assert [len(found) for found in answers(core)["s"]] == [length] * 4
+        moved["places"] = sum(len(s.new_block_ids) for step in executor.steps for s in step.scheduled)
+        counts.append(dict(moved))
+    assert all(counts[1][what] < 2.5 * counts[0][what] for what in counts[0]), counts
+
+
+def test_beams_that_part_early_and_meet_again_hold_what_they_should() -> None:
+    parent, child = (Request(name, [1, 2, 3, 4, 5, 6, 7], 2, SamplingParams(), 0, (0, 0)) for name in "pc")
+    parent.block_ids, child.block_ids = [0, 1, 2, 3], [0, 4, 5, 3]
+    parent.block_hashes, child.block_hashes = [b"0", b"1", b"2"], [b"0", b"1", b"2"]
+    child.token_ids[6] = 9
+    child.follow(parent, 3, 2)
+    assert (child.token_ids, child.block_ids) == (parent.token_ids, [0, 4, 5, 3])
+    child.token_ids = [1, 2, 9, 9, 9, 9, 9]
+    child.follow(parent, 1, 2)
+    assert (child.token_ids, child.block_ids) == (parent.token_ids, parent.block_ids)
 
 
 @pytest.mark.parametrize(
