@@ -131,6 +131,11 @@ def prefetch(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--from", dest="origin", type=Path, metavar="DIR", help="copy it from this HF_HOME, not the hub"
     )
+    parser.add_argument(
+        "--any-format",
+        action="store_true",
+        help="for another engine: take the weights in whatever format they are, .bin for one (default: safetensors)",
+    )
     parser.add_argument("--progress-port", type=int, help="tell at GET /progress on this port how far it is")
     found = parser.parse_args(argv)
     # A container's first process never gets a SIGTERM that it has no handler for, and what is there is on disk.
@@ -145,6 +150,7 @@ def prefetch(argv: Sequence[str]) -> int:
         keep=found.keep,
         keep_revisions=found.keep_revisions,
         origin=found.origin,
+        any_format=found.any_format,
     )
     return run_prefetch(found.cache.expanduser(), wish, found.progress_port)
 

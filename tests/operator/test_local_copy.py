@@ -62,6 +62,12 @@ def test_without_a_claim_the_copy_is_downloaded_and_the_engine_still_needs_no_hu
     assert download_of(service(model=TOKEN, cache={"local": {"hostPath": "/x"}}), None) is None
 
 
+def test_the_copy_for_another_engine_may_be_in_any_format() -> None:
+    built = service(model=TOKEN, engine={"type": "vllm", "image": "a:1"}, cache={"claimName": "models", **ON_NODES})
+    (stage,) = build_pod_template(built, CACHED)["spec"]["initContainers"]
+    assert "--any-format" in stage["command"]
+
+
 def test_the_init_container_meets_restricted_pod_security() -> None:
     (stage,) = pod(claimName="models", **ON_NODES)["initContainers"]
     assert stage["securityContext"]["allowPrivilegeEscalation"] is False

@@ -231,6 +231,14 @@ def test_another_engines_image_cannot_download_so_ours_does() -> None:
     assert pod["containers"][0]["image"] == "quire/engine:test"
 
 
+def test_another_engine_shares_no_verdict_on_the_format_of_weights_with_ours() -> None:
+    ours, theirs = service(**SPEC), service(**SPEC | {"engine": {"type": "vllm", "image": "a:1"}})
+    assert wanted(ours, COMMIT).job_name != wanted(theirs, COMMIT).job_name
+    assert wanted(theirs, COMMIT) == wanted(service(**SPEC | {"engine": {"type": "tgi", "image": "a:1"}}), COMMIT)
+    assert "--any-format" in container(engine={"type": "vllm", "image": "a:1"})["containers"][0]["command"]
+    assert "--any-format" not in container()["containers"][0]["command"]
+
+
 def event_for(before: int | None, after: int) -> bool:
     def cache(size: int | None) -> dict[str, Any]:
         return {"phase": "Downloading", "bytes": size, "totalBytes": 100} if size is not None else {"phase": "Pending"}

@@ -13,6 +13,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.hub import CONFIG_FILES, IGNORED_FILES, MODULE_FILES, WEIGHT_FILES
+from quire_engine.memory_plan.weight_files import CONVERT
 
 _SHA256_DIGITS = 64
 
@@ -49,13 +50,30 @@ def needed(repository: str, files: Iterable[HubFile]) -> list[HubFile]:
     everything = list(files)
     at_root = [file for file in everything if "/" not in file.path]
     for layout in _WEIGHTS:
-        ignored = IGNORED_FILES if layout is WEIGHT_FILES else ()
-        weights = [f for f in at_root if _matches(f, layout) and not _matches(f, (*ignored, *_NOT_WEIGHTS))]
-        if weights:
+        if weights := _weights(at_root, layout):
             config = [f for f in at_root if _matches(f, CONFIG_FILES) and not _matches(f, IGNORED_FILES)]
             modules = [f for f in everything if _matches(f, MODULE_FILES)]
             return sorted({*config, *modules, *weights}, key=lambda file: file.path)
     raise CheckpointError("InvalidCheckpoint", f"{repository} has no weights: name a repository with safetensors files")
+
+
+def check_format(repository: str, files: Iterable[HubFile]) -> None:
+    """Raise `CheckpointError` where none of `files`, those that `needed` gave, has weights that this engine reads."""
+    everything = list(files)
+    if _weights(everything, WEIGHT_FILES):
+        return
+    others = [file.path for layout in _WEIGHTS for file in _weights(everything, layout)]
+    found = f", only {others[0]}" if others else ""
+    raise CheckpointError(
+        "InvalidCheckpoint",
+        f"{repository} has no safetensors files that this engine reads{found}: name a repository that has them, or "
+        f"{CONVERT}",
+    )
+
+
+def _weights(files: Iterable[HubFile], layout: tuple[str, ...]) -> list[HubFile]:
+    ignored = (*(IGNORED_FILES if layout is WEIGHT_FILES else ()), *_NOT_WEIGHTS)
+    return [file for file in files if _matches(file, layout) and not _matches(file, ignored)]
 
 
 def _file(entry: RepoFile) -> HubFile:

@@ -23,7 +23,7 @@ from quire_engine.last_words import give_up, leave
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.hub import HUB_ERRORS, explain, is_passing
 from quire_engine.loading.hub_cache import COMMIT, HubCache, Manifest
-from quire_engine.loading.hub_files import HubFile, list_files, needed
+from quire_engine.loading.hub_files import HubFile, check_format, list_files, needed
 from quire_engine.loading.progress import Progress, serve_progress
 from quire_engine.loading.transfer import Origin, fetch, from_disk, from_hub
 
@@ -59,6 +59,9 @@ class Wish:
     origin: Path | None = None
     """Another cache that holds it, a HF_HOME; None is the hub."""
 
+    any_format: bool = False
+    """Whether weights will do that this engine does not read."""
+
 
 @dataclass
 class Prefetch:
@@ -80,9 +83,11 @@ class Prefetch:
         try:
             commit = self._resolve()
             manifest = self._cache.complete(commit)
+            files = manifest.files if manifest is not None else self._files(commit)
+            if not self.wish.any_format:
+                check_format(self._name, files)
             since = self._cache.touch(commit)
             if manifest is None:
-                files = self._files(commit)
                 since = self._cache.begin(commit, files)
                 self._check_space(commit, files, since)
                 manifest = self._download(commit, files)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from quire_engine.memory_plan.safetensors_header import TensorHeader, tensor_bytes, tensor_headers
 
+CONVERT = "convert the weights to safetensors, which transformers' save_pretrained writes"
+"""What to do about weights in any other format."""
+
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -32,7 +35,7 @@ def weight_files(directory: Path) -> list[Path]:
     if not files:
         others = sorted(f.name for f in directory.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".gguf"))
         found = f", only {others[0]}" if others else ""
-        raise ValueError(f"{directory} has no safetensors files{found}: convert the weights to safetensors")
+        raise ValueError(f"{directory} has no safetensors files{found}: {CONVERT}")
     missing = [f.name for f in files if not f.is_file()]
     if missing:
         raise ValueError(f"{directory} lacks {missing[0]}, one of {len(files)} files of its index: download it again")

@@ -28,10 +28,13 @@ class Download:
     revision: str
     """The commit where it is known, else a branch or tag."""
 
+    any_format: bool = False
+    """Whether the weights may be in a format that only other engines read. What fails for ours may do for those."""
+
     @property
     def key(self) -> str:
         """What tells it from every other download of the namespace; a label's value."""
-        return digest([self.claim, self.repository, self.revision])
+        return digest([self.claim, self.repository, self.revision, *(("any format",) if self.any_format else ())])
 
     @property
     def job_name(self) -> str:
@@ -53,7 +56,12 @@ def download_of(service: LLMService, commit: str | None) -> Download | None:
     if claim is None or not isinstance(source, HubSource) or not _is_prefetched(service):
         return None
     revision = commit or service.spec.model.revision or BRANCH
-    return Download(service.metadata.namespace, claim, source.repository, revision)
+    return Download(service.metadata.namespace, claim, source.repository, revision, reads_any_format(service))
+
+
+def reads_any_format(service: LLMService) -> bool:
+    """Whether the engine may read weights that are no safetensors, which Quire's own does not."""
+    return service.spec.engine.type != "quire"
 
 
 def model_name(service: LLMService) -> str:

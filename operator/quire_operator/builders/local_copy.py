@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quire_operator.api import HubSource, LLMService, parse_source
 from quire_operator.api.cache import LocalCache
-from quire_operator.builders.cached_model import BRANCH
+from quire_operator.builders.cached_model import BRANCH, reads_any_format
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.downloader import downloader, hub_variables, plain
@@ -41,6 +41,8 @@ def stage_containers(service: LLMService, circumstances: Circumstances) -> list[
     has_claim = cache_claim_name(service) is not None
     revision = circumstances.cached_revision or service.spec.model.revision or BRANCH
     command = ["quire-engine", "prefetch", source.repository, f"--revision={revision}", f"--cache={LOCAL_PATH}"]
+    if reads_any_format(service):
+        command.append("--any-format")
     variables = [plain("HOME", HOME)]
     mounts: list[Manifest] = [
         {"name": "tmp", "mountPath": "/tmp"},

@@ -126,6 +126,7 @@ def _pod(
             f"--revision={download.revision}",
             f"--cache={CACHE_PATH}",
             f"--progress-port={PROGRESS_PORT}",
+            *(["--any-format"] if download.any_format else []),
             *_eviction(service, keep),
         ],
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],

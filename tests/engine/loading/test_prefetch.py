@@ -294,6 +294,44 @@ def test_a_copy_of_what_the_claim_lacks_says_so(place: Place, tmp_path: Path) ->
     assert (status, words.split(":")[0]) == (3, "ModelNotCached")
 
 
+@pytest.fixture
+def without_safetensors(place: Place, tmp_path: Path) -> Place:
+    """A hub whose model has its weights in an older format alone."""
+    source = tmp_path / "older"
+    source.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (source / name).write_bytes(FILES[name])
+    (source / "pytorch_model.bin").write_bytes(WEIGHTS)
+    place.hub.move("org/model", source)
+    return place
+
+
+def assert_no_safetensors(found: tuple[int, str]) -> None:
+    status, words = found
+    assert (status, words.split(":")[0]) == (3, "InvalidCheckpoint")
+    assert "no safetensors files that this engine reads, only pytorch_model.bin" in words
+    assert "save_pretrained" in words
+
+
+def test_weights_that_the_engine_does_not_read_are_refused_before_a_byte_is_fetched(
+    without_safetensors: Place,
+) -> None:
+    assert_no_safetensors(without_safetensors.run())
+    assert without_safetensors.hub.ranges == []
+
+
+def test_weights_for_another_engine_are_fetched_in_any_format_and_still_refused_to_ours(
+    without_safetensors: Place, tmp_path: Path
+) -> None:
+    place = without_safetensors
+    commit = place.succeed("--any-format")
+    assert (place.snapshot(commit) / "pytorch_model.bin").read_bytes() == WEIGHTS
+    assert_no_safetensors(place.run())
+    node = Place(place.server, tmp_path / "node", tmp_path / "words")
+    assert_no_safetensors(node.run(f"--from={place.claim}"))
+    assert node.succeed(f"--from={place.claim}", "--any-format") == commit
+
+
 def test_how_far_it_is_can_be_asked(place: Place) -> None:
     code = """
 import json, urllib.request
