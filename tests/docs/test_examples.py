@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -28,6 +29,8 @@ from tests.operator.conftest import program
 EXAMPLES = [block for block in blocks("yaml") if f"kind: {KIND}\n" in block.text]
 SCRIPTS = [block for block in blocks("python") if "from quire_engine import" in block.text]
 CLIENTS = [block for block in blocks("python") if "openai" in block.text]
+CALLS = [block for block in blocks("bash") if block.page == "http.md" and "curl " in block.text]
+OF_VECTORS = ("/v1/embeddings",)
 
 
 def parsed(example: Block) -> LLMService:
@@ -114,6 +117,35 @@ def test_a_client_prints_an_answer(client: Block, folder: Path, server: Server) 
     assert addresses == 1
     # the LLMService `tiny` serves under its own name, this server under its model's
     assert run(code.replace('model="tiny"', 'model="./tiny"'), folder).strip()
+
+
+@pytest.fixture(scope="module")
+def embedder(folder: Path) -> Iterator[Server]:
+    """What `quire-engine serve ./tiny --task embed` starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        started = launch(folder / "run-embedder", "./tiny", "--task=embed")
+    try:
+        started.wait_until_ready()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_a_call_is_answered(call: Block, folder: Path, request: pytest.FixtureRequest) -> None:
+    one: Server = request.getfixturevalue("embedder" if any(p in call.text for p in OF_VECTORS) else "server")
+    strict = 'set -e; curl() { command curl --fail-with-body -sS --max-time 60 "$@"; }\n'
+    script = strict + call.text.replace("localhost:8000", f"localhost:{one.port}")
+    result = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert '{"error"' not in result.stdout
+
+
+def test_every_endpoint_has_a_call(server: Server) -> None:
+    asked = "".join(call.text for call in CALLS)
+    for path in httpx.get(f"{server.url}/openapi.json").json()["paths"]:
+        assert f"localhost:8000{path.split('{')[0]}" in asked, path
 
 
 @pytest.mark.control_plane

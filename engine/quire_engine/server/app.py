@@ -25,8 +25,15 @@ from quire_engine.server.protocol.chat import ChatCompletionRequest
 from quire_engine.server.protocol.completions import CompletionRequest
 from quire_engine.server.protocol.embeddings import EmbeddingRequest
 from quire_engine.server.protocol.models import ModelCard, ModelList
+from quire_engine.server.protocol.tokenization import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
 from quire_engine.server.settings import ServerSettings
 from quire_engine.server.streaming import ClientGoneError, EventStream, unless_client_leaves
+from quire_engine.server.tokenization import Tokenization
 
 _Part = TypeVar("_Part")
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but the metrics count it
@@ -36,7 +43,8 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but the metr
 class Service:
     """What the routes work with.
 
-    Once the tokenizer and the engine are there, `completions` and `chat` are, or `embeddings`, by what the model does.
+    Once the tokenizer and the engine are there, `tokenization` is, and `completions` and `chat`, or `embeddings`, by
+    what the model does.
     """
 
     settings: ServerSettings
@@ -48,6 +56,7 @@ class Service:
     completions: Completions | None = None
     chat: Chat | None = None
     embeddings: Embeddings | None = None
+    tokenization: Tokenization | None = None
 
     def health(self) -> tuple[int, str]:
         """Status code and reason. 200 only while the engine gives signs of life and the server takes requests."""
@@ -100,6 +109,7 @@ def create_app(service: Service) -> ASGIApp:
     _add_status_routes(app, service)
     _add_generation_routes(app, service)
     _add_embedding_routes(app, service)
+    _add_tokenization_routes(app, service)
     return Gate(app, service.lifecycle, service.settings.api_key, service.starting, service.metrics.observe_http)
 
 
@@ -168,6 +178,20 @@ def _add_embedding_routes(app: FastAPI, service: Service) -> None:
         service.check_queue()
         answer = await unless_client_leaves(request, service.embeddings.embed(body, name))
         return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _add_tokenization_routes(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
+        service.checked_model(body.model)
+        assert service.tokenization is not None  # nobody is let in before
+        return await service.tokenization.tokenize(body)
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
+        service.checked_model(body.model)
+        assert service.tokenization is not None
+        return await service.tokenization.detokenize(body)
 
 
 async def _on_client_gone(_: Request, __: Exception) -> JSONResponse:

@@ -8,8 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 
-from quire_engine.server.chat_images import ChatImages
-from quire_engine.server.errors import ApiError
+from quire_engine.server.chat_prompts import ChatPrompts
 from quire_engine.server.generation import Generation, Piece
 from quire_engine.server.logprobs import chat_logprobs, prompt_logprobs
 from quire_engine.server.parameters import Parameters
@@ -37,21 +36,22 @@ class Chat:
         prompts: Prompts,
         parameters: Parameters,
         tokens: TokenBytes,
-        images: ChatImages,
+        chat_prompts: ChatPrompts,
         response_role: str = "assistant",
     ) -> None:
         self._generation, self._prompts, self._parameters = generation, prompts, parameters
-        self._tokens, self._images, self._role = tokens, images, response_role
+        self._tokens, self._chat_prompts, self._role = tokens, chat_prompts, response_role
 
     async def complete(self, request: ChatCompletionRequest, model: str) -> ChatCompletionResponse:
         pieces, count = await self._start(request)
+        role, echo = self._role_of(request), self._echo(request)
         (answers,) = await collect(pieces, count, num_answers=request.num_answers, n=request.n or 1)
 
         def answer() -> ChatCompletionResponse:
             choices = [
                 ChatChoice(
                     index=i,
-                    message=ChatAnswer(role=self._role, content=t.text),
+                    message=ChatAnswer(role=role, content=echo + t.text),
                     logprobs=chat_logprobs(t.logprobs, self._tokens) if request.logprobs else None,
                     finish_reason=t.finish_reason,
                     stop_reason=t.stop_reason,
@@ -72,19 +72,15 @@ class Chat:
         return self._events(request, model, pieces, count)
 
     async def _start(self, request: ChatCompletionRequest) -> tuple[AsyncGenerator[Piece], TokenCount]:
-        files = await self._images.files(request.messages, request.num_sequences)
-        if files and request.truncate_prompt_tokens is not None:
-            raise ApiError(400, "truncate_prompt_tokens would cut images: leave it out", param="truncate_prompt_tokens")
-        messages = [m.as_template_input(self._images.token, in_parts=self._images.in_parts) for m in request.messages]
-        ids = await self._prompts.from_chat(messages, request.add_generation_prompt, request.chat_template_kwargs)
-        ids, images = self._images.expanded(ids, files)
-        ids = self._prompts.truncated(ids, request.truncate_prompt_tokens)
+        ids, images = await self._chat_prompts.of(
+            request, copies=request.num_sequences, keep=request.truncate_prompt_tokens
+        )
         newer = request.max_completion_tokens is not None
         asked = request.max_completion_tokens if newer else request.max_tokens
         room = self._prompts.max_tokens(ids, asked, "max_completion_tokens" if newer else "max_tokens")
         params = await self._parameters.of(request, [room])
         pieces = self._generation.run(
-            [ids], params, priority=request.priority or 0, cache_salt=request.cache_salt, images=tuple(images)
+            [ids], params, priority=request.priority or 0, cache_salt=request.cache_salt, images=images
         )
         return pieces, TokenCount(len(ids), request.num_answers)
 
@@ -92,7 +88,7 @@ class Chat:
         self, request: ChatCompletionRequest, model: str, pieces: AsyncGenerator[Piece], count: TokenCount
     ) -> AsyncGenerator[bytes]:
         identity, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
-        with_usage = request.stream_options is not None and request.stream_options.include_usage
+        role, echo = self._role_of(request), self._echo(request)
 
         def chunk(index: int, delta: ChatDelta, end: Piece | None = None) -> ChatCompletionChunk:
             choice = ChatChunkChoice(
@@ -105,27 +101,32 @@ class Chat:
                 choice.logprobs = chat_logprobs(end.logprobs or [], self._tokens)
             if end is not None and end.finish_reason is not None:
                 choice.stop_reason = end.stop_reason
-            return _chunk(identity, created, model, [choice], with_usage)
+            return whole([choice])
+
+        def whole(choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
+            made = ChatCompletionChunk(
+                id=identity, object="chat.completion.chunk", created=created, model=model, choices=choices
+            )
+            if request.streams_usage:
+                made.usage = count.as_usage() if not choices or request.streams_usage_so_far else None
+            return made
 
         for index in range(request.n or 1):
-            yield event(chunk(index, ChatDelta(role=self._role, content="")))
+            yield event(chunk(index, ChatDelta(role=role, content="")))
+            if echo:
+                yield event(chunk(index, ChatDelta(content=echo)))
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 count.add(piece)
                 yield event(chunk(piece.index, ChatDelta(content=piece.text) if piece.text else ChatDelta(), piece))
-        if with_usage:
-            last = _chunk(identity, created, model, [], with_usage)
-            last.usage = count.as_usage()
-            yield event(last)
+        if request.streams_usage:
+            yield event(whole([]))
         yield DONE
 
+    def _role_of(self, request: ChatCompletionRequest) -> str:
+        return self._role if request.begins_an_answer else request.messages[-1].role
 
-def _chunk(
-    identity: str, created: int, model: str, choices: list[ChatChunkChoice], with_usage: bool
-) -> ChatCompletionChunk:
-    made = ChatCompletionChunk(
-        id=identity, object="chat.completion.chunk", created=created, model=model, choices=choices
-    )
-    if with_usage:
-        made.usage = None
-    return made
+    def _echo(self, request: ChatCompletionRequest) -> str:
+        """The text of the last message where `echo` asks for it and the answer goes on in its role."""
+        last = request.messages[-1]
+        return last.text if request.echo and last.role == self._role_of(request) else ""

@@ -65,7 +65,8 @@ class Completions:
 
     async def _start(self, request: CompletionRequest) -> _Started:
         keep = request.truncate_prompt_tokens
-        prompts = [self._prompts.truncated(ids, keep) for ids in await self._prompts.from_completion(request.prompt)]
+        given = await self._prompts.from_completion(request.prompt, special=request.add_special_tokens)
+        prompts = [self._prompts.truncated(ids, keep) for ids in given]
         asked = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         # The engine always makes a token, and of no tokens none is shown.
         rooms = [self._prompts.max_tokens(ids, max(1, asked), "max_tokens") for ids in prompts]
@@ -108,15 +109,14 @@ class Completions:
     async def _events(self, started: _Started, model: str) -> AsyncGenerator[bytes]:
         request, count = started.request, started.count
         identity, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
-        with_usage = request.stream_options is not None and request.stream_options.include_usage
         streamed: dict[int, _Streamed] = {}
 
         def chunk(choices: list[CompletionChoice]) -> CompletionResponse:
             made = CompletionResponse(
                 id=identity, object="text_completion", created=created, model=model, choices=choices
             )
-            if with_usage:
-                made.usage = None if choices else count.as_usage()
+            if request.streams_usage:
+                made.usage = count.as_usage() if not choices or request.streams_usage_so_far else None
             return made
 
         async with contextlib.aclosing(started.pieces):
@@ -129,7 +129,7 @@ class Completions:
                 so_far.of_prompt += piece.prompt_logprobs or []
                 if piece.text or piece.token_ids or piece.finish_reason:
                     yield event(chunk([_next_choice(started, prompt, so_far, piece)]))
-        if with_usage:
+        if request.streams_usage:
             yield event(chunk([]))
         yield DONE
 

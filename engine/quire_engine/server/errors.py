@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from quire_engine.core.messages import EngineOutput
 
 # How pydantic names the member of a union in the path to what is wrong.
-_KINDS_OF_UNIONS = ("list[", "dict[", "function-", "constrained-")
+_KINDS_OF_UNIONS = ("list[", "dict[", "function-", "constrained-", "of-text", "of-chat")
 KINDS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError"}
 
 

@@ -6,12 +6,17 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from quire_engine.server.errors import ApiError
+from quire_engine.server.protocol.chat import ChatPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Above this many characters tokenizing takes milliseconds, and the event loop should not wait for it.
 LONG_TEXT = 4096
+# Arguments of apply_chat_template that chat_template_kwargs cannot set.
+_SERVERS = frozenset(
+    ("chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "conversation", "documents")
+)
 
 
 class Prompts:
@@ -54,11 +59,14 @@ class Prompts:
         )
 
     async def from_completion(
-        self, prompt: str | list[str] | list[int] | list[list[int]], field: str = "prompt"
+        self, prompt: str | list[str] | list[int] | list[list[int]], field: str = "prompt", *, special: bool = True
     ) -> list[list[int]]:
-        """The token ids of each prompt in a request's `field`. Raises `ApiError` on an empty or foreign one."""
+        """The token ids of each prompt in a request's `field`. Raises `ApiError` on an empty or foreign one.
+
+        `special` has the tokenizer put around texts what it puts there.
+        """
         if isinstance(prompt, str):
-            return [await self._encode(prompt, special=True, field=field)]
+            return [await self._encode(prompt, special=special, field=field)]
         if not prompt:
             raise ApiError(400, f"{field} is empty: send a string, or a list of strings or token ids", param=field)
         if isinstance(prompt[0], int):
@@ -66,39 +74,46 @@ class Prompts:
         ids = []
         for one in prompt:
             if isinstance(one, str):
-                ids.append(await self._encode(one, special=True, field=field))
+                ids.append(await self._encode(one, special=special, field=field))
             elif isinstance(one, list):
                 ids.append(self._checked(one, field))
         return ids
 
-    async def from_chat(
-        self, messages: list[dict[str, Any]], add_generation_prompt: bool, template_kwargs: dict[str, Any]
-    ) -> list[int]:
-        """The token ids of a rendered chat. Raises `ApiError` when the template refuses the messages."""
+    async def from_chat(self, chat: ChatPrompt, messages: list[dict[str, Any]]) -> list[int]:
+        """The token ids of a rendered chat. Raises `ApiError` when the template refuses the messages.
+
+        `messages` are the chat's, as the template takes them.
+        """
         if self._chat_template is None and not getattr(self._tokenizer, "chat_template", None):
             raise ApiError(
                 400, "this model has no chat template: use /v1/completions, or start the server with --chat-template"
             )
-        taken = {"chat_template", "tokenize", "add_generation_prompt", "conversation"} & template_kwargs.keys()
+        taken = _SERVERS & chat.chat_template_kwargs.keys()
         if taken:
             raise ApiError(
                 400,
-                f"chat_template_kwargs sets {min(taken)}, which is the server's: leave it out",
+                f"chat_template_kwargs sets {min(taken)}, which is the server's or a field of its own: leave it out",
                 param="chat_template_kwargs",
             )
         try:
             text = await asyncio.to_thread(
                 self._tokenizer.apply_chat_template,
                 messages,
+                documents=chat.documents,
                 chat_template=self._chat_template,
                 tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **template_kwargs,
+                add_generation_prompt=chat.begins_an_answer,
+                continue_final_message=chat.continue_final_message,
+                **chat.chat_template_kwargs,
             )
             str(text).encode()  # kwargs may smuggle in what no tokenizer takes
         except Exception as error:
             raise ApiError(400, f"the chat template refused the messages: {error}", param="messages") from error
-        return await self._encode(str(text), special=False)
+        return await self._encode(str(text), special=chat.add_special_tokens)
+
+    async def tokens_of(self, text: str, *, special: bool) -> list[int]:
+        """The token ids of a text that may be empty. Raises `ApiError` for one that no prompt can hold."""
+        return await self._encode(text, special=special, may_be_empty=True)
 
     def max_tokens(self, prompt_token_ids: list[int], asked: int | None, field: str) -> int:
         """How many tokens may be generated. Raises `ApiError` where prompt or wish alone pass the context.
@@ -130,7 +145,9 @@ class Prompts:
         self.check_ids(ids, field)
         return ids
 
-    async def _encode(self, text: str, *, special: bool, field: str = "prompt") -> list[int]:
+    async def _encode(
+        self, text: str, *, special: bool, field: str = "prompt", may_be_empty: bool = False
+    ) -> list[int]:
         if len(text) > self._max_model_len * 128:  # no tokenizer packs more into a token: do not even try
             raise ApiError(
                 400, f"the prompt has {len(text)} characters: this model's context holds {self._max_model_len} tokens"
@@ -139,6 +156,6 @@ class Prompts:
             ids = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=special)
         else:
             ids = self._tokenizer.encode(text, add_special_tokens=special)
-        if not ids:
+        if not ids and not may_be_empty:
             raise ApiError(400, "the prompt is empty: write at least one character", param=field)
         return list(ids)

@@ -14,6 +14,7 @@ from quire_engine.core.messages import EngineInfo
 from quire_engine.server.app import Service
 from quire_engine.server.chat import Chat
 from quire_engine.server.chat_images import ChatImages
+from quire_engine.server.chat_prompts import ChatPrompts
 from quire_engine.server.completions import Completions
 from quire_engine.server.embeddings import Embeddings, Inputs
 from quire_engine.server.engine_client import EngineClient
@@ -22,6 +23,7 @@ from quire_engine.server.parameters import Parameters
 from quire_engine.server.processor_template import processor_template
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol.models import ModelCard
+from quire_engine.server.tokenization import Tokenization
 from quire_engine.startup_error import StartupError
 from quire_engine.text.token_bytes import TokenBytes
 
@@ -98,6 +100,8 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
     service.cards = [ModelCard(id=name, root=info.model, max_model_len=limit) for name in service.model_names]
     service.metrics.set_info(info)
     service.client.on_step = service.metrics.observe_step
+    chat_prompts = ChatPrompts(prompts, ChatImages(info.images, tokenizer, template))
+    service.tokenization = Tokenization(prompts, chat_prompts, tokenizer, limit)
     if info.pooling is not None:
         inputs = Inputs(prompts, tokenizer, limit)
         service.embeddings = Embeddings(service.client, inputs, service.metrics, info.pooling)
@@ -107,8 +111,7 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
     parameters = Parameters(tokenizer, info.vocab_size, use_priority=use_priority, defaults=defaults)
     tokens = TokenBytes(tokenizer)
     service.completions = Completions(generation, prompts, parameters, tokens)
-    images = ChatImages(info.images, tokenizer, template)
-    service.chat = Chat(generation, prompts, parameters, tokens, images, service.settings.response_role)
+    service.chat = Chat(generation, prompts, parameters, tokens, chat_prompts, service.settings.response_role)
 
 
 def _read_template(file: str | None) -> str | None:

@@ -56,6 +56,9 @@ COMPLETION = {"model": "tiny", "prompt": "Hello"}
         ({**CHAT, "priority": 1}, "priority", "--scheduling-policy priority"),
         ({**CHAT, "tools": [{"type": "function"}]}, None, "tools is not supported yet"),
         ({**CHAT, "stream_options": {"include_usage": True}}, None, "stream"),
+        ({**CHAT, "continue_final_message": True, "add_generation_prompt": True}, None, "leave one out"),
+        ({**CHAT, "chat_template": "{{ messages }}"}, None, "start the server with --chat-template"),
+        ({**CHAT, "chat_template_kwargs": {"documents": []}}, "chat_template_kwargs", "sets documents"),
         ({**CHAT, "messages": [{"role": "user", "content": "word " * 5000}]}, "messages", "2048"),
     ],
 )

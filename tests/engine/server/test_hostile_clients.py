@@ -122,10 +122,16 @@ options = {
     "stop_token_ids": st.lists(st.integers(0, 2050), max_size=3) | anything,
     **dict.fromkeys(("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"), st.booleans() | anything),
     "stream": st.booleans() | anything,
-    "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}) | anything,
+    "stream_options": st.fixed_dictionaries(
+        {"include_usage": st.booleans()}, optional={"continuous_usage_stats": st.booleans()}
+    )
+    | anything,
     "model": st.sampled_from(["tiny", "", None]) | anything,
     "chat_template_kwargs": st.dictionaries(st.sampled_from(["tools", "bos_token", "padding"]), anything) | anything,
-    "add_generation_prompt": anything,
+    **dict.fromkeys(
+        ("add_generation_prompt", "continue_final_message", "add_special_tokens"), st.booleans() | anything
+    ),
+    "documents": st.lists(st.dictionaries(st.just("text"), st.text())) | anything,
     "logprobs": st.integers(0, 3) | st.booleans() | anything,
     **dict.fromkeys(("top_logprobs", "prompt_logprobs"), st.integers(0, 3) | anything),
     "echo": st.booleans() | anything,

@@ -37,6 +37,12 @@ class ChatMessage(BaseModel):
     role: Annotated[str, Field(min_length=1)]
     content: Text | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
 
+    @property
+    def text(self) -> str:
+        """What it says, without its images."""
+        parts = self.content or ""
+        return parts if isinstance(parts, str) else "".join(part.text or "" for part in parts)
+
     def as_template_input(self, image_token: str | None = None, *, in_parts: bool = False) -> dict[str, Any]:
         """The message as chat templates expect it: its parts joined, or as a list for those that see images."""
         parts = self.content or []
@@ -50,22 +56,44 @@ class ChatMessage(BaseModel):
         return {**(self.model_extra or {}), "role": self.role, "content": content}
 
 
-class ChatCompletionRequest(GenerationRequest):
+class ChatPrompt(BaseModel):
+    """The fields that say what the prompt of a chat is."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def begins_an_answer(self) -> bool:
+        """Whether the template ends with the beginning of an answer."""
+        asked = self.add_generation_prompt
+        return not self.continue_final_message if asked is None else asked
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> ChatPrompt:
+        if self.chat_template is not None:
+            raise ValueError("chat_template is the server's: leave it out, or start the server with --chat-template")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt are both true: leave one out")
+        return self
+
+
+class ChatCompletionRequest(GenerationRequest, ChatPrompt):
     not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {
         **GenerationRequest.not_supported,
         "tools": (None, []),
         "tool_choice": (None, "none", "auto"),
         "functions": (None, []),
-        "continue_final_message": (False, None),
-        "echo": (False, None),
     }
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    echo: bool = False
 
     @property
     def num_logprobs(self) -> int | None:

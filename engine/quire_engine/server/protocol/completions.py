@@ -30,6 +30,7 @@ class CompletionRequest(GenerationRequest):
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: Logprobs | None = None
     echo: bool = False
+    add_special_tokens: bool = True
 
     @property
     def num_logprobs(self) -> int | None:

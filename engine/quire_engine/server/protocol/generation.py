@@ -19,6 +19,7 @@ MAX_ALLOWED = 2**22  # entries of allowed_token_ids over all answers, each of wh
 
 class StreamOptions(BaseModel):
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class GenerationRequest(StructuredRequest):
@@ -94,6 +95,17 @@ class GenerationRequest(StructuredRequest):
                 f"{MAX_ALLOWED}, send several requests"
             )
         return self
+
+    @property
+    def streams_usage(self) -> bool:
+        """Whether the stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def streams_usage_so_far(self) -> bool:
+        """Whether each chunk has the usage up to it."""
+        asked = self.stream_options
+        return asked is not None and asked.include_usage and asked.continuous_usage_stats
 
     @property
     def num_prompts(self) -> int:
