@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from quire_engine import __version__
 from quire_engine.server.chat import Chat
+from quire_engine.server.chat_page import chat_page
 from quire_engine.server.completions import Completions
 from quire_engine.server.embeddings import Embeddings
 from quire_engine.server.engine_client import EngineClient
@@ -114,6 +115,13 @@ def create_app(service: Service) -> ASGIApp:
 
 
 def _add_status_routes(app: FastAPI, service: Service) -> None:
+    if service.settings.ui:
+        page = chat_page()
+
+        @app.get("/", include_in_schema=False)
+        async def root() -> Response:
+            return page
+
     @app.get("/health")
     @app.get("/ping")
     async def health() -> JSONResponse:

@@ -16,7 +16,7 @@ from quire_engine.server.lifecycle import Lifecycle, State
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/health", "/ping", "/metrics", "/version", "/load"})
+OPEN_PATHS = frozenset({"/", "/health", "/ping", "/metrics", "/version", "/load"})
 RETRY_SECONDS = "5"
 # A prompt of a million tokens, spelled as text or ids, fits.
 MAX_BODY_BYTES = 32 * 2**20

@@ -22,6 +22,7 @@ class ServerSettings:
     endpoints_lag: float = setting(5.0, "seconds a drain waits until no proxy sends new connections any more")
     stall_timeout: float = setting(60.0, "seconds without a sign of the engine after which /health turns 503")
     max_waiting: int = setting(0, "requests that may wait before new ones get 429; 0 sets no limit")
+    ui: bool = setting(True, "a chat page at /")
     log_format: str = setting("text", "text or json", choices=("text", "json"))
     uvicorn_log_level: str = setting(
         "info", "how much to log", choices=("critical", "error", "warning", "info", "debug", "trace")
