@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from quire_engine.core.tiles import TiledCount
+
 
 @dataclass(frozen=True, slots=True)
 class PromptImage:
@@ -32,7 +34,7 @@ class FixedCount(msgspec.Struct, frozen=True, tag=True):
         return self.num_tokens
 
 
-ImageCount = FixedCount
+ImageCount = FixedCount | TiledCount
 """How many tokens an image has, by its size. Its `of` raises `ValueError` for a size that the model does not take.
 
 It crosses processes: each kind is a tagged struct of plain values."""

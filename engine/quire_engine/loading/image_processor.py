@@ -26,7 +26,7 @@ class ImageProcessor:
 
         Where it has no such file, images are treated as is usual with the encoder.
         """
-        self._names = tuple(spec.inputs(*_BLANKS[0]))
+        self._names, self._options = tuple(spec.inputs(*_BLANKS[0])), spec.options
         self._processor = _processor(directory, spec)
         for size in _BLANKS:
             self._try(directory, spec, *size)
@@ -40,7 +40,7 @@ class ImageProcessor:
         return {name: x.to(device, dtype if x.is_floating_point() else x.dtype) for name, x in inputs.items()}
 
     def _inputs(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        made = self._processor(image, return_tensors="pt")
+        made = self._processor(image, return_tensors="pt", **self._options)
         return {name: made[name] for name in self._names}
 
     def _try(self, directory: Path, spec: VisionSpec, width: int, height: int) -> None:

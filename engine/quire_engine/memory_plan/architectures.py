@@ -157,7 +157,8 @@ _SEVEN_BILLION: Config = {
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
 }
-_TOWER = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_TOWER = ("vision_tower.", "model.vision_tower.")
+_BESIDE_TOWER = ("multi_modal_projector.", "model.multi_modal_projector.", "image_newline", "model.image_newline")
 _LLAVA = Architecture(
     decoders={
         "llama": ("LlamaForCausalLM", {**_SEVEN_BILLION, "intermediate_size": 11008}),
@@ -170,9 +171,10 @@ _LLAVA = Architecture(
                 "max_position_embeddings": 131072,
             },
         ),
+        "qwen2": ("Qwen2ForCausalLM", {**_SEVEN_BILLION, "vocab_size": 151936, "intermediate_size": 22016}),
     },
-    tower=_TOWER,
-    unused=tuple(f"{tower}{model}post_layernorm." for tower in _TOWER[::2] for model in ("", "vision_model.")),
+    tower=_TOWER + _BESIDE_TOWER,
+    unused=tuple(f"{tower}{model}post_layernorm." for tower in _TOWER for model in ("", "vision_model.")),
 )
 _LATENT: Config = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
 
@@ -259,6 +261,7 @@ _KNOWN: dict[str, Architecture] = {
     "Glm4MoeForCausalLM": Architecture(names=_ROUTED, defaults=_GLM_MOE, float32=_ROUTER),
     "GraniteMoeForCausalLM": Architecture(names=_EXPERTS, defaults={"num_experts": 8, "num_experts_per_tok": 2}),
     "LlavaForConditionalGeneration": _LLAVA,
+    "LlavaNextForConditionalGeneration": _LLAVA,
     "Dots1ForCausalLM": Architecture(
         names=_ROUTED, defaults={"sliding_window": 4096, "max_window_layers": 62}, float32=_ROUTER
     ),

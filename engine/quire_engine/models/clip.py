@@ -52,10 +52,12 @@ class ClipTower(nn.Module):
         """[images, channels, image_size, image_size] -> for each of `numbers` the hidden states
         [images, 1 + num_patches, hidden_size] behind so many layers. The first of them is the class's."""
         x = self.pre_layrnorm(self.embeddings(pixels))
-        behind = {0: x}
-        for i in range(max(numbers)):
-            x = behind[i + 1] = self.encoder.layers[i](x)
-        return [behind[number] for number in numbers]
+        wanted = {0: x} if 0 in numbers else {}
+        for i in range(1, max(numbers) + 1):
+            x = self.encoder.layers[i - 1](x)
+            if i in numbers:
+                wanted[i] = x
+        return [wanted[number] for number in numbers]
 
 
 class _Embeddings(nn.Module):

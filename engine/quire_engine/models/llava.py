@@ -1,4 +1,4 @@
-"""LLaVA 1.5: a CLIP tower in front of Llama, or Mistral as in BakLLaVA."""
+"""LLaVA 1.5: a CLIP tower in front of Llama, Qwen2, or Mistral as in BakLLaVA."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from quire_engine.models.llama import llama
 from quire_engine.models.llava_vision import LlavaVision
 from quire_engine.models.mistral import mistral
 from quire_engine.models.naming import Naming, Source
+from quire_engine.models.qwen2 import qwen2
 from quire_engine.models.settings import Config, activation, flag, number, refuse
 
 _LARGEST = 4096  # pixels of a side
-_DECODERS: dict[str, Callable[[Config], DecoderSpec]] = {"llama": llama, "mistral": mistral}
+_DECODERS: dict[str, Callable[[Config], DecoderSpec]] = {"llama": llama, "mistral": mistral, "qwen2": qwen2}
 _NAMES = {
     "model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
     "vision.tower.": "vision_tower.vision_model.",
     "vision.projector.": "multi_modal_projector.",
+    "vision.newline": "image_newline",
 }
 # What other versions of transformers write.
 _OTHERWISE = {
@@ -30,6 +32,7 @@ _OTHERWISE = {
     "vision_tower.": "model.vision_tower.vision_model.",
     "model.vision_tower.vision_model.": "model.vision_tower.",
     "multi_modal_projector.": "model.multi_modal_projector.",
+    "image_newline": "model.image_newline",
 }
 
 
@@ -43,7 +46,7 @@ def llava(config: Config) -> DecoderSpec:
     spec = _DECODERS[str(text.get("model_type", "llama"))](config)
     naming = Naming(_source, otherwise=_OTHERWISE)
     naming = replace(naming, unused=(*naming.unused, "post_layernorm.weight", "post_layernorm.bias"))
-    return replace(spec, naming=naming, vision=_vision(config, spec.shape.vocab_size))
+    return replace(spec, naming=naming, vision=llava_vision(config, spec.shape.vocab_size))
 
 
 def _source(name: str) -> Source:
@@ -51,7 +54,8 @@ def _source(name: str) -> Source:
     return Source(theirs + name.removeprefix(ours))
 
 
-def _vision(config: Config, vocab_size: int) -> LlavaVision:
+def llava_vision(config: Config, vocab_size: int) -> LlavaVision:
+    """What config.json says of the encoder. Raises `ValueError` as `llava` does."""
     found = config.get("vision_config")
     if not isinstance(found, dict):
         raise ValueError(f"config.json: vision_config is {found!r}: it must be an object")

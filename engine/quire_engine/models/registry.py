@@ -23,6 +23,7 @@ from quire_engine.models.gptj import gptj
 from quire_engine.models.granite import granite, granite_moe
 from quire_engine.models.llama import llama
 from quire_engine.models.llava import llava
+from quire_engine.models.llava_next import llava_next
 from quire_engine.models.mistral import ministral, mistral
 from quire_engine.models.mixtral import mixtral
 from quire_engine.models.mpt import mpt
@@ -85,6 +86,7 @@ FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "Dots1ForCausalLM": dots1,
     "GraniteMoeForCausalLM": granite_moe,
     "LlavaForConditionalGeneration": llava,
+    "LlavaNextForConditionalGeneration": llava_next,
 }
 
 ENCODERS: dict[str, Callable[[Config], DecoderSpec]] = {

@@ -42,6 +42,11 @@ class VisionSpec(ABC):
     def usual_processor(self) -> tuple[str, Mapping[str, object]]:
         """The class of transformers, and its settings, that prepares images where the checkpoint names none."""
 
+    @property
+    def options(self) -> Mapping[str, object]:
+        """What the image processor is told with each image, whatever its own settings say."""
+        return {}
+
     @abstractmethod
     def inputs(self, width: int, height: int) -> Mapping[str, tuple[int, ...]]:
         """The shapes that `build`'s module needs of an image of so many pixels, by the image processor's names."""

@@ -85,6 +85,11 @@ LLAVA: dict[str, Any] = {
     "image_token_index": 96,
     "image_seq_length": 9,
 }
+LONGER = SIZES | {"max_position_embeddings": 256}
+LLAVA_NEXT: dict[str, Any] = LLAVA | {
+    "text_config": LONGER | {"model_type": "llama"},
+    "image_grid_pinpoints": [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]],
+}
 
 FAMILIES = [
     Family(
@@ -491,6 +496,22 @@ FAMILIES = [
                 "image_seq_length": 10,
                 "multimodal_projector_bias": False,
             },
+        },
+    ),
+    Family(
+        models="LLaVA-NeXT (LLaVA 1.6)",
+        architecture="LlavaNextForConditionalGeneration",
+        config="LlavaNextConfig",
+        cases={
+            "tiles before Mistral": LLAVA_NEXT
+            | {"text_config": LONGER | {"model_type": "mistral", "sliding_window": 24}},
+            "tiles before Llama, two layers of the tower, other grids": LLAVA_NEXT
+            | {
+                "vision_feature_layer": [-2, 1],
+                "multimodal_projector_bias": False,
+                "image_grid_pinpoints": [[24, 24], [24, 72], [48, 48], [96, 24]],
+            },
+            "tiles before Qwen2": LLAVA_NEXT | {"text_config": LONGER | {"model_type": "qwen2"}},
         },
     ),
 ]

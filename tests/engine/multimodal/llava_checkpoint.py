@@ -1,4 +1,4 @@
-"""A small LLaVA with a tokenizer, an image processor and a chat template, and images to show it."""
+"""A small LLaVA, or LLaVA-NeXT, with a tokenizer, an image processor and a chat template, and images to show it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from typing import Any
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from tests.engine.models.checkpoints import ALL, make_model
 
 CASES = tuple(name for name in ALL if name.startswith("LlavaForConditionalGeneration"))
+TILED = tuple(name for name in ALL if name.startswith("LlavaNextForConditionalGeneration"))
 IMAGE = "<image>"
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -54,13 +62,16 @@ def make_llava(directory: Path, case: str = CASES[0]) -> Llava:
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     backend.decoder = decoders.Fuse()
     make_tokenizer: Any = PreTrainedTokenizerFast
-    make_processor: Any = LlavaProcessor
+    tiled = case in TILED
+    make_processor: Any = LlavaNextProcessor if tiled else LlavaProcessor
+    make_image_processor: Any = LlavaNextImageProcessorPil if tiled else CLIPImageProcessorPil
+    grids = {"image_grid_pinpoints": settings.image_grid_pinpoints} if tiled else {}
     tokenizer = make_tokenizer(tokenizer_object=backend, chat_template=TEMPLATE)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     assert tokenizer.convert_tokens_to_ids(IMAGE) == settings.image_token_index
     size = settings.vision_config.image_size
     processor = make_processor(
-        CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
+        make_image_processor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **grids),
         tokenizer,
         patch_size=settings.vision_config.patch_size,
         vision_feature_select_strategy=settings.vision_feature_select_strategy,

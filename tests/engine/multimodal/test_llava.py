@@ -14,20 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from quire_engine.core.messages import EngineRequest
-from quire_engine.execution.image_embedder import ImageEmbedder
-from quire_engine.llm import LLM
 from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.multimodal.image_files import checked
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.sampling_params import BeamSearchParams, SamplingParams
 from quire_engine.startup_error import StartupError
-from tests.engine.multimodal.llava_checkpoint import CASES, IMAGE, Llava, file_of, make_llava, picture
+from tests.engine.multimodal.asking import NEW_TOKENS, PARAMS, Asked, answers, embedder_of, load, prompts
+from tests.engine.multimodal.llava_checkpoint import CASES, IMAGE, TILED, Llava, file_of, make_llava, picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NEW_TOKENS = 10
-PARAMS = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
-ASKED: list[tuple[str, list[Image.Image]]] = [
+ASKED: list[Asked] = [
     ("USER: what is it? ", []),
     (f"USER: {IMAGE}\nwhat is it? ", [picture(1)]),
     (f"USER: {IMAGE} and {IMAGE} differ? ", [picture(2), picture(3, 20, 50)]),
@@ -53,28 +50,6 @@ def llavas(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Callab
 @pytest.fixture(scope="module")
 def llava(llavas: Callable[[str], Llava]) -> Llava:
     return llavas(CASES[0])
-
-
-def load(llava: Llava, **changes: Any) -> LLM:
-    settings = {"block_size": 8, "num_gpu_blocks_override": 128} | changes
-    return LLM(str(llava.directory), device="cpu", dtype="float32", **settings)
-
-
-def prompts(asked: list[tuple[str, list[Image.Image]]]) -> list[Any]:
-    return [{"prompt": text, "multi_modal_data": {"image": images}} if images else text for text, images in asked]
-
-
-def embedder_of(llm: LLM) -> ImageEmbedder:
-    executor: Any = llm.core._executor
-    found: ImageEmbedder = executor._images
-    return found
-
-
-def answers(llm: LLM, asked: list[tuple[str, list[Image.Image]]]) -> list[list[int]]:
-    made = [result.outputs[0].token_ids for result in llm.generate(prompts(asked), PARAMS, use_tqdm=False)]
-    llm.core.check_integrity()
-    assert embedder_of(llm).num_kept == 0
-    return made
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -187,6 +162,7 @@ NAMES: dict[str, dict[str, str]] = {
         "language_model.lm_head.": "lm_head.",
         "vision_tower.": "model.vision_tower.vision_model.",
         "multi_modal_projector.": "model.multi_modal_projector.",
+        "image_newline": "model.image_newline",
     },
     "nested, without the tower's own": {
         "language_model.model.": "model.language_model.",
@@ -197,8 +173,10 @@ NAMES: dict[str, dict[str, str]] = {
 }
 
 
+@pytest.mark.parametrize("case", [CASES[0], TILED[0]])
 @pytest.mark.parametrize("names", NAMES)
-def test_tensors_may_have_other_names(llava: Llava, tmp_path: Path, names: str) -> None:
+def test_tensors_may_have_other_names(llavas: Callable[[str], Llava], tmp_path: Path, names: str, case: str) -> None:
+    llava = llavas(case)
     shutil.copytree(llava.directory, tmp_path, dirs_exist_ok=True)
 
     def renamed(name: str) -> str:
@@ -207,7 +185,7 @@ def test_tensors_may_have_other_names(llava: Llava, tmp_path: Path, names: str) 
 
     tensors = load_file(llava.directory / "model.safetensors")
     save_file({renamed(name): tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
-    text, images = ASKED[2]
+    text, images = ASKED[1]
     expected = llava.answer(text, images, NEW_TOKENS)
     llm = load(Llava(tmp_path, llava.model, llava.processor))
     assert answers(llm, [(text, images)]) == [expected]
