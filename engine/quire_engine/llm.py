@@ -263,17 +263,18 @@ class LLM:
             results.append(RequestOutput(name, text, ids, answers, False, RequestMetrics(time.time())))
             if own.prompt_logprobs is not None:
                 results[-1].prompt_logprobs = [None]
-            for answer, child in zip(answers, own.children(), strict=False):
-                request = EngineRequest(
-                    f"{name}-{answer.index}",
-                    ids,
-                    child,
-                    time.monotonic(),
-                    priority=priorities[i] if priorities else 0,
-                    cache_salt=salts[i] if salts else None,
-                    sibling_id=f"{name}-0" if answer.index else None,
-                    images=images[i] if images else (),
-                )
+            children = own.children()
+            first = EngineRequest(
+                f"{name}-0",
+                ids,
+                children[0],
+                time.monotonic(),
+                priority=priorities[i] if priorities else 0,
+                cache_salt=salts[i] if salts else None,
+                images=images[i] if images else (),
+            )
+            for answer, child in zip(answers, children, strict=False):
+                request = first.another(f"{name}-{answer.index}", child) if answer.index else first
                 detokenizer = IncrementalDetokenizer(self._tokenizer, ids, request.params)
                 sequences[request.request_id] = _Sequence(request, results[-1], answer, detokenizer)
         with tqdm(total=len(results), desc="prompts", disable=not use_tqdm) as bar:

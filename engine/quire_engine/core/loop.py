@@ -14,7 +14,7 @@ from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats,
 from quire_engine.core.pipeline import Pipeline, pipeline_of
 from quire_engine.core.randomness import nth_seed
 from quire_engine.core.request import Request
-from quire_engine.core.request_check import check_request
+from quire_engine.core.request_check import check_request, with_right_types
 from quire_engine.core.scheduler import Scheduler
 from quire_engine.core.step import Closing, Executor, Step, StepResult
 
@@ -48,12 +48,14 @@ class EngineCore:
         """
         self._check_whole()
         try:
-            request = check_request(request, self.config)
+            request = with_right_types(request)
+            sibling = self._find_sibling(request)
+            check_request(request, self.config, sibling)
             if request.request_id in self._requests:
                 raise ValueError(
                     f"request_id {request.request_id!r} is of a request that is still there: use a new one"
                 )
-            queued = self._to_request(request)
+            queued = self._to_request(request, sibling)
             if request.params.structured_outputs is None:
                 self._scheduler.add(queued)
             elif self._grammars is None:
@@ -244,24 +246,37 @@ class EngineCore:
             del self._requests[request_id]
             self._refuse(request_id, message, kind)
 
-    def _to_request(self, request: EngineRequest) -> Request:
+    def _find_sibling(self, request: EngineRequest) -> Request | None:
+        """The request of `sibling_id`. Raises `ValueError` where there is none: its own error, if it was refused."""
+        name = request.sibling_id
+        if name is None:
+            return None
+        if request.prompt_token_ids or request.images or request.cache_salt is not None:
+            raise ValueError(f"sibling_id is {name!r}, whose prompt, images and cache_salt it has: leave those out")
+        sibling = self._requests.get(name)
+        if sibling is None:
+            refused = next((o for o in reversed(self._refused) if o.request_id == name), None)
+            if refused is None:
+                raise ValueError(f"sibling_id is {name!r}, which is no request that is there: send the prompt")
+            raise (BusyError if refused.error_kind == "busy" else ValueError)(refused.error)
+        return sibling
+
+    def _to_request(self, request: EngineRequest, sibling: Request | None) -> Request:
         seed = request.params.seed
         self._num_arrived += 1
+        prompt = request.prompt_token_ids if sibling is None else sibling.token_ids[: sibling.num_prompt_tokens]
         queued = Request(
             request.request_id,
-            list(request.prompt_token_ids),
-            len(request.prompt_token_ids),
+            list(prompt),
+            len(prompt),
             replace(request.params, structured_outputs=None),  # the executor needs no grammar
             nth_seed(self.config.seed, self._num_arrived) if seed is None else seed,
             order=(request.priority if self.config.use_priority else 0, self._num_arrived),
-            cache_salt=request.cache_salt,
+            cache_salt=request.cache_salt if sibling is None else sibling.cache_salt,
             pooling=request.pooling,
-            images=request.images,
+            images=request.images if sibling is None else sibling.images,
+            sibling=sibling,
         )
-        if request.sibling_id is not None:
-            queued.sibling = _sibling(queued, self._requests.get(request.sibling_id))
-        if queued.sibling is not None and self.config.rotation is None:  # else they may be of longer keys
-            queued.block_hashes = queued.sibling.block_hashes[: queued.num_prompt_tokens // self.config.block_size]
         if request.params.use_beam_search:
             ends, longest = self.config.ends(request.params), self.config.max_beam_tokens(request.params)
             BeamGroup.lead(queued, ends, longest)
@@ -269,15 +284,6 @@ class EngineCore:
 
     def _refuse(self, request_id: str, message: str, kind: ErrorKind) -> None:
         self._refused.append(EngineOutput(request_id, [], "error", error=message, error_kind=kind))
-
-
-def _sibling(request: Request, other: Request | None) -> Request | None:
-    """`other`, where its prompt is the same and everything that the prompt's pages depend on."""
-    if other is None or other.group or request.pooling or request.params.prompt_logprobs is not None:
-        return None
-    same = other.cache_salt == request.cache_salt and other.num_prompt_tokens == request.num_prompt_tokens
-    same = same and [image.digest for image in other.images] == [image.digest for image in request.images]
-    return other if same and other.token_ids[: other.num_prompt_tokens] == request.token_ids else None
 
 
 def _follow(grammar: GrammarState, token: int, output: EngineOutput) -> None:

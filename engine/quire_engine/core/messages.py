@@ -29,10 +29,16 @@ class EngineRequest:
     priority: int = 0  # lower runs first
     cache_salt: str | None = None
     pooling: PoolingParams | None = None
-    # A request of the same prompt and salt that was sent before. Where the two meet as its prompt ends, they share all
-    # of the prompt's pages.
+    # A request that was sent before and is still there, of whose prompt, images and salt this is another answer: it
+    # has none of its own. Where the two meet as the prompt ends, they share all of the prompt's pages.
     sibling_id: str | None = None
     images: tuple[PromptImage, ...] = ()  # in the order of their tokens, which are in the prompt
+
+    def another(self, request_id: str, params: SamplingParams) -> EngineRequest:
+        """Another answer to its prompt, to be sent behind it."""
+        return EngineRequest(
+            request_id, [], params, self.arrival_time, self.priority, pooling=self.pooling, sibling_id=self.request_id
+        )
 
 
 @dataclass

@@ -58,7 +58,7 @@ class Request:
     waiting: bool = True
     announced: bool = False  # whether the executor knows it
     in_flight: bool = False  # in a step whose result is not there yet: it cannot be in another
-    sibling: Request | None = None  # one of the same prompt that came before; only until this one starts
+    sibling: Request | None = None  # one of its prompt, images and salt that came before; only until this one starts
     group: BeamGroup | None = None  # the beam search that it is a part of
 
     @property

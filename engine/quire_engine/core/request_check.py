@@ -10,6 +10,7 @@ import msgspec
 from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.images import PromptImage
 from quire_engine.core.messages import EngineRequest
+from quire_engine.core.request import Request
 from quire_engine.sampling_params import MAX_LOGPROBS, SamplingParams
 
 _WRONG_TYPE = re.compile(
@@ -17,17 +18,16 @@ _WRONG_TYPE = re.compile(
 )
 
 
-def check_request(request: EngineRequest, config: CoreConfig) -> EngineRequest:
-    """A copy of `request` whose every field is of its type and in its range.
+def check_request(request: EngineRequest, config: CoreConfig, sibling: Request | None = None) -> None:
+    """Raise `ValueError`, which names the field, for a request that can never run.
 
-    Raises `ValueError`, which names the field, for a request that can never run.
+    Its fields are of their types. `sibling` is the request of `sibling_id`, whose prompt was looked at before.
     """
-    checked = _with_right_types(request)
-    if "\0" in checked.request_id:
-        raise ValueError(f"request_id {checked.request_id!r} holds a NUL: leave it out")
-    params = checked.params
+    if "\0" in request.request_id:
+        raise ValueError(f"request_id {request.request_id!r} holds a NUL: leave it out")
+    params = request.params
     for name, ids in (
-        ("the prompt", checked.prompt_token_ids),
+        ("the prompt", request.prompt_token_ids),
         ("stop_token_ids", params.stop_token_ids),
         ("logit_bias", params.logit_bias or ()),
         ("allowed_token_ids", params.allowed_token_ids or ()),
@@ -37,18 +37,19 @@ def check_request(request: EngineRequest, config: CoreConfig) -> EngineRequest:
             raise ValueError(f"{name} holds the token {wrong}: it must be between 0 and {config.vocab_size - 1}")
     if any(token < 0 for word in params.bad_words_token_ids for token in word):
         raise ValueError("bad_words_token_ids holds a token below 0: leave it out")
-    _check_kind(checked, config)
-    if checked.images:
-        _check_images(checked.images, len(checked.prompt_token_ids), config)
-    _check_length(len(checked.prompt_token_ids), config, 1 if checked.pooling is None else 0)
+    _check_kind(request, config)
+    length = len(request.prompt_token_ids) if sibling is None else sibling.num_prompt_tokens
+    if request.images:
+        _check_images(request.images, length, config)
+    _check_length(length, config, 1 if request.pooling is None else 0)
     if params.use_beam_search:
-        _check_beams(params, len(checked.prompt_token_ids), config)
+        _check_beams(params, length, config)
     elif params.num_sequences > 1:
         raise ValueError(f"n or best_of is {params.num_sequences}: send the engine one request for each answer")
-    return checked
 
 
-def _with_right_types(request: EngineRequest) -> EngineRequest:
+def with_right_types(request: EngineRequest) -> EngineRequest:
+    """A copy of `request` whose every field is of its type. Raises `ValueError` that names the first that is not."""
     fields = dict(vars(request))
     if isinstance(request.params, SamplingParams):
         fields["params"] = vars(request.params)

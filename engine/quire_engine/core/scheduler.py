@@ -130,6 +130,9 @@ class Scheduler:
         if self.config.rotation is not None:
             request.rotated_for = self.config.rotation.length(request.num_prompt_tokens, request.num_tokens)
         if self.config.enable_prefix_caching:
+            if request.sibling is not None and request.sibling.rotated_for == request.rotated_for:
+                of_prompt = request.num_prompt_tokens // self.config.block_size
+                request.block_hashes = request.sibling.block_hashes[:of_prompt]
             request.hash_full_blocks(self.config.block_size)
 
     def _rotate_anew(self, rotation: RotationByLength) -> None:
@@ -205,7 +208,7 @@ class Scheduler:
             request = self.waiting.peek()
             if above is not None and request.order[0] >= above:
                 break
-            if request.sibling is not None and self._fits_beside(request.sibling):
+            if request.sibling is not None and self._fits_beside(request, request.sibling):
                 self._begin_as(request.sibling, self.waiting.pop(), step)
                 continue
             if taken == left or not self._fits(request, left - taken):
@@ -225,8 +228,10 @@ class Scheduler:
             return False
         return blocks + (self._reserve + self._num_begun_beside if self.running else 0) <= self.pool.num_free
 
-    def _fits_beside(self, sibling: Request) -> bool:
-        """Whether another request of its prompt may begin where `sibling` ends it, with a block to write to later."""
+    def _fits_beside(self, request: Request, sibling: Request) -> bool:
+        """Whether `request` may begin where `sibling` ends the prompt of both, with a block to write to later."""
+        if request.group or sibling.group or request.pooling or request.params.prompt_logprobs is not None:
+            return False
         places = self.config.max_running - self._num_places
         blocks = self.pool.num_free - self._reserve - self._num_begun_beside
         return sibling in self._prompts_ended and places > 0 and blocks > 0

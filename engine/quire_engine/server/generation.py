@@ -103,10 +103,10 @@ class Generation:
         images: tuple[PromptImage, ...],
     ) -> None:
         parent, arrival = uuid.uuid4().hex, time.monotonic()
-        for child, own in enumerate(params.children()):
-            name = f"{parent}-{child}"
-            request = EngineRequest(name, prompt, own, arrival, priority, cache_salt, images=images)
-            request.sibling_id = f"{parent}-0" if child else None
+        children = params.children()
+        eldest = EngineRequest(f"{parent}-0", prompt, children[0], arrival, priority, cache_salt, images=images)
+        for child, own in enumerate(children):
+            request = eldest.another(f"{parent}-{child}", own) if child else eldest
             detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, own)
             times = RequestTimes(arrival, len(prompt), own, first_of_prompt=child == 0)
             into[request.request_id] = _Sequence(first + child, request, detokenizer, times)

@@ -91,10 +91,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         prompt = [1] * begins_alike + tail
         request = EngineRequest(name, prompt, params, priority=priority, cache_salt=salt)
-        for _ in range(1 + siblings):
-            self.requests[request.request_id], self.tokens[request.request_id] = request, []
-            self.core.add_request(request)
-            request = replace(request, request_id=str(len(self.requests)), sibling_id=name)
+        self.requests[name], self.tokens[name] = request, []
+        self.core.add_request(request)
+        for _ in range(siblings):
+            name = str(len(self.requests))
+            self.requests[name], self.tokens[name] = replace(request, request_id=name), []
+            self.core.add_request(request.another(name, params))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())

@@ -36,9 +36,8 @@ def make_requests(seed: int) -> list[EngineRequest]:
             ignore_eos=rng.random() < 0.5,
         )
         priority, salt = rng.randrange(3), "salt" if rng.random() < 0.1 else None
-        sibling = str(len(made))
         for _ in range(4 if rng.random() < 0.1 else 1):
-            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority, salt, sibling_id=sibling))
+            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority, salt))
     return made[:NUM_REQUESTS]
 
 
@@ -71,10 +70,13 @@ def test_ten_thousand_requests_over_a_pool_twenty_times_too_small(num_swap_block
     waiting, unfinished, aborted = list(requests.values())[::-1], dict[str, None](), set[str]()
     tokens: dict[str, list[int]] = {name: [] for name in requests}
     ends: dict[str, EngineOutput] = {}
+    eldest = waiting[-1]
     while waiting or core.has_work():
         while waiting and len(unfinished) < 2 * MAX_NUM_SEQS:
             request = waiting.pop()
-            core.add_request(request)
+            eldest = eldest if request.prompt_token_ids is eldest.prompt_token_ids else request
+            known = eldest is not request and eldest.request_id in unfinished
+            core.add_request(eldest.another(request.request_id, request.params) if known else request)
             unfinished[request.request_id] = None
         if rng.random() < 0.02:
             name = rng.choice([*unfinished])

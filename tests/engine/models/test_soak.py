@@ -44,9 +44,8 @@ def make_requests() -> list[EngineRequest]:
         else:
             params = SamplingParams(temperature=0.0, max_tokens=count, logprobs=2)
         priority = rng.randrange(3)
-        sibling = str(len(made))
         for _ in range(4 if rng.random() < 0.1 else 1):
-            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority, sibling_id=sibling))
+            made.append(EngineRequest(str(len(made)), prompt, params, 0.0, priority))
     return made[:NUM_REQUESTS]
 
 
@@ -54,11 +53,14 @@ def answer(core: EngineCore, requests: list[EngineRequest], abort_share: float) 
     """The answers to all requests that were not aborted."""
     rng, waiting, answers = random.Random(1), requests[::-1], dict[str, Answer]()
     unfinished: dict[str, None] = {}
+    eldest = waiting[-1]
     while waiting or core.has_work():
         while waiting and len(unfinished) < 2 * MAX_NUM_SEQS:
             request = waiting.pop()
             answers[request.request_id], unfinished[request.request_id] = Answer(), None
-            core.add_request(request)
+            eldest = eldest if request.prompt_token_ids is eldest.prompt_token_ids else request
+            known = eldest is not request and eldest.request_id in unfinished
+            core.add_request(eldest.another(request.request_id, request.params) if known else request)
         if rng.random() < abort_share:
             name = rng.choice([*unfinished])
             core.abort([name])
