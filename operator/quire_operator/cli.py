@@ -21,7 +21,7 @@ from quire_operator.builders.claim import claim_facts
 from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.prefetch_job import build_prefetch_job
 from quire_operator.builders.scaling import obstacle, with_first_replicas
-from quire_operator.plan.acceptance import refusal_of
+from quire_operator.plan.acceptance import objection_of, refusal_of
 from quire_operator.plan.advice import advice_of
 from quire_operator.plan.table import advice_lines, plan_table
 from quire_operator.settings import Settings, SettingsError, settings_from
@@ -221,7 +221,7 @@ def _plan(options: argparse.Namespace) -> None:
         for service, plan in plans
     ]
     sys.stdout.write("\n".join(tables))
-    if any(plan.verdict == "DoesNotFit" for _, plan in plans):
+    if any(objection_of(plan) for _, plan in plans):
         sys.exit(1)
 
 

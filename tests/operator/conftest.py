@@ -170,10 +170,12 @@ def plane(controllers: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadingHTTPServer]:
-    """A hub on loopback, with the small models org/small and org/other."""
+    """A hub on loopback, with the small models org/small, org/other and org/quantized."""
     folder = tmp_path_factory.mktemp("hub")
     small, other = write_checkpoint(folder / "small", SMALL), write_checkpoint(folder / "other", SMALL, files=2)
-    server = make_server({"org/small": small, "org/other": other}, host="127.0.0.1")
+    unknown = SMALL | {"quantization_config": {"quant_method": "modelopt"}}
+    models = {"org/small": small, "org/other": other, "org/quantized": write_checkpoint(folder / "quantized", unknown)}
+    server = make_server(models, host="127.0.0.1")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,29 @@ def test_the_command_fails_for_a_model_that_does_not_fit(tmp_path: Path, capsys:
     assert table.startswith("llama: does not fit\n")
     assert "GPUs needed" in table
     assert "  - set spec.parallelism.tensor to 2" in table
+
+
+def test_the_command_fails_for_weights_that_the_engine_cannot_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model", SMALL | {"quantization_config": {"quant_method": "modelopt"}})
+    file = plan_file(tmp_path, resources={"gpu": {"count": 1}})
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", file, "--config", str(checkpoint), "--gpu-memory-gib", "24"])
+    assert ended.value.code == 1
+    told = capsys.readouterr().out
+    assert told.startswith("llama: cannot be served: ")
+    assert "quant_method 'modelopt' is not supported" in told
+
+
+def test_what_the_engine_cannot_read_is_said_whether_or_not_the_gpu_is_known(llama: ModelFacts) -> None:
+    unreadable = replace(llama, unreadable="its weights are of clay")
+    unknown = Skipped("UnknownGPU", "nothing says which")
+    plan = plan_of(service(**ON_GPU).spec, unreadable, unknown)
+    assert (plan.verdict, plan.reason) == ("UnsupportedModel", None)
+    assert plan.message.endswith("its weights are of clay")
+    vllm = service(**ON_GPU, engine={"type": "vllm", "image": "engine:1"}).spec
+    assert plan_of(vllm, unreadable, unknown).reason == "UnknownGPU"
 
 
 def test_the_command_says_why_there_is_no_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,23 @@ def test_a_model_that_does_not_fit_is_refused_with_the_sum_before_anything_start
     eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
 
 
+def test_weights_that_the_engine_cannot_read_are_refused_before_anything_starts_and_tried_where_wished(
+    namespace: Namespace, operator: OperatorProcess, hub: ThreadingHTTPServer
+) -> None:
+    namespace.create(on_hub(hub, repository="org/quantized"))
+    condition = accepted(namespace, "False")
+    assert condition["reason"] == "UnsupportedModel"
+    assert "quant_method 'modelopt' is not supported: there are awq" in condition["message"]
+    assert namespace.find(DEPLOYMENTS, "llama") is None
+    assert namespace.status("llama")["plan"]["verdict"] == "UnsupportedModel"
+    assert reasons(namespace) == ["UnsupportedModel"]
+
+    namespace.change("llama", {"plan": "warn"})
+    accepted(namespace, "True")
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
+    eventually(lambda: reasons(namespace).count("UnsupportedModel") == 2)
+
+
 def test_an_edit_that_does_not_fit_leaves_what_runs(
     namespace: Namespace, operator: OperatorProcess, hub: ThreadingHTTPServer
 ) -> None:

@@ -16,16 +16,13 @@ from quire_engine.layers.shard import Packed, Shard, Sharded
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.reading import checked_shape, read, source_of
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
+from quire_engine.memory_plan.quantization import unexplained_weight
 from quire_engine.memory_plan.safetensors_header import TensorHeader, tensor_headers
 from quire_engine.memory_plan.weight_files import checkpoint_bytes, checkpoint_headers, weight_files
 from quire_engine.models.naming import Naming
 
 # Parameters that a byte of a file may hold: 4 at 2 bits, and some more since the shape may say too much.
 _MOST_A_BYTE = 16
-
-# Types and endings of weights that only a quantizer writes.
-_OF_QUANTIZED = ("F8_E4M3", "F8_E5M2", "I8", "U8", "I32")
-_WEIGHTS = (".weight", ".qweight", ".weight_packed")
 
 
 def weight_shards(model: nn.Module) -> dict[str, Shard]:
@@ -141,14 +138,11 @@ def _fill_all(
 
 def _check_floats(headers: Mapping[Path, Mapping[str, TensorHeader]], directory: Path) -> None:
     for file, tensors in headers.items():
-        for name, tensor in tensors.items():
-            if tensor.dtype in _OF_QUANTIZED and name.endswith(_WEIGHTS):
-                unread = directory / "hf_quant_config.json"
-                other = f"; {unread.name}, of ModelOpt, is not read" if unread.is_file() else ""
-                raise ValueError(
-                    f"{file} holds {name} of type {tensor.dtype}: its weights are quantized, and nothing says how: "
-                    f"config.json has no quantization_config{other}"
-                )
+        unexplained = unexplained_weight(tensors)
+        if unexplained is not None:
+            unread = directory / "hf_quant_config.json"
+            other = f"; {unread.name}, of ModelOpt, is not read" if unread.is_file() else ""
+            raise ValueError(f"{file} holds {unexplained}{other}")
 
 
 def _is_unused_zeros(file: Path, name: str, naming: Naming) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from quire_engine.memory_plan.architectures import normalised
 from quire_engine.memory_plan.context_length import longest_context
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
-from quire_engine.memory_plan.quantization import Quantization, quantization_of
+from quire_engine.memory_plan.quantization import Quantization, quantization_of, unexplained_weight
 from quire_engine.memory_plan.safetensors_header import TensorHeader
 from quire_engine.memory_plan.weight_files import checkpoint_headers, with_dtype
 from quire_engine.memory_plan.weight_sizes import WeightSizes
@@ -114,7 +114,8 @@ def _quantization(
     # Older tools left config.json alone, and wrote a file of their own beside it.
     if any(name.endswith(".qweight") for name in tensors):
         return None, "gptq" if any(name.endswith(".g_idx") for name in tensors) else "awq", None
-    return None, None, None
+    unexplained = unexplained_weight(tensors)
+    return None, None, None if unexplained is None else f"it holds {unexplained}"[:_LONGEST_REASON]
 
 
 def _checked(kind: type[_Numbers], values: Mapping[str, Any], least: int) -> _Numbers:

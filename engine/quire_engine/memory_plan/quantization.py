@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quire_engine.memory_plan.safetensors_header import TensorHeader
+
 # What --quantization may be. Some of vLLM's names mean a kernel, or the tool that wrote the checkpoint.
 SCHEME_OF_FLAG = {
     "awq": "awq",
@@ -30,6 +32,10 @@ UNUSED = (
     ".q_scale",
     ".kv_scale",
 )
+
+# Types and endings of weights that only a quantizer writes.
+_OF_QUANTIZED = ("F8_E4M3", "F8_E5M2", "I8", "U8", "I32")
+_WEIGHTS = (".weight", ".qweight", ".weight_packed")
 
 _LARGEST_GROUP = 1 << 20
 
@@ -101,6 +107,15 @@ def quantization_of(config: Mapping[str, object]) -> Quantization | None:
     if reader is None:
         raise ValueError(f"config.json: quant_method {method!r} is not supported: there are {WHAT_IS_THERE}")
     return reader(settings)
+
+
+def unexplained_weight(tensors: Mapping[str, TensorHeader]) -> str | None:
+    """The first quantized weight of a checkpoint whose settings name no quantization, in words; None without one."""
+    for name, tensor in tensors.items():
+        if tensor.dtype in _OF_QUANTIZED and name.endswith(_WEIGHTS):
+            what = f"{name} of type {tensor.dtype}"
+            return f"{what}: its weights are quantized, and nothing says how: config.json has no quantization_config"
+    return None
 
 
 def _fp8(settings: Mapping[str, object]) -> Quantization:

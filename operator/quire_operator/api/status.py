@@ -85,8 +85,9 @@ class AutoscalingStatus(Fields):
 class PlanStatus(Fields):
     """How the model fits its device, computed before a pod starts. Sizes are of one GPU, or of the pod on CPU."""
 
-    verdict: Literal["Fits", "DoesNotFit", "Skipped"]
-    """Whether one request of the greatest length fits beside the weights; Skipped when it cannot be known."""
+    verdict: Literal["Fits", "DoesNotFit", "UnsupportedModel", "Skipped"]
+    """Whether one request of the greatest length fits beside the weights; UnsupportedModel when the engine could not
+    load them, Skipped when it cannot be known."""
 
     reason: str | None = None
     """Why there is no plan, as one CamelCase word."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quire_operator.api import Spec
+from quire_operator.api import PlanStatus, Spec
 from quire_operator.plan.engine_fields import LACKS
 
 
@@ -35,4 +35,14 @@ def refusal_of(spec: Spec) -> Refusal | None:
     lacking = [f"{lack.field} ({lack.instead})" for lack in LACKS[engine] if lack.asks(spec)]
     if lacking:
         return Refusal("NotSupportedByEngine", f"spec.engine.type {engine} does not support {', '.join(lacking)}")
+    return None
+
+
+def objection_of(plan: PlanStatus | None) -> Refusal | None:
+    """Why a model should not be served that is planned so; None where nothing is known against it."""
+    match plan:
+        case PlanStatus(verdict="DoesNotFit"):
+            return Refusal("DoesNotFit", plan.message)
+        case PlanStatus(verdict="UnsupportedModel"):
+            return Refusal("UnsupportedModel", plan.message)
     return None

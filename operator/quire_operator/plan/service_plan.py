@@ -79,16 +79,19 @@ def in_the_image(source: ModelSource) -> Skipped | None:
     return Skipped("NotPlanned", "weights in the engine's image are not read before a pod runs")
 
 
-def plan_of(spec: Spec, facts: ModelFacts, device: Device) -> PlanStatus:
-    """Whether the model fits one GPU's share, or the pod's memory."""
+def plan_of(spec: Spec, facts: ModelFacts, device: Device | Skipped) -> PlanStatus:
+    """Whether the model fits one GPU's share, or the pod's memory. One that cannot be loaded fits no device."""
+    if facts.unreadable is not None and spec.engine.type == "quire":
+        text = f"spec.engine.type quire cannot load {spec.model.source}: {facts.unreadable}"
+        return PlanStatus(verdict="UnsupportedModel", message=text)
+    if isinstance(device, Skipped):
+        return skipped_plan(device)
     shape, tensor = facts.shape, spec.parallelism.tensor if device.on_gpu else 1
     if not shape.can_split(tensor):
         heads = f"{shape.num_heads} attention heads, {shape.num_kv_heads} KV heads"
         return skipped_plan(
             Skipped("Indivisible", f"spec.parallelism.tensor is {tensor} and does not divide the model ({heads})")
         )
-    if facts.unreadable is not None and spec.engine.type == "quire":
-        return skipped_plan(Skipped("UnsupportedQuantization", f"type quire would not start: {facts.unreadable}"))
     wanted, found = spec.model.quantization, facts.quantization
     if wanted not in ("auto", found) and (wanted, found) != ("fp8", None):
         has = f"is quantized by {found}" if found else "is not quantized"

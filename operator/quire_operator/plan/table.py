@@ -13,6 +13,8 @@ def plan_table(name: str, plan: PlanStatus) -> str:
     """One line a term of the sum, then what follows from it."""
     if plan.verdict == "Skipped":
         return f"{name}: not planned ({plan.reason}): {plan.message}\n"
+    if plan.verdict == "UnsupportedModel":
+        return f"{name}: cannot be served: {plan.message}\n"
     whose = "of the pod" if plan.device == "CPU" else "of each GPU" if (plan.tensor or 1) > 1 else "of the GPU"
     rows = [
         ("device", f"{plan.device}" + (f" x {plan.tensor}" if (plan.tensor or 1) > 1 else "")),

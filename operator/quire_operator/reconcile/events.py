@@ -9,6 +9,7 @@ from typing import Any
 
 from quire_operator.api import API_VERSION, KIND, CacheStatus, Condition, LLMService, Status
 from quire_operator.builders.identity import FIELD_MANAGER
+from quire_operator.plan.acceptance import objection_of
 from quire_operator.reconcile.hand_edits import HandEdit
 from quire_operator.reconcile.prefetching import gib
 
@@ -44,11 +45,12 @@ def _transition(service: LLMService, condition: Condition, now: str) -> dict[str
     return _event(service, "Normal" if is_fine else "Warning", condition.reason, condition.message, now)
 
 
-def plan_event(service: LLMService, status: Status, now: str) -> dict[str, Any]:
-    """The Event that tells of a model that is tried though it does not fit."""
-    plan = status.plan
-    message = f"{plan.message}. It is tried all the same" if plan is not None else ""
-    return _event(service, "Warning", "DoesNotFit", message, now)
+def plan_events(service: LLMService, status: Status, now: str) -> list[dict[str, Any]]:
+    """The Event that tells of a model that is tried though its plan speaks against it."""
+    objection = objection_of(status.plan)
+    if objection is None:
+        return []
+    return [_event(service, "Warning", objection.reason, f"{objection.message}. It is tried all the same", now)]
 
 
 def advice_events(service: LLMService, before: Status, after: Status, now: str) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quire_operator.api import LLMService, PlanStatus, Status
-from quire_operator.plan.acceptance import Refusal
+from quire_operator.plan.acceptance import Refusal, objection_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +49,17 @@ def was_accepted(service: LLMService) -> bool:
 
 def refusal_by_plan(service: LLMService, plan: PlanStatus | None) -> Refusal | None:
     """Why the model is not rolled out. A spec that was accepted stays so: what runs is no longer a matter of sums."""
-    if plan is None or plan.verdict != "DoesNotFit" or service.spec.plan != "enforce" or was_accepted(service):
+    objection = objection_of(plan)
+    if objection is None or service.spec.plan != "enforce" or was_accepted(service):
         return None
-    return Refusal("DoesNotFit", f"{plan.message}. If you know better, set spec.plan to warn")
+    return Refusal(objection.reason, f"{objection.message}. If you know better, set spec.plan to warn")
 
 
 def is_warning(before: Status, after: Status, refusal: Refusal | None) -> bool:
-    """Whether a model that does not fit is tried all the same, as of now."""
-    if after.plan is None or after.plan.verdict != "DoesNotFit" or refusal is not None:
+    """Whether a model that a plan speaks against is tried all the same, as of now."""
+    if objection_of(after.plan) is None or refusal is not None:
         return False
-    return before.plan is None or before.plan.verdict != "DoesNotFit" or _was_refused(before)
+    return objection_of(before.plan) is None or _was_refused(before)
 
 
 def _was_refused(status: Status) -> bool:

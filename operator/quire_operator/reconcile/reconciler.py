@@ -28,7 +28,7 @@ from quire_operator.reconcile.events import (
     advice_events,
     download_event,
     hand_edit_event,
-    plan_event,
+    plan_events,
     transition_events,
 )
 from quire_operator.reconcile.hand_edits import HandEdits
@@ -279,7 +279,7 @@ class Reconciler:
             return False
         events = transition_events(service, service.status.conditions, status.conditions, now)
         if is_warning(service.status, status, refusal):
-            events.append(plan_event(service, status, now))
+            events += plan_events(service, status, now)
         events += advice_events(service, service.status, status, now)
         downloading = download_event(service, status, now)
         if downloading is not None:

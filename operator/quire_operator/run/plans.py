@@ -70,7 +70,7 @@ class Plans:
             again = RETRY_SECONDS if facts.reason in _PASSING else None
             return Planned(plan=skipped_plan(self._explained(service, facts)), again_after=again)
         return Planned(
-            plan=skipped_plan(device) if isinstance(device, Skipped) else plan_of(spec, facts, device),
+            plan=plan_of(spec, facts, device),
             commit=facts.commit,
             max_model_len=spec.model.max_model_len or facts.longest,
             quantization=facts.quantization,

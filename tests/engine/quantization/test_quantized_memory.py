@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from quire_engine.memory_plan.quantization import quantization_of
 from quire_engine.models.decoder import CausalLM
 from quire_engine.models.registry import decoder_spec
 from quire_engine.quantization.choice import methods_for, naming_with
+from quire_operator.api import PlanStatus
 from quire_operator.plan.gpu_memory import Device
 from quire_operator.plan.service_plan import plan_of
 from tests.engine.models.checkpoints import FAMILIES, SIZES, make_model, save
@@ -132,15 +134,34 @@ def test_the_scheme_is_known_where_only_an_older_tools_file_has_it(tmp_path: Pat
     assert planned(tmp_path).weights_bytes == held(tmp_path)
 
 
-def test_a_scheme_that_only_another_engine_reads_is_not_planned_for_this_one(tmp_path: Path) -> None:
+def test_a_scheme_that_only_another_engine_reads_is_refused_for_this_one(tmp_path: Path) -> None:
     cls, config = FAMILIES["llama"]
     save(make_model(cls, config()), tmp_path)
     edit_config(tmp_path, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     facts = ModelFacts.of_directory(tmp_path)
     assert ModelFacts.from_json(facts.to_json()) == facts
     plan = planned(tmp_path)
-    assert (plan.verdict, plan.reason) == ("Skipped", "UnsupportedQuantization")
+    assert plan.verdict == "UnsupportedModel"
     assert "quant_method 'bitsandbytes' is not supported: there are awq" in plan.message
+    assert planned_for_vllm(facts).verdict == "Fits"
+
+
+def test_quantized_weights_of_which_config_json_says_nothing_are_refused_for_this_engine(tmp_path: Path) -> None:
+    cls, config = FAMILIES["llama"]
+    save_quantized(make_model(cls, config()), tmp_path, FORMATS["compressed-tensors fp8 by rows"])
+    file = tmp_path / "config.json"
+    written = json.loads(file.read_text())
+    del written["quantization_config"]  # as ModelOpt, which has hf_quant_config.json instead
+    file.write_text(json.dumps(written))
+    facts = ModelFacts.of_directory(tmp_path)
+    assert ModelFacts.from_json(facts.to_json()) == facts
+    plan = planned(tmp_path)
+    assert plan.verdict == "UnsupportedModel"
+    assert re.search(r"_proj\.weight of type F8_E4M3: .* config\.json has no quantization_config", plan.message)
+    assert planned_for_vllm(facts).verdict == "Fits"
+
+
+def planned_for_vllm(facts: ModelFacts) -> PlanStatus:
     vllm = {"type": "vllm", "image": "engine:1"}
-    others = service(model={"source": "hf://org/name"}, engine=vllm).spec
-    assert plan_of(others, facts, Device("GPU", 80 << 30, on_gpu=True)).verdict == "Fits"
+    spec = service(model={"source": "hf://org/name"}, engine=vllm).spec
+    return plan_of(spec, facts, Device("GPU", 80 << 30, on_gpu=True))
