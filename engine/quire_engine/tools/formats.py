@@ -1,0 +1,25 @@
+"""The formats by the names that vLLM gives them."""
+
+from __future__ import annotations
+
+from quire_engine.tools.calls import CallFormat
+from quire_engine.tools.hermes import HERMES, json_calls
+from quire_engine.tools.llama import LLAMA3_JSON
+from quire_engine.tools.mistral import MISTRAL
+from quire_engine.tools.pythonic import PYTHONIC
+
+FORMATS = {
+    "granite": CallFormat(json_calls, opening=("<|tool_call|>", "<tool_call>"), closing=("</tool_call>",)),
+    "hermes": HERMES,
+    "internlm": CallFormat(
+        json_calls, opening=("<|action_start|><|plugin|>", "<|action_start|> <|plugin|>"), closing=("<|action_end|>",)
+    ),
+    "jamba": CallFormat(json_calls, opening=("<tool_calls>",), closing=("</tool_calls>",)),
+    "llama3_json": LLAMA3_JSON,
+    "llama4_json": LLAMA3_JSON,
+    "llama4_pythonic": PYTHONIC,
+    "mistral": MISTRAL,
+    "olmo3": PYTHONIC,
+    "phi4_mini_json": CallFormat(json_calls, opening=("functools",)),
+    "pythonic": PYTHONIC,
+}
