@@ -49,8 +49,8 @@ def group_decodes(
         positions = positions.flatten(1)
         mask = (positions < ends[rows, None]) & (positions >= starts[rows, None])
         device_rows = rows.to(tables.device)
-        # Columns past a short sequence's table are masked; any block will do there.
-        columns = columns.clamp_max(tables.shape[1] - 1).to(tables.device)
+        # Columns past a short sequence's last block are masked. Another's block could hold NaN, which no mask hides.
+        columns = torch.minimum(columns, (ends[rows, None] - 1) // block_size).to(tables.device)
         blocks = tables[device_rows[:, None], columns]
         visible = mask[:, None, None, :].to(tables.device)
         of_keys = positions[:, None, None, :].to(tables.device) if with_positions else None

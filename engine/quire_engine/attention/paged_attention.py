@@ -51,7 +51,7 @@ class PagedAttention(nn.Module):
         self.max_gathered_tokens = 0
 
     def bind(self, k_cache: torch.Tensor, v_cache: torch.Tensor, max_gathered_tokens: int) -> None:
-        """Attach the cache. It must not hold NaN: padding reads blocks that nobody wrote."""
+        """Attach the cache. What a sequence has not written of its blocks must not be NaN: padding reads it."""
         self.k_cache, self.v_cache = k_cache, v_cache
         self.max_gathered_tokens = max_gathered_tokens
 

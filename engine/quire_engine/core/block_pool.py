@@ -14,6 +14,8 @@ class BlockPool:
     A block is free when nobody refers to it. A free block that was published under a hash keeps its content
     and can be found again until it is allocated anew. Allocation takes blocks of no use first, then the
     least recently used; of one sequence, the tail before the head, since a tail is useless without its head.
+
+    `cleared` are allocated blocks that may hold NaN and have to become zeros before anybody reads them.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -22,6 +24,8 @@ class BlockPool:
         self._hash_of: list[BlockHash | None] = [None] * num_blocks
         self._block_of: dict[BlockHash, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._unsound: set[int] = set()  # free when their holder did not know yet whether they hold NaN
+        self.cleared: list[int] = []
 
     @property
     def num_free(self) -> int:
@@ -70,6 +74,9 @@ class BlockPool:
             if old_hash is not None:
                 del self._block_of[old_hash]
                 self._hash_of[block] = None
+            if block in self._unsound:
+                self._unsound.remove(block)
+                self.cleared.append(block)
             self._references[block] = 1
             blocks.append(block)
         return blocks
@@ -80,9 +87,19 @@ class BlockPool:
             self._hash_of[block] = block_hash
             self._block_of[block_hash] = block
 
-    def release(self, blocks: Sequence[int]) -> None:
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Have `match` find none of `blocks` any more, but those that somebody holds."""
+        for block in blocks:
+            old_hash = self._hash_of[block]
+            if self._references[block] == 0 and old_hash is not None:
+                del self._block_of[old_hash]
+                self._hash_of[block] = None
+                self._free.move_to_end(block, last=False)
+
+    def release(self, blocks: Sequence[int], *, sound: bool = True) -> None:
         """Drop one reference to each of `blocks`, the blocks of one sequence in order.
 
+        `sound` says that they hold no NaN: where nobody holds them any more, else, they are cleared for who is next.
         Raises `RuntimeError` on a block that nobody holds.
         """
         for block in reversed(blocks):
@@ -90,6 +107,7 @@ class BlockPool:
                 raise RuntimeError(f"block {block} is released and nobody holds it")
             self._references[block] -= 1
             if self._references[block] == 0:
+                (self._unsound.discard if sound else self._unsound.add)(block)
                 self._free[block] = None
                 if self._hash_of[block] is None:
                     self._free.move_to_end(block, last=False)

@@ -73,7 +73,7 @@ class BlockTables:
 
     def stop(self, request: Request) -> None:
         """Take a request's blocks back."""
-        self.pool.release(request.held_block_ids)
+        self._release(request, len(request.block_ids))
         request.block_ids, request.num_let_go = [], 0
         request.num_computed_tokens = request.num_published = request.num_blocks_sent = 0
 
@@ -92,7 +92,7 @@ class BlockTables:
             # One token more than is seen, since a beam may have to compute its last token again.
             unseen = (request.num_computed_tokens - self._window) // self._block_size
             if unseen > request.num_let_go:
-                self.pool.release(request.block_ids[request.num_let_go : unseen])
+                self._release(request, unseen)
                 request.num_let_go = unseen
 
     def num_lacking(self, requests: Iterable[Request]) -> int:
@@ -154,6 +154,16 @@ class BlockTables:
         self._read_into[page] = block
         step.swap_in.append((page, block))
         return block
+
+    def _release(self, request: Request, end: int) -> None:
+        """Release what the request holds of its first `end` blocks.
+
+        With a window, finite logits show nothing of the parts of a prompt that they do not come from.
+        """
+        first = request.num_let_go
+        seen = first if self._window is None else min(end, max(first, self._num_blocks(request.num_prompt_tokens)))
+        self.pool.release(request.block_ids[seen:end], sound=request.sound)
+        self.pool.release(request.block_ids[first:seen], sound=False)
 
     def _shared_block(self, request: Request) -> int | None:
         """The place of the block that the request writes to next, where others hold that too."""

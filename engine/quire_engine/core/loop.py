@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from dataclasses import replace
 
@@ -16,11 +17,15 @@ from quire_engine.core.randomness import nth_seed
 from quire_engine.core.request import Request
 from quire_engine.core.request_check import check_request, with_right_types
 from quire_engine.core.scheduler import Scheduler
-from quire_engine.core.step import Closing, Executor, Step, StepResult
+from quire_engine.core.step import NO_TOKEN, Closing, Executor, Step, StepResult, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
 _GRAMMAR_SECONDS = 0.02
+_NOT_FINITE = (
+    "the model gave no finite {what} for this request: look whether its checkpoint holds NaN or infinite weights, and "
+    "whether --dtype reaches as far as its numbers do (float16 ends at 65504, bfloat16 and float32 do not)"
+)
 
 
 class EngineCore:
@@ -167,6 +172,11 @@ class EngineCore:
             if self._scheduler.running.get(request.request_id) is not request:
                 continue  # it was aborted meanwhile
             request.num_computed_tokens = sequence.end
+            of_prompt = result.prompt_logprobs.get(request.request_id)
+            if NO_TOKEN in new_tokens or (of_prompt and not _are_numbers(of_prompt)):
+                outputs.append(self._fail(request, "logits"))
+                continue
+            request.sound = sequence.samples or sequence.pools
             if request.group is not None:
                 if sequence.samples:
                     (request.group.choices[request.request_id],) = result.logprobs[request.request_id]
@@ -175,7 +185,6 @@ class EngineCore:
             if sequence.pools:
                 outputs.append(self._end_pooled(request, result.embeddings[request.request_id]))
                 continue
-            of_prompt = result.prompt_logprobs.get(request.request_id)
             if not new_tokens and of_prompt is None:
                 continue
             output = self._append(request, new_tokens)
@@ -191,7 +200,18 @@ class EngineCore:
                 outputs += self._search_on(group)
         return outputs
 
+    def _fail(self, request: Request, what: str) -> EngineOutput:
+        """End a request, with all of its search, for which the model gave no finite `what`."""
+        first, request.sound = request.unit[0], False
+        message = _NOT_FINITE.format(what=what)
+        log.error("request %s: %s", first.request_id, message)
+        self._scheduler.fail(first)
+        del self._requests[first.request_id]
+        return EngineOutput(first.request_id, [], "error", error=message, error_kind="fault")
+
     def _end_pooled(self, request: Request, embedding: list[float]) -> EngineOutput:
+        if not math.isfinite(sum(embedding)):
+            return self._fail(request, "embedding")
         self._scheduler.remove(request)
         del self._requests[request.request_id]
         cached = request.num_cached_tokens or 0
@@ -284,6 +304,10 @@ class EngineCore:
 
     def _refuse(self, request_id: str, message: str, kind: ErrorKind) -> None:
         self._refused.append(EngineOutput(request_id, [], "error", error=message, error_kind=kind))
+
+
+def _are_numbers(logprobs: list[TokenLogprobs]) -> bool:
+    return not any(math.isnan(entry.logprob) for entry in logprobs)
 
 
 def _follow(grammar: GrammarState, token: int, output: EngineOutput) -> None:

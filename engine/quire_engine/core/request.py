@@ -58,6 +58,7 @@ class Request:
     waiting: bool = True
     announced: bool = False  # whether the executor knows it
     in_flight: bool = False  # in a step whose result is not there yet: it cannot be in another
+    sound: bool = True  # whether finite logits have shown that so is all that it has computed
     sibling: Request | None = None  # one of its prompt, images and salt that came before; only until this one starts
     group: BeamGroup | None = None  # the beam search that it is a part of
 
@@ -113,6 +114,7 @@ class Request:
             self.num_let_go = parent.num_let_go
         self.num_computed_tokens, self.num_published = parent.num_computed_tokens, parent.num_published
         self.num_blocks_sent, self.rotated_for = min(self.num_blocks_sent, num_kept), parent.rotated_for
+        self.sound = parent.sound
 
     def hash_full_blocks(self, block_size: int) -> None:
         """Bring `block_hashes` up to date with `token_ids`."""

@@ -85,6 +85,12 @@ class Scheduler:
         else:
             self._stop(request)
 
+    def fail(self, request: Request) -> None:
+        """Forget a running request whose logits are not finite, and what only it held."""
+        held = [block for member in request.unit for block in member.held_block_ids]
+        self.remove(request)
+        self.pool.forget(held)
+
     def fork(self, parent: Request, child: Request) -> None:
         """Have `child` run on from where `parent` is, on its blocks. Who writes to a shared block copies it first."""
         self._tables.fork(parent, child)
@@ -123,6 +129,7 @@ class Scheduler:
         self._num_begun_beside = 0
         if step.scheduled:
             step.removed, self._removed = self._removed, []
+            step.cleared, self.pool.cleared = self.pool.cleared, []
         return step
 
     def _name(self, request: Request) -> None:
@@ -267,6 +274,7 @@ class Scheduler:
         if count == 0:
             return 0
         self._tables.prepare(request, step)
+        request.sound = False
         self._emit(step, request, count)
         end = request.num_computed_tokens + count
         self._tables.publish(request, end)

@@ -9,6 +9,9 @@ from quire_engine.core.images import PromptImage
 from quire_engine.core.pooling import PoolingParams
 from quire_engine.sampling_params import SamplingParams
 
+# In place of a token that cannot be told: the model's logits are NaN or infinite.
+NO_TOKEN = -1
+
 
 @dataclass(slots=True)
 class NewSequence:
@@ -51,8 +54,8 @@ class ScheduledSequence:
 class Step:
     """`removed` is to be forgotten first, then `new` is met, then pages are copied, then `scheduled` runs as one batch.
 
-    All of `swap_out` comes before `swap_in`, and that before `copies`: a block may be left by one sequence, given to
-    another, and copied for a third that writes to it.
+    All of `swap_out` comes before `cleared`, that before `swap_in`, and that before `copies`: a block may be left by
+    one sequence, given to another, and copied for a third that writes to it.
     A block that one sequence fills may be read by another sequence of the same step: every layer has to write
     the keys and values of the whole batch before it attends.
     """
@@ -60,6 +63,7 @@ class Step:
     removed: list[str] = field(default_factory=list)
     new: list[NewSequence] = field(default_factory=list)
     swap_out: list[tuple[int, int]] = field(default_factory=list)  # (block, host page)
+    cleared: list[int] = field(default_factory=list)  # blocks that become zeros: attention may not meet NaN in padding
     swap_in: list[tuple[int, int]] = field(default_factory=list)  # (host page, block)
     copies: list[tuple[int, int]] = field(default_factory=list)  # (block, block that becomes like it)
     scheduled: list[ScheduledSequence] = field(default_factory=list)
@@ -93,7 +97,8 @@ class TokenLogprobs:
 class StepResult:
     """What a step made, as plain values: it crosses processes."""
 
-    token_ids: list[list[int]]  # sampled by each of `step.scheduled`, in its order: none where `samples` is false
+    # Sampled by each of `step.scheduled`, in its order: none where `samples` is false. One may be `NO_TOKEN`.
+    token_ids: list[list[int]]
     # By request, one entry a sampled token; for requests with `params.logprobs` alone.
     logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
     # By request, of the prompt's positions that follow the step's tokens, in order and without a gap from

@@ -29,6 +29,9 @@ class KVCache:
             blocks, pages = _columns(step.swap_out)
             for device, host in zip(self._device, self._host, strict=True):
                 _store(device, blocks, host, pages)
+        if step.cleared:
+            for device in self._device:
+                device.index_fill_(0, torch.tensor(step.cleared, device=device.device), 0.0)
         if step.swap_in:
             pages, blocks = _columns(step.swap_in)
             for device, host in zip(self._device, self._host, strict=True):

@@ -117,7 +117,7 @@ def warm_up(executor: Executor, num_tokens: int, block_size: int, *, pools: bool
     """Run a prompt of `num_tokens` and one decode, so that the first request finds everything initialised.
 
     A model that makes vectors, which `pools`, runs the prompt alone. Writes to the first blocks, which nobody has been
-    given yet.
+    given yet, and leaves zeros there.
     """
     params = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
     blocks = list(range(-(-(num_tokens + 1) // block_size)))
@@ -126,4 +126,4 @@ def warm_up(executor: Executor, num_tokens: int, block_size: int, *, pools: bool
     executor.execute(Step(new=[new], scheduled=[prompt]))
     if not pools:
         executor.execute(Step(scheduled=[ScheduledSequence(_WARM_UP, [0], num_tokens, [], samples=True)]))
-    executor.execute(Step(removed=[_WARM_UP]))
+    executor.execute(Step(removed=[_WARM_UP], cleared=blocks))

@@ -117,7 +117,9 @@ class SamplingState:
             words = self._allowed.get(row)
             if of_grammar is not None:
                 grammar_words = np.frombuffer(of_grammar, dtype=np.int32)
-                words = grammar_words if words is None else words & grammar_words
+                both = grammar_words if words is None else words & grammar_words
+                # Where the request's own tokens and the grammar's leave nothing, one of its own shows it to the core.
+                words = both if words is None or both.any() else words
             if words is not None:
                 masked.append((i, words))
         if not masked:

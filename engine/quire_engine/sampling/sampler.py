@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from quire_engine.core.step import TokenLogprobs
+from quire_engine.core.step import NO_TOKEN, TokenLogprobs
 from quire_engine.memory_plan.plan import SORTED_ROWS
 from quire_engine.sampling.adjustments import Adjustments, Forbidden, adjust, forbid
 from quire_engine.sampling.logprobs import rank
@@ -38,7 +38,7 @@ class SamplingBatch:
 
 @dataclass(slots=True)
 class Chosen:
-    """A token for each row and, by row, its logprobs where they were asked for."""
+    """A token for each row, or `NO_TOKEN`, and, by row, its logprobs where they were asked for."""
 
     token_ids: list[int]
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
@@ -52,19 +52,26 @@ def choose(logits: torch.Tensor, batch: SamplingBatch) -> Chosen:
     on_device = torch.tensor(rows, dtype=torch.int64).to(logits.device)
     raw = logits[on_device]  # a copy, before anything is forbidden or scaled
     token_ids = sample(logits, batch)
-    ranked = rank(raw, token_ids[on_device], max(counts))
+    ranked = rank(raw, token_ids[on_device].clamp_min(0), max(counts))
     return Chosen(token_ids.tolist(), dict(zip(rows, ranked.as_lists(counts), strict=True)))
 
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-    """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to: [rows] int64."""
+    """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to: [rows] int64.
+
+    `NO_TOKEN` for a row that holds NaN or infinity, or -infinity alone. It costs no look at the whole row: the greatest
+    element of such a row is not finite either, and a softmax makes all of it NaN.
+    """
     shape(logits, batch)
     if batch.all_greedy:
-        return logits.argmax(-1)
+        best = logits.argmax(-1)
+        return best.masked_fill(~logits.gather(-1, best[:, None]).squeeze(-1).isfinite(), NO_TOKEN)
     probabilities = torch.softmax(logits / batch.temperature[:, None], dim=-1)
+    wrong = _is_nan(probabilities)
     restrict(probabilities, batch.top_k, batch.top_p, batch.min_p)
     drawn = draw(probabilities, batch.uniform)
-    return torch.where(batch.greedy, logits.argmax(-1), drawn) if batch.any_greedy else drawn
+    chosen = torch.where(batch.greedy, logits.argmax(-1), drawn) if batch.any_greedy else drawn
+    return chosen.masked_fill(wrong, NO_TOKEN)
 
 
 def shape(logits: torch.Tensor, batch: SamplingBatch) -> None:
@@ -95,7 +102,7 @@ def restrict(
 ) -> None:
     """Set to 0, in place, what the limits exclude: first min-p, then top-k, then top-p of what is left.
 
-    Tokens as likely as the last one that is kept are kept too.
+    Tokens as likely as the last one that is kept are kept too. Rows of NaN stay as they are.
     """
     if min_p is not None:
         least = probabilities.amax(-1, keepdim=True) * min_p[:, None]
@@ -105,13 +112,18 @@ def restrict(
     rows, vocab_size = probabilities.shape
     k = top_k if top_k is not None else torch.full((rows,), vocab_size, device=probabilities.device)
     p = top_p if top_p is not None else torch.ones(rows, device=probabilities.device)
-    limited = ((k < vocab_size) | (p < 1.0)).nonzero().squeeze(-1)
+    limited = (((k < vocab_size) | (p < 1.0)) & ~_is_nan(probabilities)).nonzero().squeeze(-1)
     chosen = probabilities[limited]
     threshold, decided = _threshold(chosen, k[limited], p[limited], min(_HEAD, vocab_size))
     if not bool(decided.all()):
         for rest in torch.split((~decided).nonzero().squeeze(-1), SORTED_ROWS):
             threshold[rest] = _threshold_of_all(chosen[rest], k[limited][rest], p[limited][rest])
     probabilities[limited] = chosen.masked_fill_(chosen < threshold[:, None], 0.0)
+
+
+def _is_nan(probabilities: torch.Tensor) -> torch.Tensor:
+    """Which rows a softmax made NaN, as a whole: [rows] bool."""
+    return probabilities[:, 0].isnan()
 
 
 def _threshold_of_all(probabilities: torch.Tensor, k: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

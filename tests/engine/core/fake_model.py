@@ -7,9 +7,10 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from quire_engine.core.core_config import CoreConfig
-from quire_engine.core.step import ScheduledSequence, Step, StepResult, TokenLogprobs
+from quire_engine.core.step import NO_TOKEN, ScheduledSequence, Step, StepResult, TokenLogprobs
 
 VOCAB_SIZE = 97
+POISON = 96  # a token whose keys and values are NaN, where an executor takes it for that
 
 
 def next_token(token_ids: list[int]) -> int:
@@ -106,6 +107,7 @@ class PagedExecutor:
     pages: list[list[int | None]] = field(default_factory=list)
     host_pages: list[list[int | None]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    poison: bool = False
 
     def __post_init__(self) -> None:
         config = self.config
@@ -128,6 +130,8 @@ class PagedExecutor:
         assert len(self.tables) <= config.max_num_seqs
         for block, page in step.swap_out:
             self.host_pages[page] = list(self.pages[block])
+        for block in step.cleared:
+            self.pages[block] = [None] * config.block_size
         for page, block in step.swap_in:
             self.pages[block] = list(self.host_pages[page])
         for source, copy in step.copies:
@@ -145,11 +149,19 @@ class PagedExecutor:
             for position, token in enumerate(s.token_ids, s.start):
                 page, offset = self._slot(s.request_id, position)
                 page[offset] = token
-        tokens = [[next_token(self._read(s.request_id, s.end))] if s.samples else [] for s in step.scheduled]
+        tokens = [[self._sample(s)] if s.samples else [] for s in step.scheduled]
         logprobs = {
             s.request_id: [self._rank(s)] for s in step.scheduled if s.samples and s.request_id in self.num_logprobs
         }
         return StepResult(tokens, logprobs)
+
+    def _sample(self, s: ScheduledSequence) -> int:
+        tokens = self._read(s.request_id, s.end)
+        if self.poison and POISON in tokens:
+            return NO_TOKEN
+        page, offset = self._slot(s.request_id, s.end - 1)
+        assert not self.poison or POISON not in page[offset + 1 :], f"{s.request_id} has another's NaN in its padding"
+        return next_token(tokens)
 
     def _rank(self, s: ScheduledSequence) -> TokenLogprobs:
         logprobs = log_probabilities(self._read(s.request_id, s.end))

@@ -12,7 +12,7 @@ from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.sampling_params import SamplingParams
-from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, Stages, generate, search
+from tests.engine.core.fake_model import POISON, VOCAB_SIZE, PagedExecutor, Stages, generate, search
 
 EOS = (11, 12, 40)
 
@@ -58,7 +58,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             vocab_size=VOCAB_SIZE,
             eos_token_ids=EOS,
         )
-        self.core = EngineCore(Stages(PagedExecutor(self.config), num_stages), self.config)
+        self.core = EngineCore(Stages(PagedExecutor(self.config, poison=True), num_stages), self.config)
         self.requests: dict[str, EngineRequest] = {}
         self.tokens: dict[str, list[int]] = {}
         self.ends: dict[str, EngineOutput] = {}
@@ -66,7 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(
         begins_alike=st.integers(0, 12),
-        tail=st.lists(st.integers(0, 3), max_size=4),
+        tail=st.lists(st.sampled_from([*range(4)] * 4 + [POISON]), max_size=4),
         width=st.sampled_from([0, 0, 0, 1, 2, 3]),
         max_tokens=st.integers(1, 12),
         priority=st.integers(0, 2),
@@ -137,7 +137,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         stats = self.core.stats()
         assert (stats.kv_cache_usage, stats.swap_usage, stats.num_swapped) == (0.0, 0.0, 0)
         for name, request in self.requests.items():
-            if name not in self.aborted and self.ends[name].finish_reason != "error":
+            if name not in self.aborted and self.ends[name].error_kind == "fault":
+                seen = request.prompt_token_ids + self.tokens[name]
+                assert POISON in seen or request.params.use_beam_search, "a beam may have held it"
+            elif name not in self.aborted and self.ends[name].finish_reason != "error":
                 self.check_answer(request, self.ends[name])
 
     def check_answer(self, request: EngineRequest, end: EngineOutput) -> None:
@@ -149,6 +152,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             found = [beam.token_ids for beam in end.beams or []]
             assert found == search(prompt, params.n, count, eos, n=params.n, window=config.window or 0)
         else:
+            if config.window is None:
+                assert POISON not in prompt + self.tokens[request.request_id][:-1], "it went on behind NaN"
             assert self.tokens[request.request_id] == generate(prompt, count, eos, config.window or 0)
 
 

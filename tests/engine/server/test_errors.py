@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.engine.server.conftest import Server, StartServer
 
@@ -143,3 +148,31 @@ def test_a_missing_or_wrong_key_is_a_401_and_health_stays_open(start_server: Sta
     for path in ("/health", "/metrics", "/version"):
         assert httpx.get(server.url + path).status_code == 200
     assert "first" not in server.log.replace("first token", "")
+
+
+def test_a_model_that_gives_no_finite_logits_for_a_request_is_a_500_of_that_request_alone(
+    start_server: StartServer, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """A copy of the tiny model that knows one token by infinite numbers."""
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    tensors = load_file(model / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding.clone()
+    embedding[1999] = torch.inf
+    save_file(tensors, model / "model.safetensors")
+    server = start_server(model=model)
+    body = {**COMPLETION, "max_tokens": 3, "temperature": 0, "logit_bias": {"1999": -100}}
+    for prompt in ([5, 1999], [5, 1999, 6]):
+        answer = httpx.post(f"{server.url}/v1/completions", json={**body, "prompt": prompt})
+        assert answer.status_code == 500, answer.text
+        error = answer.json()["error"]
+        assert error["type"] == "InternalServerError"
+        assert "no finite logits for this request" in error["message"]
+        assert "--dtype" in error["message"]
+    streamed = httpx.post(f"{server.url}/v1/completions", json={**body, "prompt": [5, 1999], "stream": True})
+    assert "no finite logits" in streamed.text
+    good = httpx.post(f"{server.url}/v1/completions", json={**body, "prompt": [5, 6]})
+    assert good.status_code == 200, good.text
+    assert server.health() == 200
