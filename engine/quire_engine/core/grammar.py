@@ -45,6 +45,10 @@ class PendingGrammar(Protocol):
         """
         ...
 
+    def leave(self) -> None:
+        """Its request has gone: it need not be compiled, unless others wait for the same."""
+        ...
+
 
 class Grammars(Protocol):
     """Compiles what requests ask for, beside the steps."""

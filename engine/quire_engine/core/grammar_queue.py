@@ -32,7 +32,8 @@ class GrammarQueue:
 
     def remove(self, request_id: str) -> None:
         """Raises `KeyError` where the request does not wait here."""
-        del self._pending[request_id]
+        _, pending = self._pending.pop(request_id)
+        pending.leave()
 
     def wait(self, seconds: float) -> None:
         """Sleep until the first of them may be ready, at most so long."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from quire_engine.core.grammar import BusyError
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.errors import ApiError
 from quire_engine.server.forms import Form
 from quire_engine.server.protocol.generation import GenerationRequest
-from quire_engine.structured.compiler import COMPILE_SECONDS, GrammarCompiler, TooManyGrammarsError
+from quire_engine.structured.compiler import Compilation, GrammarCompiler
 from quire_engine.structured.vocabulary import byte_vocabulary
 from quire_engine.text.bad_words import with_bad_words
 
@@ -65,18 +68,13 @@ class Parameters:
     async def _check_form(self, form: Form) -> None:
         """Raise `ApiError` for a form that no answer can have, or that is beyond the limits."""
         try:
-            compiled = self._grammars.submit(form.wanted)
-            # Shielded: it is kept for others, who may be waiting for it too when this client leaves.
-            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(compiled)), COMPILE_SECONDS)
-        except TooManyGrammarsError as error:
+            compilation = self._grammars.submit(form.wanted)
+            try:
+                await _compiled(compilation)
+            finally:
+                compilation.leave()
+        except BusyError as error:
             raise ApiError(429, str(error), headers={"retry-after": "1"}) from error
-        except TimeoutError as error:
-            if not compiled.running():
-                message = f"other grammars took {COMPILE_SECONDS:.0f} s to compile: try again"
-                raise ApiError(429, message, headers={"retry-after": "1"}) from error
-            raise ApiError(
-                400, f"{form.field} was not compiled within {COMPILE_SECONDS:.0f} s: simplify it", param=form.field
-            ) from error
         except ValueError as error:
             raise ApiError(400, form.in_its_words(str(error)), param=form.field) from error
 
@@ -86,3 +84,21 @@ class Parameters:
             raise ApiError(
                 400, f"{field} holds token id {wrong}: this model's ids end at {self._vocab_size - 1}", param=field
             )
+
+
+async def _compiled(compilation: Compilation) -> None:
+    """Wait for it. Raises `ValueError` for a grammar that cannot be used, and `BusyError` where its turn is far off."""
+    since, done, loop = time.monotonic(), asyncio.Event(), asyncio.get_running_loop()
+
+    def end(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop may have ended
+            loop.call_soon_threadsafe(done.set)
+
+    compilation.future.add_done_callback(end)
+    # What is left is more again once its turn has come.
+    while not compilation.future.done() and (left := compilation.seconds_left(since)) > 0:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), left)
+    if not compilation.future.done():
+        raise compilation.overdue()
+    compilation.future.result()

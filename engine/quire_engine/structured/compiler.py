@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from quire_engine.core.grammar import BusyError
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 MAX_KEPT = 64
 MAX_WAITING = 256
-COMPILE_SECONDS = 20.0  # how long a request waits: a compilation that takes longer goes on to its own end
+QUEUE_SECONDS = 20.0  # how long a request waits for the turn of its grammar
+COMPILE_SECONDS = 20.0  # and then for its compilation: one that takes longer goes on to its own end
 # A schema of `MAX_CHARACTERS` whose references form one chain needs half of it: llguidance follows them by recursion.
 _STACK_BYTES = 64 * 2**20
 _TRIAL_TOKENS = 4
@@ -38,6 +40,39 @@ class TooManyGrammarsError(BusyError):
     """Too many grammars wait to be compiled: later there is room."""
 
 
+@dataclass(eq=False, slots=True)
+class Compilation:
+    """A grammar on its way, or compiled. Whoever submits one waits for it until it has called `leave`."""
+
+    kind: str  # of `StructuredOutputsParams`
+    future: Future[CompiledGrammar] = field(init=False)
+    started: float | None = None  # time.monotonic() when its turn came
+    num_waiting: int = 0
+
+    def seconds_left(self, since: float) -> float:
+        """How long one who waits since then may still wait, as of now: for its turn, or for the end of it."""
+        limit = since + QUEUE_SECONDS if self.started is None else self.started + COMPILE_SECONDS
+        return limit - time.monotonic()
+
+    def overdue(self) -> ValueError:
+        """What to raise where no seconds are left: `BusyError` where it is the others who took them."""
+        if self.started is None:
+            return BusyError(f"structured_outputs: other grammars took {QUEUE_SECONDS:.0f} s to compile: try again")
+        return ValueError(
+            f"structured_outputs.{self.kind} was not compiled within {COMPILE_SECONDS:.0f} s: simplify it"
+        )
+
+    def leave(self) -> None:
+        """One fewer waits. What nobody waits for is not begun."""
+        self.num_waiting -= 1
+        if self.num_waiting == 0:
+            self.future.cancel()  # in vain where it has begun
+
+    @property
+    def failed(self) -> bool:
+        return self.future.cancelled() or (self.future.done() and self.future.exception() is not None)
+
+
 class GrammarCompiler:
     """Compiled grammars by what was asked for, the least recently used going first.
 
@@ -47,29 +82,31 @@ class GrammarCompiler:
     def __init__(self, load_vocabulary: Callable[[], LLTokenizer]) -> None:
         self._load_vocabulary = load_vocabulary
         self._loaded: LLTokenizer | str | None = None  # or what is wrong with it
-        self._kept: OrderedDict[tuple[object, ...], Future[CompiledGrammar]] = OrderedDict()
-        self._waiting: list[Future[CompiledGrammar]] = []
+        self._kept: OrderedDict[tuple[object, ...], Compilation] = OrderedDict()
+        self._waiting: list[Compilation] = []
         self._thread: ThreadPoolExecutor | None = None
 
-    def submit(self, wanted: StructuredOutputsParams) -> Future[CompiledGrammar]:
-        """Compile, or find what was compiled before.
+    def submit(self, wanted: StructuredOutputsParams) -> Compilation:
+        """Compile, or find what was compiled before. Whoever calls this has to `leave` it.
 
-        The future raises `ValueError` for a grammar that cannot be used; this call `TooManyGrammarsError`.
+        Its future raises `ValueError` for a grammar that cannot be used; this call `TooManyGrammarsError`.
         """
         key = wanted.key
-        future = self._kept.get(key)
-        if future is None or (future.done() and future.exception() is not None):
-            self._waiting = [f for f in self._waiting if not f.done()]
+        compilation = self._kept.get(key)
+        if compilation is None or compilation.failed:
+            self._waiting = [c for c in self._waiting if not c.future.done()]
             if len(self._waiting) >= MAX_WAITING:
                 raise TooManyGrammarsError(
                     f"structured_outputs: {MAX_WAITING} other grammars are being compiled: try again"
                 )
-            future = self._kept[key] = self._start_thread().submit(self._compile, wanted)
-            self._waiting.append(future)
+            compilation = self._kept[key] = Compilation(wanted.kind)
+            compilation.future = self._start_thread().submit(self._compile, compilation, wanted)
+            self._waiting.append(compilation)
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
-        return future
+        compilation.num_waiting += 1
+        return compilation
 
     def _start_thread(self) -> ThreadPoolExecutor:
         if self._thread is None:
@@ -81,7 +118,8 @@ class GrammarCompiler:
                 threading.stack_size(before)
         return self._thread
 
-    def _compile(self, wanted: StructuredOutputsParams) -> CompiledGrammar:
+    def _compile(self, compilation: Compilation, wanted: StructuredOutputsParams) -> CompiledGrammar:
+        compilation.started = time.monotonic()
         try:
             from llguidance import LLMatcher
         except ImportError as error:

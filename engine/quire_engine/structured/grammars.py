@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from concurrent.futures import wait
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quire_engine.core.grammar import BusyError
 from quire_engine.sampling_params import SamplingParams
-from quire_engine.structured.compiler import COMPILE_SECONDS, CompiledGrammar, GrammarCompiler, allowed_text, reason_of
+from quire_engine.structured.compiler import Compilation, CompiledGrammar, GrammarCompiler, allowed_text, reason_of
 from quire_engine.structured.panics import panics_as_errors
 
 if TYPE_CHECKING:
@@ -36,31 +35,34 @@ class CompiledGrammars:
         """Begin to compile `params.structured_outputs`. Raises `BusyError` when too many are waiting for it."""
         assert params.structured_outputs is not None
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos_token_ids)}
-        return PendingMatch(self._compiler.submit(params.structured_outputs), frozenset(ends), self._num_bytes)
+        compilation = self._compiler.submit(params.structured_outputs)
+        return PendingMatch(compilation, frozenset(ends), self._num_bytes, time.monotonic())
 
 
 @dataclass
 class PendingMatch:
     """A grammar on its way."""
 
-    _future: Future[CompiledGrammar]
+    _compilation: Compilation
     _ends: frozenset[int]
     _num_bytes: int
-    _deadline: float = field(default_factory=lambda: time.monotonic() + COMPILE_SECONDS)
+    _since: float  # time.monotonic()
 
     def done(self) -> bool:
-        return self._future.done() or time.monotonic() > self._deadline
+        return self._compilation.future.done() or self._compilation.seconds_left(self._since) <= 0
 
     def wait(self, seconds: float) -> None:
-        wait([self._future], seconds)
+        wait([self._compilation.future], seconds)
 
     def start(self) -> Match:
         """Raises `ValueError` for a grammar that cannot be used, and `BusyError` where its turn did not come."""
-        if self._future.running():
-            raise ValueError(f"structured_outputs: the grammar was not compiled within {COMPILE_SECONDS:.0f} s")
-        if not self._future.done():
-            raise BusyError(f"structured_outputs: other grammars took {COMPILE_SECONDS:.0f} s to compile: try again")
-        return Match(self._future.result(), self._ends, self._num_bytes)
+        self._compilation.leave()
+        if not self._compilation.future.done() or self._compilation.future.cancelled():
+            raise self._compilation.overdue()
+        return Match(self._compilation.future.result(), self._ends, self._num_bytes)
+
+    def leave(self) -> None:
+        self._compilation.leave()
 
 
 class Match:

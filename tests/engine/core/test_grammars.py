@@ -29,12 +29,16 @@ class Grammar:
     allowed: bytes = ALL
     taken: list[int] = field(default_factory=list)
     num_waits: int = 0
+    left: bool = False
 
     def done(self) -> bool:
         return self.ready
 
     def wait(self, seconds: float) -> None:
         self.num_waits += 1
+
+    def leave(self) -> None:
+        self.left = True
 
     def start(self) -> Grammar:
         if self.fault is not None:
@@ -124,9 +128,11 @@ def test_a_grammar_that_cannot_be_used_ends_its_request_alone(fault: Exception, 
 
 
 def test_a_request_can_be_aborted_while_its_grammar_is_compiled() -> None:
-    core, _ = make_core(Grammar(ready=False))
+    grammar = Grammar(ready=False)
+    core, _ = make_core(grammar)
     core.add_request(request("gone", [1], structured_outputs=FORM))
     core.abort(["gone"])
+    assert grammar.left
     assert not core.has_work()
     core.check_integrity()
 

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import Future
-from typing import Any
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quire_engine.structured.compiler import MAX_KEPT, CompiledGrammar, GrammarCompiler
-from quire_engine.structured.grammar_text import MAX_NESTING
+from quire_engine.core.grammar import BusyError
+from quire_engine.sampling_params import SamplingParams
+from quire_engine.structured.compiler import (
+    COMPILE_SECONDS,
+    MAX_KEPT,
+    MAX_WAITING,
+    QUEUE_SECONDS,
+    Compilation,
+    GrammarCompiler,
+)
+from quire_engine.structured.grammar_text import MAX_NESTING, grammar_text
+from quire_engine.structured.grammars import CompiledGrammars, PendingMatch
 from quire_engine.structured.vocabulary import byte_vocabulary
 from quire_engine.structured_outputs import MAX_CHARACTERS, StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +141,8 @@ def test_a_hostile_grammar_is_compiled_or_refused_within_bounds_and_the_next_one
     compiler: GrammarCompiler, name: str
 ) -> None:
     hostile = StructuredOutputsParams(**HOSTILE[name])
-    future = compiler.submit(hostile)
-    after = compiler.submit(StructuredOutputsParams(choice=[name]))
+    future = compiler.submit(hostile).future
+    after = compiler.submit(StructuredOutputsParams(choice=[name])).future
     error = future.exception(60)
     if error is not None:
         assert isinstance(error, ValueError)
@@ -139,10 +155,11 @@ def test_the_same_constraint_is_compiled_once_and_the_oldest_are_forgotten() -> 
     loads = []
     compiler = GrammarCompiler(lambda: loads.append(1) or byte_vocabulary())  # type: ignore[func-returns-value]
 
-    def submit(i: int, **options: Any) -> Future[CompiledGrammar]:
-        future = compiler.submit(StructuredOutputsParams(json={"const": i}, **options))
-        future.result(60)
-        return future
+    def submit(i: int, **options: Any) -> Compilation:
+        compilation = compiler.submit(StructuredOutputsParams(json={"const": i}, **options))
+        compilation.future.result(60)
+        compilation.leave()
+        return compilation
 
     first = submit(0)
     assert submit(0) is first
@@ -162,3 +179,82 @@ def test_a_schema_may_be_given_as_text_or_as_an_object() -> None:
     schema = {"type": "object", "properties": {"ü": {"const": 1}}}
     text = json.dumps(schema, ensure_ascii=False)
     assert StructuredOutputsParams(json=schema).key == StructuredOutputsParams(json=text).key
+
+
+class Slow:
+    """A compiler whose first grammar takes until `go` is set, on a clock that stands still by itself."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go, self.now = threading.Event(), threading.Event(), 0.0
+        clock = SimpleNamespace(monotonic=lambda: self.now, thread_time=time.thread_time)
+        for module in ("compiler", "grammars"):
+            monkeypatch.setattr(f"quire_engine.structured.{module}.time", clock)
+        self.grammars = CompiledGrammars(self._load, 257, (256,))
+        self.ahead = self.submit("ahead")
+        assert self.begun.wait(60)
+
+    def submit(self, answer: str) -> PendingMatch:
+        return self.grammars.compile(SamplingParams(structured_outputs=StructuredOutputsParams(choice=[answer])))
+
+    def _load(self) -> LLTokenizer:
+        self.begun.set()
+        assert self.go.wait(60)
+        return byte_vocabulary()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    made = Slow(monkeypatch)
+    yield made
+    made.go.set()
+
+
+def test_the_time_of_a_grammar_counts_from_its_turn(slow: Slow) -> None:
+    slow.now = QUEUE_SECONDS - 1
+    behind = slow.submit("behind")
+    slow.now = COMPILE_SECONDS + 1
+    assert slow.ahead.done()
+    with pytest.raises(ValueError, match=r"structured_outputs.choice was not compiled within 20 s: simplify it"):
+        slow.ahead.start()
+    slow.now = 2 * QUEUE_SECONDS - 2
+    assert not behind.done(), "its turn may still come"
+    slow.go.set()
+    behind.wait(60)
+    slow.now *= 2
+    assert behind.start().finished is False
+
+
+def test_one_whose_turn_does_not_come_is_told_to_come_again(slow: Slow) -> None:
+    behind = slow.submit("behind")
+    slow.now = QUEUE_SECONDS + 1
+    assert behind.done()
+    with pytest.raises(BusyError, match="other grammars took 20 s to compile: try again"):
+        behind.start()
+
+
+def test_what_nobody_waits_for_any_more_is_not_compiled(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    text = "quire_engine.structured.compiler.grammar_text"
+    monkeypatch.setattr(text, lambda w: compiled.append(w.choice) or grammar_text(w))
+    first, second = slow.submit("shared"), slow.submit("shared")
+    gone = slow.submit("gone")
+    first.leave()
+    gone.leave()
+    again = slow.submit("gone and come again")
+    again.leave()
+    again = slow.submit("gone and come again")
+    slow.go.set()
+    for pending in (slow.ahead, second, again):
+        pending.wait(60)
+        assert pending.start().finished is False
+    assert compiled == [["ahead"], ["shared"], ["gone and come again"]]
+
+
+def test_grammars_that_nobody_waits_for_take_no_place_in_the_queue(slow: Slow) -> None:
+    for i in range(MAX_WAITING + 1):
+        slow.submit(f"gone {i}").leave()
+    held = [slow.submit(str(i)) for i in range(MAX_WAITING - 1)]
+    with pytest.raises(BusyError):
+        slow.submit("one more")
+    for pending in held:
+        pending.leave()
