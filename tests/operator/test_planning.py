@@ -41,6 +41,7 @@ def test_a_model_that_fits_is_served_and_its_plan_reported(
     assert status["plan"]["kvBytesPerToken"] == 2 * 2 * 2 * 16 * 2
     assert status["model"] == {
         "name": "llama",
+        "source": "hf://org/small@main",
         "revision": handler.hub.commit("org/small"),
         "maxModelLen": 512,
         "parameters": 2 * 256 * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64 + 2 * 64) + 64,
@@ -93,6 +94,34 @@ def test_an_edit_that_does_not_fit_leaves_what_runs(
     assert accepted(namespace, "False")["reason"] == "DoesNotFit"
     assert namespace.condition("llama", "Available")["status"] == "True"
     assert namespace.get(DEPLOYMENTS, "llama")["metadata"]["resourceVersion"] == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        ({"resources": {"gpu": {"memoryGiB": 1}}}, "DoesNotFit"),
+        ({"model": {"kvCacheDtype": "fp8"}}, "NotSupportedYet"),
+        ({"parallelism": {"nodes": 2, "tensor": 2}}, "LeaderWorkerSetMissing"),
+    ],
+)
+def test_a_service_is_suspended_after_an_edit_that_was_refused(
+    namespace: Namespace, operator: OperatorProcess, hub: ThreadingHTTPServer, edit: dict[str, Any], reason: str
+) -> None:
+    namespace.create(on_hub(hub))
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
+    namespace.change("llama", edit)
+    assert accepted(namespace, "False")["reason"] == reason
+    namespace.change("llama", {"suspend": True})
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama") is None)
+    eventually(lambda: namespace.condition("llama", "Ready").get("reason") == "Suspended")
+    assert not namespace.condition("llama", "Stalled")
+    assert "plan" not in namespace.status("llama")
+    warnings = reasons(namespace)
+    assert warnings.count(reason) == 1
+
+    namespace.change("llama", {"suspend": False})
+    assert accepted(namespace, "False")["reason"] == reason
+    assert namespace.find(DEPLOYMENTS, "llama") is None
 
 
 def test_a_warning_is_given_once_and_the_model_tried(

@@ -37,6 +37,9 @@ class ModelStatus(Fields):
     name: str | None = None
     """Name that requests ask for."""
 
+    source: str | None = None
+    """What the rest is of: its source, as hf://ORG/NAME@REVISION where that is on a hub."""
+
     revision: str | None = None
     """Commit that is served, once known."""
 

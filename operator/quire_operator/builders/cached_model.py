@@ -65,8 +65,11 @@ def reads_any_format(service: LLMService) -> bool:
 
 
 def model_name(service: LLMService) -> str:
-    """The model as the spec asks for it, `hf://ORG/NAME@REVISION`."""
-    return f"{service.spec.model.source}@{service.spec.model.revision or BRANCH}"
+    """The model as the spec asks for it: its source, with `@REVISION` where that is on a hub."""
+    source = service.spec.model.source
+    if not isinstance(parse_source(source), HubSource):
+        return source
+    return f"{source}@{service.spec.model.revision or BRANCH}"
 
 
 def is_commit(revision: str) -> bool:

@@ -55,7 +55,7 @@ def verdicts(
         first = problems[0]
         return [_not_ready(first.reason, first.message), accepted, available, _stalled(first)]
     if service.spec.suspend:
-        return _suspended(accepted, leaving)
+        return _suspended(leaving)
     if waiting_for:
         leftovers = ", ".join(f"{kind} {name}" for kind, name in waiting_for)
         text = f"waiting until {leftovers} is gone, which is no longer wanted"
@@ -119,8 +119,9 @@ def _stopped_text(service: LLMService, replicas: Replicas, stopped: StoppedRollo
     )
 
 
-def _suspended(accepted: Verdict, leaving: int) -> list[Verdict]:
+def _suspended(leaving: int) -> list[Verdict]:
     text = "spec.suspend is true: set it to false to serve"
+    accepted = Verdict("Accepted", True, "Valid", "what is suspended starts nothing: the rest is judged when it is to")
     result = [_not_ready("Suspended", text), accepted, Verdict("Available", False, "Suspended", text)]
     if leaving:
         result.append(Verdict("Reconciling", True, "Suspending", f"{leaving} pods are finishing their requests"))

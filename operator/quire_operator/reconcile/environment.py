@@ -29,7 +29,7 @@ class Environment:
 
 def refusal_by_environment(service: LLMService, environment: Environment, replicas: int) -> Refusal | None:
     """Why the service is not rolled out here. One that was accepted stays so: what runs is no longer a question."""
-    if was_accepted(service):
+    if service.spec.suspend or was_accepted(service):
         return None
     claim = environment.claim
     refusal = one_pod_only(service.spec, claim, replicas) if claim is not None else None

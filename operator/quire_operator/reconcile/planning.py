@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quire_operator.api import LLMService, PlanStatus, Status
+from quire_operator.builders.cached_model import model_name
 from quire_operator.plan.acceptance import Refusal, objection_of
 
 
@@ -36,6 +37,18 @@ class Planned:
             is_from_status=True,
         )
 
+    @staticmethod
+    def while_suspended(service: LLMService) -> Planned:
+        """What was last reported of the spec's model, since none is read for pods that are not to be.
+
+        The plan of a spec that was refused is left out: it is made anew when the service is to serve.
+        """
+        status = service.status
+        if status.model is not None and status.model.source not in (None, model_name(service)):
+            return Planned()
+        known = Planned.of_status(status)
+        return replace(known, plan=None) if _was_refused(status) else known
+
 
 def was_accepted(service: LLMService) -> bool:
     """Whether this very spec was acted on already."""
@@ -49,8 +62,10 @@ def was_accepted(service: LLMService) -> bool:
 
 def refusal_by_plan(service: LLMService, plan: PlanStatus | None) -> Refusal | None:
     """Why the model is not rolled out. A spec that was accepted stays so: what runs is no longer a matter of sums."""
+    if service.spec.suspend or was_accepted(service):
+        return None
     objection = objection_of(plan)
-    if objection is None or service.spec.plan != "enforce" or was_accepted(service):
+    if objection is None or service.spec.plan != "enforce":
         return None
     return Refusal(objection.reason, f"{objection.message}. If you know better, set spec.plan to warn")
 

@@ -32,10 +32,10 @@ from quire_operator.reconcile.events import (
     transition_events,
 )
 from quire_operator.reconcile.hand_edits import HandEdits
+from quire_operator.reconcile.needed import still_needed
 from quire_operator.reconcile.observation import Observation
 from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, was_accepted
 from quire_operator.reconcile.prefetching import CacheState
-from quire_operator.reconcile.replicas import still_needed
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
 from quire_operator.reconcile.scalers import leaving_scalers, stuck_scaler
 from quire_operator.reconcile.status import planning_status, status_of
@@ -145,11 +145,13 @@ class Reconciler:
         except InvalidLLMServiceError as error:
             return await self._report_unreadable(key, manifest, error)
         capabilities = self._surroundings.capabilities
-        refusal, unfit = refusal_of(service.spec) or missing_api(service.spec, capabilities), None
-        planned, environment = Planned(), Environment()
+        # what is suspended starts nothing that could be refused, and frees what pods of an earlier spec hold
+        is_suspended = service.spec.suspend
+        refusal = None if is_suspended else refusal_of(service.spec) or missing_api(service.spec, capabilities)
+        planned, environment, unfit = Planned(), Environment(), None
         if refusal is None:
             known, found = self._planned(service), self._environments.of(service)
-            if known is None or (found is None and not was_accepted(service)):
+            if known is None or (found is None and not (is_suspended or was_accepted(service))):
                 return await self._report_planning(key, service)
             planned, environment = known, found or environment
             unfit = refusal_by_environment(service, environment, self._observe(key, ()).replicas(service).wanted)
@@ -235,7 +237,7 @@ class Reconciler:
         if service.spec.plan == "off":
             return Planned()
         if service.spec.suspend:
-            return Planned.of_status(service.status)
+            return Planned.while_suspended(service)
         known = self._plans.of(service)
         if known is None and was_accepted(service):
             return Planned.of_status(service.status)  # after a restart: no hub is waited for by what is served

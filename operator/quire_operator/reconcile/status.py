@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quire_operator.api import CacheStatus, LLMService, ModelStatus, Status
-from quire_operator.builders.cached_model import is_commit
+from quire_operator.builders.cached_model import is_commit, model_name
 from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.identity import selector_labels
 from quire_operator.builders.service import service_url
@@ -63,6 +63,7 @@ def status_of(
         cache=_cache(service, observation) if refusal is None else service.status.cache,
         model=ModelStatus(
             name=service.served_name,
+            source=model_name(service),
             revision=_known_commit(service, observation) or planned.commit,
             max_model_len=planned.max_model_len,
             quantization=planned.quantization,
