@@ -13,8 +13,9 @@ from quire_operator.builders.circumstances import EVERYTHING, Capabilities
 from quire_operator.builders.identity import TEMPLATE_HASH
 from quire_operator.builders.leader_worker_set import build_leader_worker_set
 from quire_operator.kubeapi.resources import DEPLOYMENTS, LEADER_WORKER_SETS, LLMSERVICES, PODS
+from quire_operator.reconcile.needed import still_needed
 from quire_operator.reconcile.observation import Observation, fault_of
-from quire_operator.reconcile.replicas import count_replicas, still_needed
+from quire_operator.reconcile.replicas import count_replicas
 from quire_operator.reconcile.workloads import missing_api
 from tests.operator.api_client import Namespace, Object, eventually
 from tests.operator.conftest import program_folder

@@ -281,6 +281,7 @@ def test_a_child_that_is_no_longer_wanted_goes(namespace: Namespace) -> None:
     eventually(lambda: namespace.find(CLAIMS, "llama-cache"))
     eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
     namespace.change("llama", {"cache": None})
+    namespace.roll_out("llama")  # before, pods may need it
     # the API server holds a claim until its protection is taken off, which the controller manager does
     eventually(lambda: namespace.get(CLAIMS, "llama-cache")["metadata"].get("deletionTimestamp"))
     assert namespace.find(DEPLOYMENTS, "llama")

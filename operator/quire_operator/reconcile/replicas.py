@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quire_operator.api import LLMService
@@ -15,7 +15,6 @@ from quire_operator.reconcile.workloads import (
     REVISION,
     condition,
     predecessor,
-    predecessor_key,
     template_of,
     workload_key,
 )
@@ -64,14 +63,9 @@ def count_replicas(service: LLMService, children: Mapping[ChildKey, Object], pod
     )
 
 
-def still_needed(
-    service: LLMService, children: Mapping[ChildKey, Object], pods: Sequence[Object]
-) -> Collection[ChildKey]:
-    """The workload of the other kind, which serves until the one that takes its place does."""
-    before = predecessor_key(service, children)
-    if before is None or service.spec.suspend:
-        return ()
-    return () if _count(service, children.get(workload_key(service)), None, pods).rolled_out else (before,)
+def has_rolled_out(service: LLMService, children: Mapping[ChildKey, Object], pods: Sequence[Object]) -> bool:
+    """Whether all replicas of the workload that is asked for serve, whatever is left of the one before."""
+    return _count(service, children.get(workload_key(service)), None, pods).rolled_out
 
 
 def _count(service: LLMService, workload: Object | None, before: Object | None, pods: Sequence[Object]) -> Replicas:
