@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from quire_engine.server.parameters import Parameters
-from quire_engine.server.protocol import CompletionRequest
+from quire_engine.server.protocol.completions import CompletionRequest
 from quire_engine.structured.grammar_text import grammar_text
 from quire_engine.structured.vocabulary import byte_vocabulary
 

@@ -90,7 +90,7 @@ def test_a_grammar_that_cannot_be_used_is_refused_by_its_field(
     compiler: GrammarCompiler, wanted: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^{reason}"):
-        compiler.submit(StructuredOutputsParams(**wanted)).result()
+        compiler.submit(StructuredOutputsParams(**wanted)).future.result(60)
 
 
 def chain(length: int) -> dict[str, Any]:
