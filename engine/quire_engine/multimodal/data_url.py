@@ -12,7 +12,7 @@ _AS = "send it as data:image/png;base64,..."
 
 
 def bytes_of(url: str) -> bytes:
-    """The bytes in `url`. Raises `ValueError` for any other URL, since nothing is fetched for a client."""
+    """The bytes in `url`. Raises `ValueError` for any other URL."""
     scheme, colon, rest = url[:_LONGEST_HEAD].partition(":")
     if not colon or scheme.lower() != "data":
         raise ValueError(f"the URL begins with {url[:24]!r} and no image is fetched: {_AS}")

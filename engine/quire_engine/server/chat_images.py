@@ -11,6 +11,8 @@ from quire_engine.multimodal.data_url import bytes_of
 from quire_engine.multimodal.image_files import ImageFile, checked
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.server.errors import ApiError
+from quire_engine.server.image_download import ImageDownload
+from quire_engine.server.image_urls import is_fetched
 from quire_engine.server.protocol.chat import ChatMessage
 
 if TYPE_CHECKING:
@@ -27,10 +29,14 @@ class ChatImages:
     """Takes the images out of chats to one model."""
 
     def __init__(
-        self, tokens: ImageTokens | None, tokenizer: PreTrainedTokenizerBase, template: str | None = None
+        self,
+        tokens: ImageTokens | None,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+        download: ImageDownload | None = None,
     ) -> None:
-        """`tokens` is None for a model that takes text alone."""
-        self._tokens = tokens
+        """`tokens` is None for a model that takes text alone. Without a `download` none is fetched."""
+        self._tokens, self._download = tokens, download or ImageDownload()
         self._free = asyncio.Semaphore(_AT_ONCE)
         self.token = None if tokens is None else str(tokenizer.convert_ids_to_tokens(tokens.token_id))
         self.in_parts = self.token is not None and _takes_parts(tokenizer, template, self.token)
@@ -60,7 +66,12 @@ class ChatImages:
                 "out, or start the server with a higher --limit-mm-per-prompt",
                 param=field,
             )
-        files = [await self._file(field, url, self._tokens) for field, url in urls]
+        reading = [asyncio.ensure_future(self._file(field, url, self._tokens)) for field, url in urls]
+        try:
+            files = await asyncio.gather(*reading)
+        finally:  # the first that fails ends the others
+            for one in reading:
+                one.cancel()
         size = sum(len(file.data) for file in files)
         if size * copies > _MOST_BYTES:
             raise ApiError(
@@ -81,14 +92,15 @@ class ChatImages:
 
     async def _file(self, field: str, url: str, tokens: ImageTokens) -> ImageFile:
         try:
+            data = await self._download.fetch(url) if is_fetched(url) else None
             async with self._free:
-                return await asyncio.to_thread(_read, url, tokens)
+                return await asyncio.to_thread(_read, url, data, tokens)
         except ValueError as error:
             raise ApiError(400, f"{field}: {error}", param=field) from error
 
 
-def _read(url: str, tokens: ImageTokens) -> ImageFile:
-    file = checked(bytes_of(url))
+def _read(url: str, fetched: bytes | None, tokens: ImageTokens) -> ImageFile:
+    file = checked(bytes_of(url) if fetched is None else fetched)
     tokens.count.of(file.width, file.height)  # whether the model takes an image of this size
     return file
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from quire_engine.config import setting
+from quire_engine.server.image_urls import host_of_flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,10 @@ class ServerSettings:
     api_key: tuple[str, ...] = setting((), "keys that clients must send one of; QUIRE_API_KEY or VLLM_API_KEY too")
     chat_template: str | None = setting(None, "file with a Jinja chat template; the tokenizer's own when unset")
     response_role: str = setting("assistant", "role of chat answers")
+    allowed_media_domains: tuple[str, ...] = setting(
+        (), "hosts that images of chats are fetched from, by their URLs; none when unset"
+    )
+    media_fetch_timeout: float = setting(10.0, "seconds that an image has to come in")
     shutdown_timeout: float = setting(120.0, "seconds that running requests get to finish after SIGTERM")
     endpoints_lag: float = setting(5.0, "seconds a drain waits until no proxy sends new connections any more")
     stall_timeout: float = setting(60.0, "seconds without a sign of the engine after which /health turns 503")
@@ -36,6 +41,10 @@ class ServerSettings:
         for name in ("shutdown_timeout", "endpoints_lag", "stall_timeout"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 0")
+        for host in self.allowed_media_domains:
+            host_of_flag(host)
+        if not 0 < self.media_fetch_timeout < math.inf:
+            raise ValueError(f"--media-fetch-timeout is {self.media_fetch_timeout}: it must be above 0")
         if self.max_waiting < 0:
             raise ValueError(f"--max-waiting is {self.max_waiting}: it must be at least 0")
         if not self.disable_log_requests:

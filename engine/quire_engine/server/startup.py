@@ -19,6 +19,8 @@ from quire_engine.server.completions import Completions
 from quire_engine.server.embeddings import Embeddings, Inputs
 from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.generation import Generation
+from quire_engine.server.image_download import ImageDownload
+from quire_engine.server.image_urls import host_of_flag
 from quire_engine.server.parameters import Parameters
 from quire_engine.server.processor_template import processor_template
 from quire_engine.server.prompts import Prompts
@@ -100,7 +102,9 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
     service.cards = [ModelCard(id=name, root=info.model, max_model_len=limit) for name in service.model_names]
     service.metrics.set_info(info)
     service.client.on_step = service.metrics.observe_step
-    chat_prompts = ChatPrompts(prompts, ChatImages(info.images, tokenizer, template))
+    settings = service.settings
+    download = ImageDownload(map(host_of_flag, settings.allowed_media_domains), settings.media_fetch_timeout)
+    chat_prompts = ChatPrompts(prompts, ChatImages(info.images, tokenizer, template, download))
     service.tokenization = Tokenization(prompts, chat_prompts, tokenizer, limit)
     if info.pooling is not None:
         inputs = Inputs(prompts, tokenizer, limit)
@@ -111,7 +115,7 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
     parameters = Parameters(tokenizer, info.vocab_size, use_priority=use_priority, defaults=defaults)
     tokens = TokenBytes(tokenizer)
     service.completions = Completions(generation, prompts, parameters, tokens)
-    service.chat = Chat(generation, prompts, parameters, tokens, chat_prompts, service.settings.response_role)
+    service.chat = Chat(generation, prompts, parameters, tokens, chat_prompts, settings.response_role)
 
 
 def _read_template(file: str | None) -> str | None:

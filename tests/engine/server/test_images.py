@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.engine.multimodal.llava_checkpoint import IMAGE, Llava, file_of, make_llava, picture
 from tests.engine.server.conftest import Server, launch
+from tests.engine.server.image_host import IMAGE_FILE, ImageHost, image_host
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,8 +28,15 @@ def llava(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Llava:
 
 
 @pytest.fixture(scope="module")
+def host() -> Iterator[ImageHost]:
+    with image_host() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
 def seeing(llava: Llava, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags = ("--served-model-name=llava", "--dtype=float32", "--limit-mm-per-prompt=image=2")
+    flags += ("--allowed-media-domains", "127.0.0.1", "images.example.com", "--media-fetch-timeout=5")
     started = launch(tmp_path_factory.mktemp("server"), llava.directory, *flags)
     started.wait_until_ready()
     yield started
@@ -109,6 +117,31 @@ def test_an_image_that_cannot_be_taken_is_a_400_that_names_the_part(seeing: Serv
     error = refused(seeing, shown("what is it?", url_of(file_of(picture(1))), url))
     assert error.param == "messages.0.content.1.image_url.url"
     assert reason in error.message
+
+
+def test_an_image_at_an_allowed_host_is_answered_as_the_same_file_is(seeing: Server, host: ImageHost) -> None:
+    here = url_of(IMAGE_FILE)
+    expected = ask(seeing, shown("which?", here, here)).choices[0].message.content
+    assert ask(seeing, shown("which?", host.url("/to/cat"), here)).choices[0].message.content == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/none", "127.0.0.1 answered with status 404"),
+        ("/page", "127.0.0.1 sent 'text/html; charset=utf-8', which is no type of an image"),
+        ("/false", "this is no image"),
+        ("/long", "the image at 127.0.0.1 has more than 20971520 bytes"),
+        ("/slow", "127.0.0.1 did not send the image within 5 s"),
+        ("/to/http://localhost/cat", "127.0.0.1 redirects to localhost, and no image is fetched from there unless"),
+    ],
+)
+def test_an_image_that_cannot_be_fetched_is_a_400_that_names_the_part(
+    seeing: Server, host: ImageHost, path: str, message: str
+) -> None:
+    error = refused(seeing, shown("what is it?", host.url("/cat"), host.url(path)))
+    assert error.param == "messages.0.content.1.image_url.url"
+    assert message in error.message
 
 
 def test_more_images_than_the_limit_are_a_400(seeing: Server) -> None:
