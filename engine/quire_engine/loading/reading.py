@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,20 +74,51 @@ def _dtypes(wanted: torch.dtype) -> tuple[str, ...]:
     return _FLOATS if wanted.is_floating_point else _INTEGERS
 
 
-def read(source: Source, shard: Shard, stored: Any, shape: tuple[int, ...]) -> torch.Tensor:
-    """The part of a tensor that `shard` holds, from `stored`, safetensors' slice of it, which is to have `shape`."""
+def place_of(source: Source, shard: Shard) -> Hashable:
+    """The same for shards that can be filled together: of the same columns of one stored matrix."""
+    columns = shard.columns
+    return source.name, source.matrix, source.transposed, columns.start, columns.stop
+
+
+def fill(parts: Sequence[tuple[Source, Shard]], stored: Any, shape: tuple[int, ...]) -> None:
+    """Fill the shards that `place_of` puts together from `stored`, safetensors' slice of a tensor that has `shape`.
+
+    Only rows that a shard holds are read, and those between them, each once.
+    """
     if tuple(stored.get_shape()) != shape:  # dimensions of size 1: a scale
         stored = stored[...].reshape(shape)
-    rows, picked = shard.rows, None
-    if source.rows is not None:
-        picked = source.rows[shard.rows]
-        first, last = int(picked.min()), int(picked.max())
-        rows, picked = slice(first, last + 1), picked - first  # what is read, and which of it is kept
+    source, shard = parts[0]
+    num_rows = shape[-1 if source.transposed else -len(shard.whole)]
+    spans = [(_span(*part, num_rows), part) for part in parts]
+    spans.sort(key=lambda found: found[0].start)
+    while spans:
+        stop, count = spans[0][0].stop, 1
+        while count < len(spans) and spans[count][0].start < stop:  # queries, keys and values in turn, for one
+            stop = max(stop, spans[count][0].stop)
+            count += 1
+        start = spans[0][0].start
+        tensor = _read(source, shard, stored, slice(start, stop))
+        for span, (own, target) in spans[:count]:
+            if own.rows is None:
+                target.fill(tensor[span.start - start : span.stop - start])
+            else:
+                target.fill(tensor[own.rows[target.rows] - start])
+        del spans[:count]
+
+
+def _span(source: Source, shard: Shard, num_rows: int) -> slice:
+    """From the first stored row that the shard holds to its last."""
+    if source.rows is None:
+        return slice(*shard.rows.indices(num_rows)[:2])
+    picked = source.rows[shard.rows]
+    return slice(int(picked.min()), int(picked.max()) + 1)
+
+
+def _read(source: Source, shard: Shard, stored: Any, rows: slice) -> torch.Tensor:
+    """[rows, columns of the shard]"""
     parts = (shard.columns, rows) if source.transposed else (rows, shard.columns)[: len(shard.whole)]
     if source.matrix is None:
         tensor: torch.Tensor = stored[parts]
     else:
         tensor = stored[(slice(source.matrix[0], source.matrix[0] + 1), *parts)][0]
-    if source.transposed:
-        tensor = tensor.t()
-    return tensor if picked is None else tensor[picked]
+    return tensor.t() if source.transposed else tensor

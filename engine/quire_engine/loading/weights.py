@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from quire_engine.layers.linear import DRAWN_STD, Linear
 from quire_engine.layers.norm import Norm
 from quire_engine.layers.shard import Packed, Shard, Sharded
 from quire_engine.loading.errors import CheckpointError
-from quire_engine.loading.reading import checked_shape, read, source_of
+from quire_engine.loading.reading import checked_shape, fill, place_of, source_of
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.memory_plan.quantization import unexplained_weight
 from quire_engine.memory_plan.safetensors_header import TensorHeader, tensor_headers
@@ -116,22 +116,23 @@ def _fill_all(
     extra = next((name for name in others if not _is_unused_zeros(file_of[name], name, naming)), None)
     if extra is not None:
         raise ValueError(f"{file_of[extra]} holds {extra}, which the model that config.json describes does not have")
-    by_file: dict[Path, list[str]] = defaultdict(list)
+    by_file: dict[Path, dict[Hashable, list[str]]] = defaultdict(lambda: defaultdict(list))
     num_rows: dict[str, int] = defaultdict(int)  # of tensors that are several of the model's
     for name, source in sources.items():
         if name in optional:
             continue
         if name in own:
-            by_file[file_of[source.name]].append(name)
+            by_file[file_of[source.name]][place_of(source, own[name])].append(name)
         if source.rows is not None:
             num_rows[source.name] = max(num_rows[source.name], int(source.rows.max()) + 1)
-    for file, names in by_file.items():
+    for file, places in by_file.items():
         try:
             with safe_open(file, framework="pt") as tensors:
-                for name in names:
-                    source, shard = sources[name], own[name]
-                    shape = checked_shape(source, shard, headers[file][source.name], num_rows[source.name])
-                    shard.fill(read(source, shard, tensors.get_slice(source.name), shape))
+                for names in places.values():
+                    parts = [(sources[name], own[name]) for name in names]
+                    stored = parts[0][0].name
+                    shapes = [checked_shape(*part, headers[file][stored], num_rows[stored]) for part in parts]
+                    fill(parts, tensors.get_slice(stored), shapes[0])
         except (ValueError, SafetensorError) as error:
             raise ValueError(f"{file}: {error}") from error
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from quire_engine.distributed.ranks import TensorRanks, build_for
 from quire_engine.layers.embedding import Embedding
 from quire_engine.layers.linear import ColumnLinear, RowLinear, Rows, create_weights
-from quire_engine.loading.weights import load_weights
+from quire_engine.loading.weights import load_weights, weight_shards
+from quire_engine.models.decoder import CausalLM
 from quire_engine.models.naming import Naming, Source
+from quire_engine.models.registry import decoder_spec
+from tests.engine.models.checkpoints import ALL, make_model, save
+
+Stored = Callable[[dict[str, torch.Tensor]], tuple[dict[str, torch.Tensor], Naming]]
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 12, 8, 2, 3, 10
 
@@ -70,9 +78,9 @@ def fused_by_head_and_turned(tensors: dict[str, torch.Tensor]) -> tuple[dict[str
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("stored_as", [as_it_is, fused_by_head_and_turned])
-def test_ranks_hold_their_heads_and_together_all_of_them(tmp_path: Path, size: int, stored_as: object) -> None:
+def test_ranks_hold_their_heads_and_together_all_of_them(tmp_path: Path, size: int, stored_as: Stored) -> None:
     tensors = checkpoint()
-    stored, naming = stored_as(tensors)  # type: ignore[operator]
+    stored, naming = stored_as(tensors)
     save_file(stored, tmp_path / "model.safetensors")
     blocks = [load(tmp_path, rank, size, naming) for rank in range(size)]
     for rank, block in enumerate(blocks):
@@ -93,3 +101,73 @@ def test_ranks_hold_their_heads_and_together_all_of_them(tmp_path: Path, size: i
 def test_a_number_of_ranks_that_splits_no_heads_is_named() -> None:
     with build_for(TensorRanks(0, 3)), pytest.raises(ValueError, match=r"--tensor-parallel-size is 3: .* 8 heads"):
         Block()
+
+
+@pytest.mark.parametrize("stored_as", [as_it_is, fused_by_head_and_turned])
+def test_what_several_tensors_are_stored_as_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored_as: Stored
+) -> None:
+    stored, naming = stored_as(checkpoint())
+    save_file(stored, tmp_path / "model.safetensors")
+    read = count_bytes(monkeypatch)
+    load(tmp_path, 0, 1, naming)
+    assert sum(read) == sum(tensor.nbytes for tensor in stored.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "GPTNeoXForCausalLM: parallel block",
+        "FalconForCausalLM: groups of heads, two norms",
+        "Phi3ForCausalLM: fused projections",
+        "GPT2LMHeadModel: learned positions",
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_rank_reads_as_many_bytes_as_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    cls, config = ALL[name]
+    model = make_model(cls, config())
+    save(model, tmp_path)
+    spec = decoder_spec(model.config.to_dict())
+    read = count_bytes(monkeypatch)
+    for rank in range(size):
+        with build_for(TensorRanks(rank, size)):
+            decoder = CausalLM(spec)
+        create_weights(decoder)
+        load_weights(decoder, tmp_path, spec.naming)
+        assert sum(read) == sum(shard.target.nbytes for shard in weight_shards(decoder).values())
+        read.clear()
+
+
+def count_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of what is read from then on."""
+    sizes: list[int] = []
+
+    class Slice:
+        def __init__(self, stored: Any) -> None:
+            self._stored = stored
+            self.get_shape = stored.get_shape
+
+        def __getitem__(self, parts: Any) -> torch.Tensor:
+            tensor: torch.Tensor = self._stored[parts]
+            sizes.append(tensor.nbytes)
+            return tensor
+
+    class File:
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._file = safe_open(*args, **options)
+
+        def __enter__(self) -> File:
+            self._tensors = self._file.__enter__()
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self._file.__exit__(*error)
+
+        def get_slice(self, name: str) -> Slice:
+            return Slice(self._tensors.get_slice(name))
+
+    monkeypatch.setattr("quire_engine.loading.weights.safe_open", File)
+    return sizes
