@@ -18,7 +18,8 @@ def table(settings: type) -> str:
     rows = ["| flag | default | what it does |", "|---|---|---|"]
     for field in dataclasses.fields(settings):
         unset = field.default in (None, "", ())
-        shown = "" if unset else f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+        default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+        shown = "" if unset else f"`{str(default).lower() if isinstance(default, bool) else default}`"
         text = field.metadata["help"] + ("; **not supported yet**" if "only" in field.metadata else "")
         if field.metadata["choices"]:
             text += f" ({', '.join(field.metadata['choices'])})"

@@ -12,9 +12,8 @@ from pathlib import Path
 from quire_engine import __version__
 from quire_engine.config import EngineConfig
 from quire_engine.flags import FlagParser, from_namespace
+from quire_engine.server.api_keys import keys_of_environment
 from quire_engine.server.settings import ServerSettings
-
-KEY_VARIABLES = ("QUIRE_API_KEY", "VLLM_API_KEY")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +51,7 @@ def serve(argv: Sequence[str]) -> int:
     found.model = found.model or found.positional_model
     if not found.model:
         parser.error("no model: name a directory or a hub model, as in `quire-engine serve org/model`")
-    keys = (*found.api_key, *(os.environ[v] for v in KEY_VARIABLES if os.environ.get(v)))
+    keys = (*(found.api_key or ()), *keys_of_environment(os.environ))
     try:
         config = from_namespace(EngineConfig, found)
         settings = from_namespace(ServerSettings, found, api_key=keys)

@@ -11,9 +11,14 @@ from quire_engine.multimodal.limits import most_images
 MAX_SWAP_GIB = 4096
 
 
-def setting(default: Any, help: str, *, choices: tuple[str, ...] | None = None, only: Any = ...) -> Any:
-    """A field with its help text. `only` is the one value that works until the feature behind it is built."""
-    metadata: dict[str, Any] = {"help": help, "choices": choices}
+def setting(
+    default: Any, help: str, *, choices: tuple[str, ...] | None = None, only: Any = ..., repeatable: bool = False
+) -> Any:
+    """A field with its help text. `only` is the one value that works until the feature behind it is built.
+
+    A flag that is `repeatable` adds its values when it comes again; another one's last values win.
+    """
+    metadata: dict[str, Any] = {"help": help, "choices": choices, "repeatable": repeatable}
     if only is not ...:
         metadata["only"] = only
     return field(default=default, metadata=metadata)

@@ -40,6 +40,8 @@ class FlagParser(argparse.ArgumentParser):
                 self._booleans.add(flag)
                 group.add_argument(flag, type=_boolean, metavar="{true,false}", **options)
             elif kind is tuple:
+                if f.metadata.get("repeatable"):
+                    options |= {"action": "extend", "default": None}  # else it would add to the default
                 group.add_argument(flag, nargs="+", metavar="VALUE", **options)
             else:
                 choices = f.metadata["choices"]
@@ -85,7 +87,8 @@ def from_namespace(settings: type[T], namespace: argparse.Namespace, **more: Any
     """An instance of the dataclass out of parsed flags. Raises its own `ValueError`."""
     # `type[T]` cannot say that it is a dataclass
     names = {f.name for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
-    given = {n: tuple(v) if isinstance(v, list) else v for n, v in vars(namespace).items() if n in names}
+    found = {n: v for n, v in vars(namespace).items() if n in names and v is not None}
+    given = {n: tuple(v) if isinstance(v, list) else v for n, v in found.items()}
     return settings(**{**given, **more})
 
 
@@ -106,6 +109,8 @@ def _boolean(text: str) -> bool:
 
 
 def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return " ".join(default)
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 

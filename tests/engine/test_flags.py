@@ -53,6 +53,18 @@ def test_several_names_are_one_flag() -> None:
     assert parse("--served-model-name", "a", "b")[1].served_model_name == ("a", "b")
 
 
+def test_the_last_names_win_and_keys_add_up() -> None:
+    assert parse("--served-model-name", "a", "--served-model-name", "b")[1].served_model_name == ("b",)
+    assert parse("--api-key", "a", "b", "--api-key=c")[1].api_key == ("a", "b", "c")
+
+
+def test_lists_for_browsers_are_json_as_in_vllm_or_words() -> None:
+    server = parse("--allowed-origins", '["https://a", "https://b"]', "--allowed-methods", "GET", "POST")[1]
+    assert server.allowed_origins == ("https://a", "https://b")
+    assert server.allowed_methods == ("GET", "POST")
+    assert server.allowed_headers == ("*",)
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
 from collections.abc import AsyncGenerator
 
 from quire_engine.server.chat_prompts import ChatPrompts
@@ -22,6 +21,7 @@ from quire_engine.server.protocol.chat import (
     ChatCompletionResponse,
     ChatDelta,
 )
+from quire_engine.server.request_ids import answer_id
 from quire_engine.server.sequences import TokenCount, collect
 from quire_engine.server.streaming import DONE, event
 from quire_engine.text.token_bytes import TokenBytes
@@ -87,7 +87,7 @@ class Chat:
     async def _events(
         self, request: ChatCompletionRequest, model: str, pieces: AsyncGenerator[Piece], count: TokenCount
     ) -> AsyncGenerator[bytes]:
-        identity, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+        identity, created = answer_id("chatcmpl"), int(time.time())
         role, echo = self._role_of(request), self._echo(request)
 
         def chunk(index: int, delta: ChatDelta, end: Piece | None = None) -> ChatCompletionChunk:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ from quire_engine.server.logprobs import CompletionLogprobsWriter, prompt_logpro
 from quire_engine.server.parameters import Parameters
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol.completions import CompletionChoice, CompletionRequest, CompletionResponse
+from quire_engine.server.request_ids import answer_id
 from quire_engine.server.sequences import Answers, TokenCount, WholeText, collect
 from quire_engine.server.streaming import DONE, event
 from quire_engine.text.token_bytes import TokenBytes
@@ -108,7 +108,7 @@ class Completions:
 
     async def _events(self, started: _Started, model: str) -> AsyncGenerator[bytes]:
         request, count = started.request, started.count
-        identity, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        identity, created = answer_id("cmpl"), int(time.time())
         streamed: dict[int, _Streamed] = {}
 
         def chunk(choices: list[CompletionChoice]) -> CompletionResponse:

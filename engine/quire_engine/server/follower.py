@@ -26,7 +26,7 @@ class FollowerProcess:
 
     def __init__(self, config: EngineConfig, settings: ServerSettings, listener: socket.socket) -> None:
         self._listener = listener
-        self._stall_timeout = settings.stall_timeout
+        self._settings = settings
         self._launch = partial(
             EngineClient, config, log_level=settings.uvicorn_log_level, log_format=settings.log_format
         )
@@ -40,7 +40,7 @@ class FollowerProcess:
         client = self._client = self._launch()
         client.start()
         routes = [Route(path, self._health) for path in ("/health", "/ping")]
-        server = HttpServer(Starlette(routes=routes))
+        server = HttpServer(Starlette(routes=routes), self._settings)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         ends = [asyncio.create_task(event.wait()) for event in (client.dead, client.released, self._stop)]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -64,6 +64,6 @@ class FollowerProcess:
         if not client.ready.is_set():
             return JSONResponse({"status": f"the model is being loaded (done last: {client.phase})"}, 503)
         silent = client.seconds_silent()
-        if silent > self._stall_timeout:
+        if silent > self._settings.stall_timeout:
             return JSONResponse({"status": f"stalled: no sign of the engine for {silent:.0f} s"}, 503)
         return JSONResponse({"status": "ok"})

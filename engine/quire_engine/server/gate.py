@@ -1,56 +1,39 @@
-"""The middleware in front of every route: who may come in, who is counted, and how connections end."""
+"""The middleware in front of every route: who may come in, and how much may be sent."""
 
 from __future__ import annotations
 
-import hmac
-import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from quire_engine.server.api_keys import ApiKeys
 from quire_engine.server.errors import ApiError
 from quire_engine.server.lifecycle import Lifecycle, State
-
-log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/", "/health", "/ping", "/metrics", "/version", "/load"})
 RETRY_SECONDS = "5"
 # A prompt of a million tokens, spelled as text or ids, fits.
 MAX_BODY_BYTES = 32 * 2**20
 TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES} bytes, the most that is read: send less in one request"
-Observe = Callable[[str, str, int, float], None]  # handler, method, status, seconds
 
 
 class Gate:
     """Admits API requests while the server serves, with a valid key; counts them until their answer has ended."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        lifecycle: Lifecycle,
-        api_keys: Sequence[str],
-        starting: Callable[[], str],
-        observe: Observe,
-    ) -> None:
-        self._app, self._lifecycle, self._starting, self._observe = app, lifecycle, starting, observe
-        self._api_keys = [key.encode() for key in api_keys]
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, keys: ApiKeys, starting: Callable[[], str]) -> None:
+        self._app, self._lifecycle, self._keys, self._starting = app, lifecycle, keys, starting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"].removeprefix(scope["root_path"]) in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        begun, status, received = time.monotonic(), 500, 0
-
-        async def send_and_look(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                if self._lifecycle.leaving:  # so that the client's next request goes to another server
-                    MutableHeaders(raw=message["headers"])["connection"] = "close"
-            await send(message)
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refusal.response()(scope, receive, send)
+            return
+        received = 0
 
         async def receive_within_limit() -> Message:
             nonlocal received
@@ -60,24 +43,15 @@ class Gate:
                 raise HTTPException(413, TOO_LARGE, headers={"connection": "close"})
             return message
 
-        counted = scope["path"] not in OPEN_PATHS
-        refusal = self._refusal(scope) if counted else None
-        if counted and refusal is None:
-            self._lifecycle.enter()
+        self._lifecycle.enter()
         try:
-            if refusal is not None:
-                await refusal.response()(scope, receive, send_and_look)
-            else:
-                await self._app(scope, receive_within_limit, send_and_look)
+            await self._app(scope, receive_within_limit, send)
         finally:
-            if counted and refusal is None:
-                self._lifecycle.leave()
-            route = scope.get("route")
-            handler = getattr(route, "path", "none")  # never the raw path: its values are without number
-            self._observe(handler, scope["method"], status, time.monotonic() - begun)
+            self._lifecycle.leave()
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        if self._api_keys and not self._key_is_known(Headers(scope=scope).get("authorization", "")):
+        headers = Headers(scope=scope)
+        if not self._keys.admit(headers.get("authorization", "")):
             return ApiError(
                 401,
                 "the API key is missing or wrong: send it as `Authorization: Bearer KEY`",
@@ -87,13 +61,6 @@ class Gate:
             return ApiError(503, self._starting(), headers={"retry-after": RETRY_SECONDS})
         if self._lifecycle.state is State.STOPPING:
             return ApiError(503, "this server is shutting down: try again", headers={"retry-after": "1"})
-        if int(Headers(scope=scope).get("content-length", "0")) > MAX_BODY_BYTES:
+        if int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
             return ApiError(413, TOO_LARGE, headers={"connection": "close"})
         return None
-
-    def _key_is_known(self, authorization: str) -> bool:
-        scheme, _, key = authorization.partition(" ")
-        sent = key.strip().encode()
-        # Every key is compared, each in constant time, so that the answer's time tells nothing.
-        matches = [hmac.compare_digest(sent, known) for known in self._api_keys]
-        return scheme.lower() == "bearer" and any(matches)

@@ -11,6 +11,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from quire_engine.server.settings import ServerSettings
+
 KEEP_ALIVE_SECONDS = 75  # above the idle time-out of common load balancers, so that they close first
 
 
@@ -37,7 +39,7 @@ class Connection(HttpToolsProtocol):
 class HttpServer(uvicorn.Server):
     """A uvicorn server that ends when `should_exit` is set, never by a signal of its own."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -52,6 +54,10 @@ class HttpServer(uvicorn.Server):
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=2,
                 backlog=4096,
+                ssl_certfile=settings.ssl_certfile,
+                ssl_keyfile=settings.ssl_keyfile,
+                ssl_ca_certs=settings.ssl_ca_certs,
+                ssl_cert_reqs=settings.ssl_cert_reqs,
             )
         )
 

@@ -19,9 +19,11 @@ from quire_engine.config import EngineConfig
 from quire_engine.drain import control_socket, serve_control
 from quire_engine.last_words import give_up
 from quire_engine.logs import configure_logging
+from quire_engine.server.api_keys import ApiKeys
 from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.lifecycle import Lifecycle
 from quire_engine.server.settings import ServerSettings
+from quire_engine.server.tls import check_certificate
 from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
@@ -40,12 +42,17 @@ def serve(config: EngineConfig, settings: ServerSettings) -> int:
         reason = "AddressInUse" if taken else "InvalidFlag"
         hint = "name a free one with --port" if taken else "name another address with --host, or another --port"
         return give_up(f"{reason}: cannot listen on {settings.host}:{settings.port} ({error.strerror}): {hint}")
+    try:
+        check_certificate(settings)
+        keys = ApiKeys(settings.api_key, settings.api_key_file)
+    except StartupError as error:
+        return give_up(str(error))
     if config.node_rank > 0:
         from quire_engine.server.follower import FollowerProcess
 
         failure = uvloop.run(FollowerProcess(config, settings, listener).run())
     else:
-        failure = uvloop.run(_Process(config, settings, listener).run())
+        failure = uvloop.run(_Process(config, settings, listener, keys).run())
     return 0 if failure is None else give_up(failure)
 
 
@@ -65,6 +72,7 @@ class _Process:
     config: EngineConfig
     settings: ServerSettings
     listener: socket.socket
+    keys: ApiKeys
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
     async def run(self) -> str | None:
@@ -91,14 +99,15 @@ class _Process:
         )
         at_end.push_async_callback(client.close)
         client.start()
-        from quire_engine.server.app import Service, create_app
+        from quire_engine.server.app import create_app
         from quire_engine.server.errors import ApiError
         from quire_engine.server.http_server import HttpServer
         from quire_engine.server.metrics import Metrics
+        from quire_engine.server.service import Service
 
         names = self.settings.served_model_name or (self.config.model,)
-        service = Service(self.settings, lifecycle, Metrics(names[0]), client, names)
-        server = HttpServer(create_app(service))
+        service = Service(self.settings, self.keys, lifecycle, Metrics(names[0]), client, names)
+        server = HttpServer(create_app(service), self.settings)
         lifecycle.on_retire = server.retire_busy_connections
         lifecycle.on_close_idle = server.close_idle_connections
         path = control_socket(self.listener.getsockname()[1])

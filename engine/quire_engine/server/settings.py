@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -16,7 +17,20 @@ class ServerSettings:
     host: str = setting("0.0.0.0", "address to listen on")
     port: int = setting(8000, "port to listen on")
     served_model_name: tuple[str, ...] = setting((), "names that clients may use; the first one is reported")
-    api_key: tuple[str, ...] = setting((), "keys that clients must send one of; QUIRE_API_KEY or VLLM_API_KEY too")
+    root_path: str = setting("", "path at which a proxy has put the server, such as /llm")
+    api_key: tuple[str, ...] = setting(
+        (), "keys that clients must send one of, beside those of the environment", repeatable=True
+    )
+    api_key_file: str | None = setting(None, "file with more such keys, one a line; read again when it changes")
+    allowed_origins: tuple[str, ...] = setting(("*",), "origins of web pages that may call the server; or a JSON list")
+    allowed_methods: tuple[str, ...] = setting(("*",), "methods that such pages may use; or a JSON list")
+    allowed_headers: tuple[str, ...] = setting(("*",), "headers that such pages may send; or a JSON list")
+    allow_credentials: bool = setting(False, "let such pages send cookies and keys of the browser's own")
+    ssl_certfile: str | None = setting(None, "PEM file with the certificate to serve HTTPS with, and its chain")
+    ssl_keyfile: str | None = setting(None, "PEM file with the certificate's key, where it is not in the same file")
+    ssl_ca_certs: str | None = setting(None, "PEM file with the authorities whose certificates clients may show")
+    ssl_cert_reqs: int = setting(0, "whether clients show one: 0 no, 1 they may, 2 they must")
+    enable_request_id_headers: bool = setting(True, "answers carry X-Request-Id: the request's own, or a new one")
     chat_template: str | None = setting(None, "file with a Jinja chat template; the tokenizer's own when unset")
     response_role: str = setting("assistant", "role of chat answers")
     allowed_media_domains: tuple[str, ...] = setting(
@@ -49,5 +63,30 @@ class ServerSettings:
             raise ValueError(f"--max-waiting is {self.max_waiting}: it must be at least 0")
         if not self.disable_log_requests:
             raise ValueError("--disable-log-requests false is not supported yet: leave it at true")
+        for name in ("allowed_origins", "allowed_methods", "allowed_headers"):
+            object.__setattr__(self, name, _as_list(name, getattr(self, name)))
+        if self.root_path and not self.root_path.startswith("/"):
+            raise ValueError(f"--root-path is {self.root_path!r}: it must begin with a slash, as in /llm")
+        object.__setattr__(self, "root_path", self.root_path.rstrip("/"))
+        if self.ssl_cert_reqs not in (0, 1, 2):
+            raise ValueError(f"--ssl-cert-reqs is {self.ssl_cert_reqs}: it must be 0, 1 or 2")
+        needs_certificate = self.ssl_keyfile or self.ssl_ca_certs or self.ssl_cert_reqs
+        if needs_certificate and self.ssl_certfile is None:
+            raise ValueError("--ssl-certfile is missing: the other --ssl flags need it")
+        if self.ssl_cert_reqs and self.ssl_ca_certs is None:
+            raise ValueError(f"--ssl-cert-reqs is {self.ssl_cert_reqs}: name the authorities with --ssl-ca-certs")
         if self.log_format not in ("text", "json"):
             raise ValueError(f"--log-format is {self.log_format!r}: it must be text or json")
+
+
+def _as_list(name: str, values: tuple[str, ...]) -> tuple[str, ...]:
+    """The values of a flag that may also be one list in JSON, as vLLM takes it."""
+    if len(values) != 1 or not values[0].startswith("["):
+        return values
+    try:
+        found = json.loads(values[0])
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ValueError(f"--{name.replace('_', '-')} is {values[0]}: it must be a JSON list of strings, or names")
+    return tuple(found)

@@ -11,7 +11,6 @@ from jinja2 import TemplateSyntaxError
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineInfo
-from quire_engine.server.app import Service
 from quire_engine.server.chat import Chat
 from quire_engine.server.chat_images import ChatImages
 from quire_engine.server.chat_prompts import ChatPrompts
@@ -25,6 +24,7 @@ from quire_engine.server.parameters import Parameters
 from quire_engine.server.processor_template import processor_template
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol.models import ModelCard
+from quire_engine.server.service import Service
 from quire_engine.server.tokenization import Tokenization
 from quire_engine.startup_error import StartupError
 from quire_engine.text.token_bytes import TokenBytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,6 +11,7 @@ from quire_engine.server.logprobs import ChatLogprobs, PromptLogprobs
 from quire_engine.server.protocol.fields import Logprobs, Text
 from quire_engine.server.protocol.generation import GenerationRequest
 from quire_engine.server.protocol.usage import Usage
+from quire_engine.server.request_ids import answer_id
 
 
 class ImageUrl(BaseModel):
@@ -133,7 +133,7 @@ class ChatChunkChoice(BaseModel):
 
 
 class ChatCompletionResponse(BaseModel):
-    id: str = Field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    id: str = Field(default_factory=lambda: answer_id("chatcmpl"))
     object: Literal["chat.completion"] = "chat.completion"
     created: int = Field(default_factory=lambda: int(time.time()))
     model: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -12,6 +11,7 @@ from quire_engine.server.logprobs import CompletionLogprobs, PromptLogprobs
 from quire_engine.server.protocol.fields import Logprobs, Text, TokenIds
 from quire_engine.server.protocol.generation import GenerationRequest
 from quire_engine.server.protocol.usage import Usage
+from quire_engine.server.request_ids import answer_id
 
 
 class CompletionRequest(GenerationRequest):
@@ -67,7 +67,7 @@ class CompletionChoice(BaseModel):
 
 
 class CompletionResponse(BaseModel):
-    id: str = Field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
+    id: str = Field(default_factory=lambda: answer_id("cmpl"))
     object: Literal["text_completion"] = "text_completion"
     created: int = Field(default_factory=lambda: int(time.time()))
     model: str

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-import uuid
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from quire_engine.server.protocol.fields import CacheSalt, Text, TokenIds
 from quire_engine.server.protocol.usage import Usage
+from quire_engine.server.request_ids import answer_id
 
 MAX_INPUTS = 2048  # OpenAI's
 
@@ -54,7 +54,7 @@ class EmbeddingData(BaseModel):
 
 
 class EmbeddingResponse(BaseModel):
-    id: str = Field(default_factory=lambda: f"embd-{uuid.uuid4().hex}")
+    id: str = Field(default_factory=lambda: answer_id("embd"))
     object: Literal["list"] = "list"
     created: int = Field(default_factory=lambda: int(time.time()))
     model: str
