@@ -42,8 +42,3 @@ class TiledCount(msgspec.Struct, frozen=True, tag=True):
             return above, column - 2 * above, 0, row
         before = (row - int(round(width * (column / height), 7))) // 2
         return 0, column, before, row - 2 * before
-
-    @property
-    def most(self) -> int:
-        """The most tokens that an image may have."""
-        return self.side**2 + max(rows * self.side * (columns * self.side + 1) for rows, columns in self.grids)

@@ -19,6 +19,7 @@ from quire_engine.memory_plan.weight_sizes import WeightSizes
 
 _Numbers = TypeVar("_Numbers", ModelShape, WeightSizes)
 _MOST = 1 << 60
+_MAY_BE_0 = ("kv_width", "image_tokens", "image_elements")
 _LONGEST_REASON = 256
 
 
@@ -123,7 +124,7 @@ def _checked(kind: type[_Numbers], values: Mapping[str, Any], least: int) -> _Nu
         # Older engines do not say what has a default.
         value = values[field.name] if field.default is dataclasses.MISSING else values.get(field.name, field.default)
         if field.type == "int":
-            _whole(value, 0 if field.name == "kv_width" else least)
+            _whole(value, 0 if field.name in _MAY_BE_0 else least)
         elif type(value).__name__ != field.type:
             raise ValueError(f"{field.name} is {value!r}")
     return kind(**values)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from quire_engine.memory_plan.architectures import normalised, positive_int
+from quire_engine.memory_plan.image_encoders import image_sizes
 
 BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -29,6 +30,8 @@ class ModelShape:
     max_position_embeddings: int
     dtype: str  # of the checkpoint: float32, float16 or bfloat16
     tied_embeddings: bool
+    image_tokens: int = 0  # of the largest image; 0 where none is taken
+    image_elements: int = 0  # that are there at once while it is encoded
 
     @staticmethod
     def from_config(config: Mapping[str, object]) -> ModelShape:
@@ -46,6 +49,7 @@ class ModelShape:
             raise ValueError(f"config.json: dtype is {dtype!r}: it must be one of {', '.join(BYTES_OF_DTYPE)}")
         head_dim = positive_int(config, "head_dim", default=hidden_size // num_heads)
         intermediate_size = positive_int(config, "intermediate_size")
+        images = image_sizes(config, architectures[0], hidden_size)
         return ModelShape(
             architecture=architectures[0],
             vocab_size=positive_int(config, "vocab_size"),
@@ -62,6 +66,8 @@ class ModelShape:
             max_position_embeddings=positive_int(config, "max_position_embeddings", default=2048),
             dtype=dtype,
             tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+            image_tokens=0 if images is None else images.tokens,
+            image_elements=0 if images is None else images.elements,
         )
 
     @staticmethod

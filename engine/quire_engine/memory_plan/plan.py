@@ -188,7 +188,10 @@ def activation_bytes(request: MemoryRequest) -> int:
     logits += min(rows, SORTED_ROWS) * shape.vocab_size * (4 + 8 + 8 + 4 + 4 + 8 + 8)
     # Logits that logprobs of prompts are read from, their exponentials, and what they are compared with.
     of_prompts = logprob_rows(shape.vocab_size) * shape.vocab_size * (4 + 4 + 4)
-    return max(tokens + gathered, logits, of_prompts)
+    # Images that are computed in part, and the rows of those in the step.
+    images = 2 * (request.max_num_batched_tokens + shape.image_tokens) * shape.hidden_size * item
+    images = images if shape.image_tokens else 0
+    return max(tokens + gathered + images, logits, of_prompts, shape.image_elements * item + images)
 
 
 def logprob_rows(vocab_size: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from quire_engine.memory_plan.architectures import positive_int
+from quire_engine.memory_plan.image_encoders import ClipSizes
 from quire_engine.models.clip import ClipSpec
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.llama import llama
@@ -56,18 +56,12 @@ def _source(name: str) -> Source:
 
 def llava_vision(config: Config, vocab_size: int) -> LlavaVision:
     """What config.json says of the encoder. Raises `ValueError` as `llava` does."""
-    found = config.get("vision_config")
-    if not isinstance(found, dict):
-        raise ValueError(f"config.json: vision_config is {found!r}: it must be an object")
+    sizes = ClipSizes.of(config)
+    found = config["vision_config"]
+    assert isinstance(found, dict)  # it was read from there
     refuse(found, "model_type", "clip_vision_model")
     tower = ClipSpec(
-        hidden_size=positive_int(found, "hidden_size", default=1024),
-        intermediate_size=positive_int(found, "intermediate_size", default=4096),
-        num_layers=positive_int(found, "num_hidden_layers", default=24),
-        num_heads=positive_int(found, "num_attention_heads", default=16),
-        image_size=positive_int(found, "image_size", default=336),
-        patch_size=positive_int(found, "patch_size", default=14),
-        channels=positive_int(found, "num_channels", default=3),
+        **vars(sizes),
         activation=activation(found, "hidden_act", "quick_gelu"),
         eps=number(found, "layer_norm_eps", 1e-5),
     )

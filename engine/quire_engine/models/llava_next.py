@@ -9,15 +9,13 @@ import torch
 from torch import nn
 
 from quire_engine.core.tiles import TiledCount
+from quire_engine.memory_plan.image_encoders import tile_grids
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.language_model import ImageInputs
 from quire_engine.models.llava import llava
 from quire_engine.models.llava_vision import LlavaEmbedding, LlavaVision
 from quire_engine.models.settings import Config
 from quire_engine.models.vision import ImageEmbedding
-
-_MOST_TILES = 64
-_USUAL = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
 def llava_next(config: Config) -> DecoderSpec:
@@ -30,25 +28,7 @@ def llava_next(config: Config) -> DecoderSpec:
             "config.json: vision_feature_select_strategy is 'full': only 'default' is supported where images are tiles"
         )
     own = {field.name: getattr(plain, field.name) for field in fields(plain)}
-    return replace(spec, vision=TiledVision(**own, grids=_grids(config, plain.tower.image_size)))
-
-
-def _grids(config: Config, tile: int) -> tuple[tuple[int, int], ...]:
-    """`image_grid_pinpoints`, heights and widths in pixels, in tiles."""
-    given = config.get("image_grid_pinpoints")
-    given = _USUAL if given is None else given
-    sizes = [size if isinstance(size, list | tuple) else [] for size in given] if isinstance(given, list) else []
-    grids = []
-    for size in sizes:
-        whole = [n // tile for n in size if isinstance(n, int) and n > 0 and n % tile == 0]
-        if len(size) == 2 and len(whole) == 2 and whole[0] * whole[1] <= _MOST_TILES:
-            grids.append((whole[0], whole[1]))
-    if not grids or len(grids) < len(sizes):
-        raise ValueError(
-            f"config.json: image_grid_pinpoints is {given!r}: it must be a list of heights and widths, multiples of "
-            f"vision_config.image_size, {tile}, with at most {_MOST_TILES} such squares in each"
-        )
-    return tuple(grids)
+    return replace(spec, vision=TiledVision(**own, grids=tile_grids(config, plain.tower.image_size)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,8 @@ def memory_request(
 ) -> MemoryRequest:
     """What the memory plan of this rank, with its `model` loaded, depends on."""
     layout, shape = place.layout, model.shape.shard(place.layout.tensor)
+    if not place.stage.first:  # images are encoded where tokens are embedded
+        shape = replace(shape, image_tokens=0, image_elements=0)
     on_gpu = device.type == "cuda"
     limit = device_memory(device).limit
     num_blocks = config.num_gpu_blocks_override

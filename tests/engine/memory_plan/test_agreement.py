@@ -20,7 +20,7 @@ from quire_engine.models.registry import FAMILIES as SERVED
 from quire_engine.models.registry import decoder_spec
 from quire_operator.plan.gpu_memory import Device
 from quire_operator.plan.service_plan import plan_of
-from tests.engine.models.checkpoints import ALL, ENCODERS, FAMILIES, make_model, save
+from tests.engine.models.checkpoints import ALL, ENCODERS, make_model, save
 from tests.engine.models.families import ENCODERS as TESTED_ENCODERS
 from tests.engine.models.families import FAMILIES as TESTED
 from tests.operator.services import service
@@ -44,8 +44,11 @@ def test_weights_and_kv_bytes_per_token_are_those_of_the_engine(tmp_path: Path, 
     assert plan.max_model_len == info.max_model_len
 
 
-def test_the_pool_of_a_pod_is_the_one_that_the_engine_allocates(tmp_path: Path) -> None:
-    cls, config = FAMILIES["llama"]
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM: grouped heads", "LlavaNextForConditionalGeneration: tiles before Qwen2"]
+)
+def test_the_pool_of_a_pod_is_the_one_that_the_engine_allocates(tmp_path: Path, name: str) -> None:
+    cls, config = ALL[name]
     save(make_model(cls, config()), tmp_path)
     spec = service(model={"source": "hf://org/name"}, engine={"blockSize": 128}).spec
     plan = plan_of(spec, ModelFacts.of_directory(tmp_path), Device("CPU", memory_limit(), on_gpu=False))

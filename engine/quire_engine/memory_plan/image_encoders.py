@@ -1,0 +1,120 @@
+"""What encoders of images take, by a model's config.json: tokens of the largest image, and memory for its encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from quire_engine.memory_plan.architectures import Config, positive_int
+
+_MOST_TILES = 64
+_USUAL_GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSizes:
+    """Of the largest image that a model may be shown."""
+
+    tokens: int
+    elements: int  # that are there at once while it is encoded, beside the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSizes:
+    """The sizes of CLIP's encoder, those of images in pixels."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_size: int
+    patch_size: int
+    channels: int
+
+    @staticmethod
+    def of(config: Config) -> ClipSizes:
+        """From config.json's `vision_config`. Raises `ValueError` that names the field that is wrong."""
+        found = config.get("vision_config")
+        if not isinstance(found, dict):
+            raise ValueError(f"config.json: vision_config is {found!r}: it must be an object")
+        return ClipSizes(
+            hidden_size=positive_int(found, "hidden_size", default=1024),
+            intermediate_size=positive_int(found, "intermediate_size", default=4096),
+            num_layers=positive_int(found, "num_hidden_layers", default=24),
+            num_heads=positive_int(found, "num_attention_heads", default=16),
+            image_size=positive_int(found, "image_size", default=336),
+            patch_size=positive_int(found, "patch_size", default=14),
+            channels=positive_int(found, "num_channels", default=3),
+        )
+
+
+def image_sizes(config: Config, architecture: str, hidden_size: int) -> ImageSizes | None:
+    """None for a model of text. Raises `ValueError` for a config.json whose encoder has no sizes."""
+    read = _READERS.get(architecture)
+    return None if read is None else read(config, hidden_size)
+
+
+def tile_grids(config: Config, tile: int) -> tuple[tuple[int, int], ...]:
+    """`image_grid_pinpoints`, heights and widths in pixels, in tiles. Raises `ValueError` where they are no tiles."""
+    given = config.get("image_grid_pinpoints")
+    given = _USUAL_GRIDS if given is None else given
+    sizes = [size if isinstance(size, list | tuple) else [] for size in given] if isinstance(given, list) else []
+    grids = []
+    for size in sizes:
+        whole = [n // tile for n in size if isinstance(n, int) and n > 0 and n % tile == 0]
+        if len(size) == 2 and len(whole) == 2 and whole[0] * whole[1] <= _MOST_TILES:
+            grids.append((whole[0], whole[1]))
+    if not grids or len(grids) < len(sizes):
+        raise ValueError(
+            f"config.json: image_grid_pinpoints is {given!r}: it must be a list of heights and widths, multiples of "
+            f"vision_config.image_size, {tile}, with at most {_MOST_TILES} such squares in each"
+        )
+    return tuple(grids)
+
+
+def elements_at_once(
+    *, patches: int, hidden_size: int, intermediate_size: int, taken: int, decoder_size: int, pixels: int
+) -> int:
+    """Elements that encoding takes at once where `patches` of all pictures go through the layers together.
+
+    `taken` hidden states of each are projected to `decoder_size`; `pixels` are values of all pictures.
+    """
+    attention = 9 * hidden_size  # the norm, queries, keys, values, their copies by heads, what is attended to
+    mlp = hidden_size + 4 * intermediate_size  # the norm, and an activation with what it is made of
+    layer = (2 + taken) * hidden_size + max(attention, mlp)
+    projector = 2 * taken * hidden_size + 5 * decoder_size
+    return patches * max(layer, projector) + 3 * pixels  # which come in float32, and are converted
+
+
+def _llava(config: Config, hidden_size: int) -> ImageSizes:
+    sizes = ClipSizes.of(config)
+    with_class = config.get("vision_feature_select_strategy") == "full"
+    tokens = (sizes.image_size // sizes.patch_size) ** 2 + with_class
+    return ImageSizes(tokens=tokens, elements=_clip_elements(config, sizes, 1, hidden_size))
+
+
+def _llava_next(config: Config, hidden_size: int) -> ImageSizes:
+    sizes = ClipSizes.of(config)
+    side = sizes.image_size // sizes.patch_size
+    grids = tile_grids(config, sizes.image_size)
+    tokens = side**2 + max(rows * side * (columns * side + 1) for rows, columns in grids)
+    pictures = 1 + max(rows * columns for rows, columns in grids)
+    return ImageSizes(tokens=tokens, elements=_clip_elements(config, sizes, pictures, hidden_size))
+
+
+def _clip_elements(config: Config, sizes: ClipSizes, pictures: int, hidden_size: int) -> int:
+    layers = config.get("vision_feature_layer")
+    return elements_at_once(
+        patches=pictures * (1 + (sizes.image_size // sizes.patch_size) ** 2),
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        taken=len(layers) if isinstance(layers, list) else 1,
+        decoder_size=hidden_size,
+        pixels=pictures * sizes.channels * sizes.image_size**2,
+    )
+
+
+_READERS: Mapping[str, Callable[[Config, int], ImageSizes]] = {
+    "LlavaForConditionalGeneration": _llava,
+    "LlavaNextForConditionalGeneration": _llava_next,
+}

@@ -1,0 +1,124 @@
+"""What the plan sets aside for images is what encoding them takes."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from quire_engine.layers.linear import create_weights
+from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_engine.memory_plan.plan import activation_bytes
+from quire_engine.models.registry import decoder_spec
+from tests.engine.memory_plan.test_plan import ON_GPU
+from tests.engine.models.families import CASES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LARGER: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "image_size": 64}
+WITH_IMAGES = [name for name in CASES if name.startswith(("LlavaForConditional", "LlavaNextForConditional"))]
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors, made within, that were there at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """As its class writes it, with an encoder that is not much smaller than its pixels."""
+    family, settings = CASES[name]
+    settings = copy.deepcopy(dict(settings))
+    settings["vision_config"] = settings["vision_config"] | LARGER
+    if "image_grid_pinpoints" in settings:
+        settings["image_grid_pinpoints"] = [
+            [side // 24 * 64 for side in size] for size in settings["image_grid_pinpoints"]
+        ]
+    written: dict[str, Any] = getattr(transformers, family.config)(**settings).to_dict()
+    return written | {"architectures": [family.architecture]}
+
+
+@pytest.mark.parametrize("name", WITH_IMAGES)
+@torch.inference_mode()
+def test_encoding_the_largest_image_takes_what_is_planned(name: str) -> None:
+    spec = decoder_spec(config_of(name))
+    assert spec.vision is not None
+    encoder = spec.vision.build(spec.shape.hidden_size).eval()
+    create_weights(encoder, None)
+    sizes = [(n * 64, m * 64) for n in range(1, 5) for m in range(1, 5)]
+    width, height = max(sizes, key=lambda size: spec.vision.count.of(*size))  # type: ignore[union-attr]
+    shapes = spec.vision.inputs(width, height)
+    pixels = torch.zeros(shapes["pixel_values"])
+    with LiveBytes() as live:
+        rows = encoder({"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])})
+    assert len(rows) == spec.shape.image_tokens
+    planned = 4 * spec.shape.image_elements
+    assert live.most + 4 * pixels.numel() <= planned <= 2 * (live.most + 4 * pixels.numel())
+
+
+def test_the_plan_of_a_real_model_sets_memory_aside_for_its_largest_image() -> None:
+    """As llava-hf/llava-v1.6-mistral-7b-hf has it."""
+    config = {
+        "architectures": ["LlavaNextForConditionalGeneration"],
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+        "image_token_index": 32000,
+        "text_config": {
+            "architectures": ["MistralForCausalLM"],
+            "intermediate_size": 14336,
+            "max_position_embeddings": 32768,
+            "model_type": "mistral",
+            "num_key_value_heads": 8,
+            "rope_theta": 1000000.0,
+            "sliding_window": None,
+            "vocab_size": 32064,
+        },
+        "torch_dtype": "float16",
+        "vision_config": {
+            "hidden_size": 1024,
+            "image_size": 336,
+            "intermediate_size": 4096,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+        },
+        "vision_feature_layer": -2,
+    }
+    shape = ModelFacts.of(config, {}).shape
+    assert (shape.image_tokens, shape.hidden_size, shape.num_layers) == (2928, 4096, 32)
+    assert 100e6 < 2 * shape.image_elements < 200e6
+    more = [activation_bytes(replace(ON_GPU, shape=one)) for one in (replace(shape, image_tokens=0), shape)]
+    assert more[1] - more[0] == 2 * (8192 + 2928) * 4096 * 2
+    few = replace(ON_GPU, shape=shape, max_num_batched_tokens=16, max_num_seqs=1, max_model_len=4096)
+    few = replace(few, shape=replace(shape, num_kv_heads=1, kv_width=2, vocab_size=1000))
+    assert activation_bytes(few) == 2 * shape.image_elements + 2 * (16 + 2928) * 4096 * 2
