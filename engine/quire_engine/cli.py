@@ -171,6 +171,13 @@ def inspect(argv: Sequence[str]) -> int:
     return 0
 
 
+def bench(argv: Sequence[str]) -> int:
+    """Measure a server under load, or the engine alone."""
+    from quire_engine.bench.command import run
+
+    return run(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": serve,
     "prefetch": prefetch,
@@ -178,6 +185,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tiny": tiny,
     "chat": chat,
     "inspect": inspect,
+    "bench": bench,
 }
 
 if __name__ == "__main__":

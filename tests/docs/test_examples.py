@@ -30,6 +30,7 @@ EXAMPLES = [block for block in blocks("yaml") if f"kind: {KIND}\n" in block.text
 SCRIPTS = [block for block in blocks("python") if "from quire_engine import" in block.text]
 CLIENTS = [block for block in blocks("python") if "openai" in block.text]
 CALLS = [block for block in blocks("bash") if block.page == "http.md" and "curl " in block.text]
+BENCHMARKS = [block for block in blocks("bash") if block.page == "bench.md"]
 OF_VECTORS = ("/v1/embeddings",)
 
 
@@ -146,6 +147,18 @@ def test_every_endpoint_has_a_call(server: Server) -> None:
     asked = "".join(call.text for call in CALLS)
     for path in httpx.get(f"{server.url}/openapi.json").json()["paths"]:
         assert f"localhost:8000{path.split('{')[0]}" in asked, path
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=str)
+def test_a_benchmark_runs_to_its_end(benchmark: Block, folder: Path, server: Server) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = "set -e\n" + benchmark.text.replace("--port 8000", f"--port {server.port}")
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"per second|tokens/s", result.stdout)
 
 
 @pytest.mark.control_plane

@@ -24,7 +24,8 @@ TOP = "|".join(
 PATH = re.compile(rf"(?<![\w./-])((?:{TOP})/[\w./-]*[\w/])(?![\w/-]*[{{*])")
 FILE = re.compile(r"`([A-Z][\w.]*\.(?:md|engine|operator)|LICENSE|Makefile|pyproject\.toml)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
-COMMAND = re.compile(r"\b(quire-engine|quire-operator|python3 -m e2e\.cluster) ([a-z]+)\b([^`\n#]*)")
+PROGRAMS = r"quire-engine|quire-operator|python3 -m e2e\.cluster"
+COMMAND = re.compile(rf"\b({PROGRAMS}) ((?:bench (?=[a-z]))?[a-z]+)\b([^`\n#]*)")
 MODULES = {
     "quire-engine": "quire_engine.cli",
     "quire-operator": "quire_operator.cli",
@@ -68,7 +69,7 @@ def helps() -> dict[tuple[str, str], str]:
     """The help of every command that is named."""
     found = {}
     for program, command in {(program, command) for program, command, _ in _commands()}:
-        line = [sys.executable, "-m", MODULES[program], command, "--help"]
+        line = [sys.executable, "-m", MODULES[program], *command.split(), "--help"]
         result = subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY, check=False)
         assert result.returncode == 0, f"{program} {command}: {result.stderr}"
         found[program, command] = result.stdout

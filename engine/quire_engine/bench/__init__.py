@@ -1,0 +1,1 @@
+"""Load and figures: a server's over HTTP, and the engine's alone."""
