@@ -104,6 +104,7 @@ class BeamGroup:
             order=first.order,
             cache_salt=first.cache_salt,
             images=first.images,
+            adapted=first.adapted,
             num_cached_tokens=first.num_cached_tokens,
             group=self,
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from quire_engine.core.cropped_images import CroppedCount
 from quire_engine.core.tiles import TiledCount
 
 
@@ -34,7 +35,7 @@ class FixedCount(msgspec.Struct, frozen=True, tag=True):
         return self.num_tokens
 
 
-ImageCount = FixedCount | TiledCount
+ImageCount = FixedCount | TiledCount | CroppedCount
 """How many tokens an image has, by its size. Its `of` raises `ValueError` for a size that the model does not take.
 
 It crosses processes: each kind is a tagged struct of plain values."""
@@ -47,3 +48,4 @@ class ImageTokens:
     token_id: int  # of each token that stands for a part of an image
     count: ImageCount
     most: int  # images in a prompt
+    adapted: bool = False  # whether prompts with images are computed with an adapter, and others without

@@ -285,6 +285,7 @@ class EngineCore:
         seed = request.params.seed
         self._num_arrived += 1
         prompt = request.prompt_token_ids if sibling is None else sibling.token_ids[: sibling.num_prompt_tokens]
+        images = request.images if sibling is None else sibling.images
         queued = Request(
             request.request_id,
             list(prompt),
@@ -294,7 +295,8 @@ class EngineCore:
             order=(request.priority if self.config.use_priority else 0, self._num_arrived),
             cache_salt=request.cache_salt if sibling is None else sibling.cache_salt,
             pooling=request.pooling,
-            images=request.images if sibling is None else sibling.images,
+            images=images,
+            adapted=bool(images) and self.config.images is not None and self.config.images.adapted,
             sibling=sibling,
         )
         if request.params.use_beam_search:

@@ -45,6 +45,7 @@ class Request:
     grammar: GrammarState | None = None  # what its answer has to follow
     pooling: PoolingParams | None = None  # its answer is a vector
     images: tuple[PromptImage, ...] = ()
+    adapted: bool = False  # whether its images are seen by a model that is changed for them
     num_computed_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)  # of the full blocks, where caching is on
@@ -120,6 +121,9 @@ class Request:
         """Bring `block_hashes` up to date with `token_ids`."""
         while (len(self.block_hashes) + 1) * block_size <= len(self.token_ids):
             start = len(self.block_hashes) * block_size
-            parent = self.block_hashes[-1] if self.block_hashes else root_hash(self.cache_salt, self.rotated_for)
+            parent = self.block_hashes[-1] if self.block_hashes else self._root_hash()
             within = [i for i in self.images if i.start < start + block_size and i.end > start]
             self.block_hashes.append(block_hash(parent, self.token_ids[start : start + block_size], within))
+
+    def _root_hash(self) -> BlockHash:
+        return root_hash(self.cache_salt, self.rotated_for, adapted=self.adapted)

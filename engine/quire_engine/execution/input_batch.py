@@ -41,8 +41,9 @@ class InputBatch:
         sampling: SamplingState | None,
         device: torch.device,
         rotates_by_length: bool = False,
+        adapts_images: bool = False,
     ) -> None:
-        """`sampling` is None on ranks that do not sample."""
+        """`sampling` is None on ranks that do not sample. With `adapts_images` prompts with images have an adapter."""
         self._block_size = block_size
         self._device = device
         self._sampling = sampling
@@ -51,6 +52,7 @@ class InputBatch:
         self._free_rows = list(range(max_num_seqs))
         self._tables = np.zeros((max_num_seqs, max_blocks_per_seq), dtype=np.int64)
         self._rotated_for = np.zeros(max_num_seqs, dtype=np.int64) if rotates_by_length else None
+        self._adapted = np.zeros(max_num_seqs, dtype=bool) if adapts_images else None
         # Token ids, positions, slots and, where asked for, lengths side by side: one copy takes them to the device.
         pinned = device.type == "cuda"
         self._staging = torch.zeros(
@@ -73,6 +75,8 @@ class InputBatch:
                 self._sampling.add(row, sequence)
             if self._rotated_for is not None:
                 self._rotated_for[row] = sequence.rotated_for
+            if self._adapted is not None:
+                self._adapted[row] = bool(sequence.images)
             self._prompt_logprobs.add(sequence)
         for scheduled in step.scheduled:
             if scheduled.new_block_ids:
@@ -106,6 +110,7 @@ class InputBatch:
             torch.from_numpy(tables).to(self._device),
             spans,
             None if self._rotated_for is None else inputs[3],
+            None if self._adapted is None else self._adapted_rows([*decodes, *prompts], self._adapted),
         )
 
         firsts = [(s, i) for i, s in enumerate(decodes)]
@@ -161,6 +166,11 @@ class InputBatch:
             lengths = np.arange(sequence.start + 1, sequence.end + 1)
             np.maximum(lengths, rotated_for[self._rows[sequence.request_id]], out=self._staged[3, first:last])
             first = last
+
+    def _adapted_rows(self, sequences: list[ScheduledSequence], adapted: np.ndarray) -> torch.Tensor | None:
+        """The batch's rows of sequences that are adapted."""
+        each = np.repeat(adapted[[self._rows[s.request_id] for s in sequences]], [len(s.token_ids) for s in sequences])
+        return torch.from_numpy(each.nonzero()[0]).to(self._device) if each.any() else None
 
 
 def _beside(step: Step, lasts: list[tuple[ScheduledSequence, int]]) -> list[tuple[ScheduledSequence, int]]:

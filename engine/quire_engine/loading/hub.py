@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+from functools import partial
+from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
@@ -16,12 +19,14 @@ from huggingface_hub.errors import (
 )
 
 from quire_engine.loading.errors import CheckpointError
+from quire_engine.memory_plan.image_adapter import adapter_weights
 
 CONFIG_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py")
 WEIGHT_FILES = ("*.safetensors",)
 # Copies of the weights in other layouts, which some repositories carry beside the usual one. Of folders only those of
 # sentence-transformers' modules are wanted, such as 1_Pooling, and their settings alone.
 MODULE_FILES = ("[0-9]_*/config.json",)
+ADAPTER_FILES = ("vision-lora/adapter_config.json", "vision-lora/adapter_model.safetensors")
 IGNORED_FILES = ("[!0-9]*/*", "[0-9][!_]*/*", "*/*/*", "*/*.safetensors", "consolidated*")
 
 # What the hub's client raises for all that breaks below HTTP. It is of another package in each of its major versions.
@@ -38,16 +43,21 @@ def download(name: str, *, revision: str | None = None, folder: str | None = Non
     ModelGated, RevisionNotFound, NoSpaceLeft, ModelNotCached, HubUnreachable or DownloadFailed.
     """
     patterns = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
+    fetch = partial(snapshot_download, name, revision=revision, cache_dir=folder)
     try:
-        return snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=folder,
-            allow_patterns=patterns,
-            ignore_patterns=list(IGNORED_FILES),
-        )
+        directory = fetch(allow_patterns=patterns, ignore_patterns=list(IGNORED_FILES))
+        return fetch(allow_patterns=list(ADAPTER_FILES)) if _may_have_adapter(Path(directory)) else directory
     except HUB_ERRORS as error:
         raise explain(error, name, revision) from error
+
+
+def _may_have_adapter(directory: Path) -> bool:
+    """Whether models of the class in `directory` have an adapter beside their weights."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # of which the start tells more
+        return False
+    return isinstance(config, dict) and adapter_weights(config) is not None
 
 
 def explain(error: Exception, name: str, revision: str | None) -> CheckpointError:

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from quire_engine.loading.errors import CheckpointError
-from quire_engine.loading.hub import CONFIG_FILES, IGNORED_FILES, MODULE_FILES, WEIGHT_FILES
+from quire_engine.loading.hub import ADAPTER_FILES, CONFIG_FILES, IGNORED_FILES, MODULE_FILES, WEIGHT_FILES
 from quire_engine.memory_plan.weight_files import CONVERT
 
 _SHA256_DIGITS = 64
@@ -52,7 +52,7 @@ def needed(repository: str, files: Iterable[HubFile]) -> list[HubFile]:
     for layout in _WEIGHTS:
         if weights := _weights(at_root, layout):
             config = [f for f in at_root if _matches(f, CONFIG_FILES) and not _matches(f, IGNORED_FILES)]
-            modules = [f for f in everything if _matches(f, MODULE_FILES)]
+            modules = [f for f in everything if _matches(f, (*MODULE_FILES, *ADAPTER_FILES))]
             return sorted({*config, *modules, *weights}, key=lambda file: file.path)
     raise CheckpointError("InvalidCheckpoint", f"{repository} has no weights: name a repository with safetensors files")
 

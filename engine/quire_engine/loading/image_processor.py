@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from quire_engine.core.cropped_images import CroppedCount
+from quire_engine.loading.cropped_pixels import CroppedPixels
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.models.language_model import ImageInputs
 from quire_engine.models.vision import VisionSpec
@@ -65,9 +67,32 @@ class ImageProcessor:
                 )
 
 
+def image_settings(directory: Path) -> dict[str, object]:
+    """What the files in `directory` say of the image processor; nothing where there are none.
+
+    Raises `CheckpointError` for a file that cannot be read.
+    """
+    from transformers import ImageProcessingMixin
+
+    if not any((directory / file).is_file() for file in _FILES):
+        return {}
+    try:
+        settings: dict[str, object] = ImageProcessingMixin.get_image_processor_dict(directory)[0]
+    except Exception as error:  # as it likes
+        raise CheckpointError(
+            "InvalidCheckpoint", f"the image processor of {directory} cannot be read: {_first_line(error)}"
+        ) from error
+    return settings
+
+
 def _processor(directory: Path, spec: VisionSpec) -> Any:
     import transformers
 
+    if isinstance(spec.count, CroppedCount):
+        try:
+            return CroppedPixels(spec.count, image_settings(directory))
+        except ValueError as error:
+            raise CheckpointError("InvalidCheckpoint", f"the image processor of {directory}: {error}") from error
     if not any((directory / file).is_file() for file in _FILES):
         name, settings = spec.usual_processor
         return getattr(transformers, name)(**settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -70,17 +70,20 @@ def check_size(shape: ModelShape, directory: Path, more: int = 0) -> None:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, directory: Path, naming: Naming, whole: nn.Module | None = None) -> None:
+def load_weights(
+    model: nn.Module, directory: Path, naming: Naming, whole: nn.Module | None = None, more: Sequence[Path] = ()
+) -> None:
     """Fill `model` from the safetensors files in `directory`, reading of each tensor what this rank holds.
 
     `whole` is what the files are of, where `model` has some of its layers only: it needs no memory for weights.
+    `more` are files that belong to them.
 
     Raises `CheckpointError` for files that are missing or broken, and for tensors that are missing, unexpected or
     of another shape or type.
     """
     try:
         # A file that was cut off is found here, before a part of it is read.
-        headers = {file: tensor_headers(file) for file in weight_files(directory)}
+        headers = {file: tensor_headers(file) for file in (*weight_files(directory), *more)}
         own = weight_shards(model)
         _fill_all(own, own if whole is None else weight_shards(whole), headers, naming, directory)
     except (ValueError, SafetensorError) as error:

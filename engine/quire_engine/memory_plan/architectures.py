@@ -176,6 +176,16 @@ _LLAVA = Architecture(
     tower=_TOWER + _BESIDE_TOWER,
     unused=tuple(f"{tower}{model}post_layernorm." for tower in _TOWER for model in ("", "vision_model.")),
 )
+_PHI4_IMAGES = "model.embed_tokens_extend.image_embed."
+_PHI4_MULTIMODAL = Architecture(
+    defaults={"max_position_embeddings": 131072, "original_max_position_embeddings": 4096},
+    tower=(_PHI4_IMAGES,),
+    unused=(
+        "model.embed_tokens_extend.audio_embed.",
+        f"{_PHI4_IMAGES}img_processor.post_layernorm.",
+        f"{_PHI4_IMAGES}img_processor.head.",
+    ),
+)
 _LATENT: Config = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
 
 _KNOWN: dict[str, Architecture] = {
@@ -262,6 +272,7 @@ _KNOWN: dict[str, Architecture] = {
     "GraniteMoeForCausalLM": Architecture(names=_EXPERTS, defaults={"num_experts": 8, "num_experts_per_tok": 2}),
     "LlavaForConditionalGeneration": _LLAVA,
     "LlavaNextForConditionalGeneration": _LLAVA,
+    "Phi4MultimodalForCausalLM": _PHI4_MULTIMODAL,
     "Dots1ForCausalLM": Architecture(
         names=_ROUTED, defaults={"sliding_window": 4096, "max_window_layers": 62}, float32=_ROUTER
     ),

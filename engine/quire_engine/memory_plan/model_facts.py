@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from quire_engine.memory_plan.architectures import normalised
 from quire_engine.memory_plan.context_length import longest_context
+from quire_engine.memory_plan.image_adapter import adapter_headers
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.memory_plan.quantization import Quantization, quantization_of, unexplained_weight
 from quire_engine.memory_plan.safetensors_header import TensorHeader
@@ -68,7 +69,7 @@ class ModelFacts:
             raise ValueError(f"{file} does not parse ({error})") from None
         if not isinstance(config, dict):
             raise ValueError(f"{file} holds no JSON object")
-        return ModelFacts.of(config, checkpoint_headers(directory))
+        return ModelFacts.of(config, checkpoint_headers(directory) | adapter_headers(directory, config))
 
     @property
     def parameters(self) -> int | None:

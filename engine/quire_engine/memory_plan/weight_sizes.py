@@ -28,7 +28,7 @@ COMPUTED = (
 _SCALES = (".weight_scale", ".weight_scale_inv")
 # The output head, which may be stored though it is the embedding.
 _HEADS = ("lm_head.weight", "embed_out.weight", "language_model.lm_head.weight")
-# Tables, routers to experts and projections to latent vectors, which each GPU has whole.
+# Tables, routers to experts, projections to latent vectors and halves of adapters, which each GPU has whole.
 _WHOLE = (
     "wpe.weight",
     ".embed_positions.weight",
@@ -41,6 +41,10 @@ _WHOLE = (
     ".shared_expert_gate.weight",
     ".q_a_proj.weight",
     ".kv_a_proj_with_mqa.weight",
+    ".qkv_proj.lora_A.weight",
+    ".gate_up_proj.lora_A.weight",
+    ".o_proj.lora_B.weight",
+    ".down_proj.lora_B.weight",
 )
 # DeepSeek's projection out of latent vectors, which is not kept quantized.
 _UNDONE = ".kv_b_proj"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ class ClipTower(nn.Module):
         super().__init__()
         self.embeddings = _Embeddings(spec)
         self.pre_layrnorm = LayerNorm(spec.hidden_size, spec.eps)
-        self.encoder = _Layers(spec)
+        self.encoder = ClipLayers(spec)
 
     def forward(self, pixels: torch.Tensor, numbers: tuple[int, ...]) -> list[torch.Tensor]:
         """[images, channels, image_size, image_size] -> for each of `numbers` the hidden states
@@ -74,8 +75,25 @@ class _Embeddings(nn.Module):
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight
 
 
-class _Layers(nn.Module):
-    def __init__(self, spec: ClipSpec) -> None:
+class LayerSizes(Protocol):
+    """What layers are made by, whichever encoder they are of."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def activation(self) -> str: ...
+    @property
+    def eps(self) -> float: ...
+
+
+class ClipLayers(nn.Module):
+    def __init__(self, spec: LayerSizes) -> None:
         super().__init__()
         self.layers = nn.ModuleList(_Layer(spec) for _ in range(spec.num_layers))
 
@@ -83,7 +101,7 @@ class _Layers(nn.Module):
 class _Layer(nn.Module):
     """Attention and an MLP, with a norm before each."""
 
-    def __init__(self, spec: ClipSpec) -> None:
+    def __init__(self, spec: LayerSizes) -> None:
         super().__init__()
         self.layer_norm1 = LayerNorm(spec.hidden_size, spec.eps)
         self.self_attn = _Attention(spec.hidden_size, spec.num_heads)
@@ -96,14 +114,15 @@ class _Layer(nn.Module):
         )
         self.activation = ACTIVATIONS[spec.activation]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def forward(self, x: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """[images, patches, hidden_size] -> the same. `seen` [images, 1, 1, patches] bool are those attended to."""
+        x = x + self.self_attn(self.layer_norm1(x), seen)
         out: torch.Tensor = x + self.mlp["fc2"](self.activation(self.mlp["fc1"](self.layer_norm2(x))))
         return out
 
 
 class _Attention(nn.Module):
-    """Of all patches to each other."""
+    """Of all patches to those that are seen: unless said otherwise, to each other."""
 
     def __init__(self, size: int, num_heads: int) -> None:
         super().__init__()
@@ -111,10 +130,11 @@ class _Attention(nn.Module):
         self.q_proj, self.k_proj = Linear(size, size, bias=True), Linear(size, size, bias=True)
         self.v_proj, self.out_proj = Linear(size, size, bias=True), Linear(size, size, bias=True)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
         q, k, v = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out: torch.Tensor = self.out_proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        attended = functional.scaled_dot_product_attention(q, k, v, seen)
+        out: torch.Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return out

@@ -33,6 +33,7 @@ from quire_engine.models.olmo import olmo, olmo2, olmo3
 from quire_engine.models.opt import opt
 from quire_engine.models.phi import phi
 from quire_engine.models.phi3 import phi3
+from quire_engine.models.phi4_multimodal import phi4_multimodal
 from quire_engine.models.qwen2 import qwen2
 from quire_engine.models.qwen3 import qwen3
 from quire_engine.models.qwen_moe import olmoe, qwen2_moe, qwen3_moe
@@ -87,6 +88,7 @@ FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "GraniteMoeForCausalLM": granite_moe,
     "LlavaForConditionalGeneration": llava,
     "LlavaNextForConditionalGeneration": llava_next,
+    "Phi4MultimodalForCausalLM": phi4_multimodal,
 }
 
 ENCODERS: dict[str, Callable[[Config], DecoderSpec]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import nn
@@ -26,6 +27,14 @@ class VisionSpec(ABC):
     """The image encoder of a decoder. Each kind of encoder has its own."""
 
     token_id: int  # of the tokens that images stand in for
+    adapted: bool = False  # whether prompts with images are computed with an adapter of the decoder
+
+    def prepared_by(self, settings: Mapping[str, object]) -> Self:
+        """The same where images are prepared as `settings`, those of the checkpoint's image processor, say.
+
+        Raises `ValueError` that names what is wrong with one that tokens are counted by.
+        """
+        return self
 
     @property
     @abstractmethod
@@ -57,4 +66,4 @@ class VisionSpec(ABC):
 
     def in_prompts(self, most: int) -> ImageTokens | None:
         """How images stand in prompts that may have `most`; None where they may have none."""
-        return ImageTokens(self.token_id, self.count, most) if most else None
+        return ImageTokens(self.token_id, self.count, most, self.adapted) if most else None

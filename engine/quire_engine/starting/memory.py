@@ -96,6 +96,7 @@ def model_runner(
         sampling=sampling,
         device=device,
         rotates_by_length=core_config.rotation is not None,
+        adapts_images=core_config.images is not None and core_config.images.adapted,
     )
     images = None
     if processor is not None and place.stage.first:  # where tokens are embedded

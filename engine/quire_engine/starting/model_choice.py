@@ -10,6 +10,8 @@ from quire_engine.config import EngineConfig
 from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.ranks import TensorRanks, build_for
 from quire_engine.loading.checkpoint import Checkpoint
+from quire_engine.loading.image_adapter import image_adapter
+from quire_engine.loading.image_processor import image_settings
 from quire_engine.memory_plan.architectures import makes_embeddings
 from quire_engine.memory_plan.quantization import Quantization, quantization_of, served_quantization
 from quire_engine.models.decoder import CausalLM, DecoderSpec
@@ -22,8 +24,17 @@ def model_spec(config: EngineConfig, checkpoint: Checkpoint) -> DecoderSpec | Tr
     """The model as Quire or as transformers has it, for --model-impl. Raises `ValueError`."""
     read = checkpoint.config
     if config.model_impl == "quire" or (config.model_impl == "auto" and has_family(read)):
-        return decoder_spec(read)
+        return _with_image_settings(decoder_spec(read), checkpoint)
     return TransformersSpec.from_directory(checkpoint.directory, read, trust_remote_code=config.trust_remote_code)
+
+
+def _with_image_settings(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSpec:
+    """The same, as the files beside config.json say: how many tokens an image has, and whether it has an adapter."""
+    if spec.vision is None:
+        return spec
+    vision = spec.vision.prepared_by(image_settings(checkpoint.directory))
+    adapted = image_adapter(checkpoint.directory, spec.shape.architecture) is not None
+    return replace(spec, vision=replace(vision, adapted=adapted))
 
 
 def spec_of_embeddings(spec: DecoderSpec | TransformersSpec, longest: int | None) -> DecoderSpec:

@@ -9,6 +9,7 @@ from quire_engine.distributed.place import Place
 from quire_engine.distributed.ranks import build_for
 from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.checkpoint import Checkpoint
+from quire_engine.loading.image_adapter import MethodFor, image_adapter, with_adapter
 from quire_engine.loading.transformers_weights import draw_transformers, load_transformers
 from quire_engine.loading.weights import draw_weights, load_weights, stored_tensors
 from quire_engine.memory_plan.quantization import Quantization
@@ -31,10 +32,13 @@ def load_model(
 ) -> LanguageModel:
     """This rank's share of a model of Quire's own families. Raises `CheckpointError` or `ValueError`."""
     naming, dummy = spec.naming, config.load_format == "dummy"
-    method_for = None
+    adapter = image_adapter(checkpoint.directory, spec.shape.architecture)
+    method_for: MethodFor | None = None
     if quantization is not None:
         method_for = methods_for(quantization, None if dummy else stored_tensors(checkpoint.directory, naming))
         naming = naming_with(quantization, naming)
+    if adapter is not None:
+        method_for = with_adapter(adapter, naming, method_for)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -56,7 +60,7 @@ def load_model(
     if dummy:
         draw_weights(model, config.seed)
     else:
-        load_weights(model, checkpoint.directory, naming, whole)
+        load_weights(model, checkpoint.directory, naming, whole, () if adapter is None else (adapter.file,))
     finish_weights(model)
     return model
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from quire_engine.memory_plan.image_adapter import adapter_weights
 from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.memory_plan.safetensors_header import LENGTH_BYTES, TensorHeader, header_length, parse_header
 
@@ -86,6 +87,9 @@ class _Reader:
         files = await self._files()
         headers = await asyncio.gather(*(self._header(name) for name in files))
         tensors = {name: tensor for header in headers for name, tensor in header.items()}
+        adapter = adapter_weights(config)
+        if adapter is not None and await self._part(adapter, 0, LENGTH_BYTES) is not None:
+            tensors |= await self._header(adapter)
         return ModelFacts.of(config, tensors, text.commit)
 
     async def _files(self) -> list[str]:

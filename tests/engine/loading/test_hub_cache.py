@@ -34,6 +34,10 @@ def names(*paths: str) -> list[str]:
             ("model.safetensors", "1_Pooling/config.json", "2_Dense/model.safetensors", "onnx/config.json"),
             ["1_Pooling/config.json", "model.safetensors"],
         ),
+        (
+            ("model.safetensors", "vision-lora/adapter_config.json", "vision-lora/adapter_model.safetensors"),
+            ["model.safetensors", "vision-lora/adapter_config.json", "vision-lora/adapter_model.safetensors"],
+        ),
     ],
 )
 def test_weights_are_wanted_in_one_layout_only(there: tuple[str, ...], wanted: list[str]) -> None:

@@ -90,6 +90,29 @@ LLAVA_NEXT: dict[str, Any] = LLAVA | {
     "text_config": LONGER | {"model_type": "llama"},
     "image_grid_pinpoints": [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]],
 }
+PHI4_MULTIMODAL: dict[str, Any] = SIZES | {
+    "original_max_position_embeddings": MAX_MODEL_LEN,
+    "vision_config": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 64,
+        "crop_size": 64,
+        "patch_size": 2,
+        "image_token_id": 96,
+    },
+    "audio_config": {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_blocks": 1,
+        "num_attention_heads": 2,
+        "ext_pw_out_channel": 16,
+        "depthwise_separable_out_channel": 16,
+        "nemo_conv_channels": 16,
+        "audio_token_id": 97,
+    },
+}
 
 FAMILIES = [
     Family(
@@ -512,6 +535,26 @@ FAMILIES = [
                 "image_grid_pinpoints": [[24, 24], [24, 72], [48, 48], [96, 24]],
             },
             "tiles before Qwen2": LLAVA_NEXT | {"text_config": LONGER | {"model_type": "qwen2"}},
+        },
+    ),
+    Family(
+        models="Phi-4-multimodal (images)",
+        architecture="Phi4MultimodalForCausalLM",
+        config="Phi4MultimodalConfig",
+        cases={
+            "images": PHI4_MULTIMODAL,
+            "longrope of a part of each head, tied head": PHI4_MULTIMODAL
+            | {
+                "max_position_embeddings": MAX_MODEL_LEN,
+                "original_max_position_embeddings": 32,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "partial_rotary_factor": 0.75,
+                    "short_factor": LONG_FACTORS["short_factor"][:6],
+                    "long_factor": LONG_FACTORS["long_factor"][:6],
+                },
+                "tie_word_embeddings": True,
+            },
         },
     ),
 ]

@@ -171,7 +171,8 @@ def test_an_image_for_a_model_of_text_is_a_400(server: Server) -> None:
     [
         ({"type": "image_url"}, "a part of the type image_url has image_url"),
         ({"type": "text", "text": "hi", "image_url": {"url": "data:,"}}, "a part of the type text has text"),
-        ({"type": "input_audio", "input_audio": {}}, "type"),
+        ({"type": "input_audio", "input_audio": {}}, "input_audio is not supported: only parts of the types"),
+        ({"type": "video_url", "video_url": {"url": "data:,"}}, "video_url is not supported: only parts of the types"),
         ({"type": "image_url", "image_url": {}}, "url"),
     ],
 )

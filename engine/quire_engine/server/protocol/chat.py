@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from quire_engine.server.logprobs import ChatLogprobs, PromptLogprobs
 from quire_engine.server.protocol.fields import Logprobs, Text
@@ -18,10 +18,21 @@ class ImageUrl(BaseModel):
     url: str
 
 
+# Of models that take sounds and films, which none here does.
+_OTHER_PARTS = ("input_audio", "audio_url", "video_url", "video", "file")
+
+
 class ContentPart(BaseModel):
     type: Literal["text", "image_url"]
     text: Text | None = None
     image_url: ImageUrl | None = None
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _check_known(cls, value: object) -> object:
+        if value in _OTHER_PARTS:
+            raise ValueError(f"{value} is not supported: only parts of the types text and image_url are taken")
+        return value
 
     @model_validator(mode="after")
     def _check_kind(self) -> ContentPart:
