@@ -17,7 +17,7 @@ from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol.completions import CompletionChoice, CompletionRequest, CompletionResponse
 from quire_engine.server.request_ids import answer_id
 from quire_engine.server.sequences import Answers, TokenCount, WholeText, collect
-from quire_engine.server.streaming import DONE, event
+from quire_engine.server.streaming import DONE, event, large_event
 from quire_engine.text.token_bytes import TokenBytes
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's for completions
@@ -74,7 +74,9 @@ class Completions:
         pieces = self._generation.run(prompts, params, priority=request.priority or 0, cache_salt=request.cache_salt)
         if request.max_tokens == 0:
             pieces = _without_answers(pieces)
-        texts = self._prompts.texts(request.prompt if keep is None else prompts, prompts) if request.echo else []
+        texts = []
+        if request.echo:
+            texts = await asyncio.to_thread(self._prompts.texts, request.prompt if keep is None else prompts, prompts)
         return _Started(request, prompts, texts, pieces, TokenCount(sum(map(len, prompts)), request.num_answers))
 
     def _choice(
@@ -119,6 +121,9 @@ class Completions:
                 made.usage = count.as_usage() if not choices or request.streams_usage_so_far else None
             return made
 
+        def first_event(prompt: int, so_far: _Streamed, piece: Piece) -> bytes:
+            return large_event(chunk([_next_choice(started, prompt, so_far, piece)]))
+
         async with contextlib.aclosing(started.pieces):
             async for piece in started.pieces:
                 count.add(piece)
@@ -127,7 +132,11 @@ class Completions:
                     streamed[piece.index] = _Streamed(self._writer(started, prompt))
                 so_far = streamed[piece.index]
                 so_far.of_prompt += piece.prompt_logprobs or []
-                if piece.text or piece.token_ids or piece.finish_reason:
+                if not (piece.text or piece.token_ids or piece.finish_reason):
+                    continue
+                if so_far.of_prompt:  # there may be a hundred thousand
+                    yield await asyncio.to_thread(first_event, prompt, so_far, piece)
+                else:
                     yield event(chunk([_next_choice(started, prompt, so_far, piece)]))
         if request.streams_usage:
             yield event(chunk([]))

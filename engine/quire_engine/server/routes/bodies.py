@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Request
 
 from quire_engine.server.errors import ApiError
 from quire_engine.server.protocol.errors import ErrorBody
@@ -36,7 +35,3 @@ def _only_json(request: Request) -> None:
 def json_router() -> APIRouter:
     """A router of endpoints that take JSON and nothing else."""
     return APIRouter(dependencies=[Depends(_only_json)], responses=ERRORS)
-
-
-def json_answer(answer: BaseModel) -> Response:
-    return Response(answer.model_dump_json(), media_type="application/json")

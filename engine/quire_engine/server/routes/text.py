@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from quire_engine.server.json_answer import json_answer
 from quire_engine.server.protocol.chat import ChatCompletionRequest, ChatCompletionResponse
 from quire_engine.server.protocol.completions import CompletionRequest, CompletionResponse
-from quire_engine.server.routes.bodies import json_answer, json_router
+from quire_engine.server.routes.bodies import json_router
 from quire_engine.server.service import Service
 from quire_engine.server.streaming import EventStream, unless_client_leaves
 
@@ -21,7 +22,7 @@ def text_router(service: Service) -> APIRouter:
         service.check_queue()
         if body.stream:
             return EventStream(await completions.stream(body, name))
-        return json_answer(await unless_client_leaves(request, completions.complete(body, name)))
+        return await json_answer(unless_client_leaves(request, completions.complete(body, name)))
 
     @router.post("/v1/chat/completions", response_model=ChatCompletionResponse)
     async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
@@ -30,6 +31,6 @@ def text_router(service: Service) -> APIRouter:
         service.check_queue()
         if body.stream:
             return EventStream(await chat.stream(body, name))
-        return json_answer(await unless_client_leaves(request, chat.complete(body, name)))
+        return await json_answer(unless_client_leaves(request, chat.complete(body, name)))
 
     return router

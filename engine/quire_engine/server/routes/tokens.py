@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
+from quire_engine.server.json_answer import json_answer
 from quire_engine.server.protocol.tokenization import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -17,11 +18,11 @@ from quire_engine.server.service import Service
 def token_router(service: Service) -> APIRouter:
     router = json_router()
 
-    @router.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
+    @router.post("/tokenize", response_model=TokenizeResponse)
+    async def tokenize(body: TokenizeRequest) -> Response:
         service.checked_model(body.model)
         assert service.tokenization is not None  # nobody is let in before
-        return await service.tokenization.tokenize(body)
+        return await json_answer(service.tokenization.tokenize(body))
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from quire_engine.server.errors import ApiError
+from quire_engine.server.json_answer import json_answer
 from quire_engine.server.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
-from quire_engine.server.routes.bodies import json_answer, json_router
+from quire_engine.server.routes.bodies import json_router
 from quire_engine.server.service import Service
 from quire_engine.server.streaming import unless_client_leaves
 
@@ -24,6 +25,6 @@ def vector_router(service: Service) -> APIRouter:
                 "or start the server with --task embed",
             )
         service.check_queue()
-        return json_answer(await unless_client_leaves(request, service.embeddings.embed(body, name)))
+        return await json_answer(unless_client_leaves(request, service.embeddings.embed(body, name)))
 
     return router
