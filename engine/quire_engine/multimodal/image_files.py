@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 MAX_BYTES = 20 << 20
 MAX_PIXELS = 1 << 25
+MAX_RATIO = 100  # an image processor makes the shorter side as long as its encoder needs, and the other one with it
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 
 
@@ -41,6 +42,10 @@ def checked(data: bytes) -> ImageFile:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"the image has {width} x {height} pixels: it must be at most {MAX_PIXELS} in all")
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise ValueError(
+                f"the image has {width} x {height} pixels: a side must be at most {MAX_RATIO} times the other"
+            )
     width, height = decoded(data).size
     return ImageFile(data, width, height)
 

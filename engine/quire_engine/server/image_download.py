@@ -13,7 +13,7 @@ import h11
 from quire_engine.multimodal.image_files import MAX_BYTES
 from quire_engine.server.image_urls import ImageUrl, check_host, may_lead_to, parsed
 
-_AT_ONCE = 4  # each may hold as many bytes as an image may have
+_AT_ONCE = 16  # each may hold as many bytes as an image may have
 _REDIRECTS = 3
 _REDIRECTED = (301, 302, 303, 307, 308)
 _CHUNK = 64 << 10

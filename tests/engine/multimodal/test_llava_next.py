@@ -31,7 +31,7 @@ ASKED: list[Asked] = [
     (f"{IMAGE}{IMAGE}", [picture(4, 9, 60), picture(4, 9, 60)]),
     (f"wide {IMAGE} ", [picture(5, 200, 10)]),
     (f"USER: {IMAGE}\nwhat is it? ", [picture(6)]),
-    (f"flat {IMAGE}, small {IMAGE}", [picture(7, 300, 2), picture(8, 1, 1)]),
+    (f"flat {IMAGE}, small {IMAGE}", [picture(7, 190, 2), picture(8, 1, 1)]),
 ]
 USUAL = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 

@@ -102,6 +102,7 @@ WRONG = {
     "a cut off JPEG": (url_of(file_of(picture(1, 300, 300), "JPEG")[:-2000], "jpeg"), "the image cannot be decoded"),
     "a bomb": (url_of(_png_of(100_000, 100_000)), "pixels: it must be at most 33554432"),
     "too many pixels": (url_of(_png_of(8_000, 8_000)), "8000 x 8000 pixels: it must be at most 33554432"),
+    "a line": (url_of(file_of(Image.new("L", (1, 101)))), "1 x 101 pixels: a side must be at most 100 times the other"),
     "too many bytes": (url_of(b"\x89PNG" + bytes(21 << 20)), "bytes: it must be at most 20971520"),
     "not base64": ("data:image/png;base64,%%%", "base64 cannot be read"),
     "without base64": ("data:image/png,abc", "not in base64"),
