@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 def load_transformers(
     spec: TransformersSpec, directory: Path, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool
 ) -> PreTrainedModel:
-    """Raises `CheckpointError` for files that are missing or broken, and for tensors that do not fit config.json."""
+    """The model on `device`, where its tensors come one by one: the host holds no copy of it.
+
+    Raises `CheckpointError` for files that are missing or broken, and for tensors that do not fit config.json.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -37,6 +40,7 @@ def load_transformers(
             directory,
             config=spec.config,
             dtype=dtype,
+            device_map={"": device},  # which takes the package accelerate
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -56,7 +60,7 @@ def load_transformers(
         names = sorted(found[kind])
         if names:
             raise CheckpointError("InvalidCheckpoint", f"{directory} {verb} {len(names)} tensors, {names[0]} for one")
-    return _placed(model, device)
+    return _for_answers(model)
 
 
 def draw_transformers(
@@ -67,10 +71,10 @@ def draw_transformers(
 
     torch.manual_seed(seed)
     make: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
-    return _placed(make(spec.config, dtype=dtype, trust_remote_code=trust_remote_code), device)
+    with device:
+        return _for_answers(make(spec.config, dtype=dtype, trust_remote_code=trust_remote_code))
 
 
-def _placed(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    nn.Module.to(model, device)
+def _for_answers(model: PreTrainedModel) -> PreTrainedModel:
     nn.Module.train(model, False)
     return model
