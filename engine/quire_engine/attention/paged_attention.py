@@ -9,11 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from quire_engine.attention.context import AttentionContext, PrefillSpan, current_context
 from quire_engine.attention.decode_groups import DecodeGroup, group_decodes
 from quire_engine.attention.scores import Alibi, soft_capped_attention
-
-# Rows of queries that attend at once: bounds the mask of a long prompt.
-_QUERY_ROWS = 512
-# Scores that are written out at once, where torch has no fused attention.
-_SCORES = 1 << 24
+from quire_engine.memory_plan.plan import QUERY_ROWS, SCORES
 
 
 class PagedAttention(nn.Module):
@@ -104,9 +100,9 @@ class PagedAttention(nn.Module):
             )
             out.copy_(attended[0].transpose(0, 1))
             return
-        step = _QUERY_ROWS
+        step = QUERY_ROWS
         if not self.fused:
-            step = max(1, min(step, _SCORES // (self.num_heads * (span.start + span.count))))
+            step = max(1, min(step, SCORES // (self.num_heads * (span.start + span.count))))
         for begin in range(0, span.count, step):
             end = min(begin + step, span.count)
             first, last = span.start + begin, span.start + end

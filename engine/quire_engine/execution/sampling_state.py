@@ -11,6 +11,7 @@ from quire_engine.core.randomness import uniform
 from quire_engine.core.step import NewSequence, ScheduledSequence
 from quire_engine.execution.forbidden_tokens import ForbiddenTokens
 from quire_engine.execution.token_table import TokenTable
+from quire_engine.memory_plan.plan import seen_pages
 from quire_engine.sampling.adjustments import Forbidden
 from quire_engine.sampling.masks import TokenMask, mask_words
 from quire_engine.sampling.sampler import SamplingBatch
@@ -23,8 +24,14 @@ class SamplingState:
     """
 
     def __init__(
-        self, num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device | None = None
+        self,
+        num_rows: int,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        device: torch.device | None = None,
+        longest: int | None = None,
     ) -> None:
+        """`longest` is the greatest number of tokens of a sequence; None where there is no limit."""
         self._vocab_size = vocab_size
         self._device = device or torch.device("cpu")
         self._greedy = np.zeros(num_rows, dtype=np.bool_)
@@ -35,7 +42,7 @@ class SamplingState:
         self._seeds = [0] * num_rows
         self._logprobs: dict[int, int] = {}
         self._num_known: dict[int, int] = {}  # tokens that were looked at, of the rows that look back
-        self._table = TokenTable(self._device)
+        self._table = TokenTable(self._device, num_rows * seen_pages(vocab_size, longest))
         self._forbidden = ForbiddenTokens(vocab_size, eos_token_ids)
         self._allowed: dict[int, np.ndarray] = {}  # mask words
 

@@ -52,7 +52,8 @@ def _falcon(config: Config) -> Config:
     heads = config.get("num_kv_heads") or config.get("n_head_kv") or sizes["num_attention_heads"]
     if not new and config.get("multi_query", True):
         heads = 1
-    return {**sizes, "new_decoder_architecture": new, "num_key_value_heads": heads, **_four_times(config)}
+    bent = {"writes_scores": bool(config.get("alibi", False))}
+    return {**sizes, "new_decoder_architecture": new, "num_key_value_heads": heads, **bent, **_four_times(config)}
 
 
 def _qwen_moe(config: Config) -> Config:
@@ -70,7 +71,16 @@ def _bloom(config: Config) -> Config:
     """The first files say `n_embed`, and `seq_length` for the positions that the model was trained with."""
     hidden, length = config.get("hidden_size") or config.get("n_embed"), config.get("seq_length") or 2048
     sizes = {"hidden_size": hidden, "max_position_embeddings": length}
-    return {**sizes, **_four_times({**config, **sizes})}
+    return {**sizes, "writes_scores": True, **_four_times({**config, **sizes})}
+
+
+def _mpt(config: Config) -> Config:
+    return {"writes_scores": True, **_four_times(config)}
+
+
+def _gemma(config: Config) -> Config:
+    """Scores are soft-capped where the cap is given: in Gemma 2 it is, unless config.json says null."""
+    return {"writes_scores": config.get("attn_logit_softcapping") is not None}
 
 
 def _bigcode(config: Config) -> Config:
@@ -194,8 +204,8 @@ _KNOWN: dict[str, Architecture] = {
     "Qwen2ForCausalLM": Architecture(defaults=_QWEN),
     "Qwen3ForCausalLM": Architecture(defaults={**_QWEN, "head_dim": 128}),
     "GemmaForCausalLM": Architecture(defaults=_GEMMA),
-    "Gemma2ForCausalLM": Architecture(defaults=_GEMMA2),
-    "Gemma3ForCausalLM": Architecture(defaults={**_GEMMA2, "max_position_embeddings": 131072}),
+    "Gemma2ForCausalLM": Architecture(defaults={**_GEMMA2, "attn_logit_softcapping": 50.0}, derived=_gemma),
+    "Gemma3ForCausalLM": Architecture(defaults={**_GEMMA2, "max_position_embeddings": 131072}, derived=_gemma),
     "Phi3ForCausalLM": Architecture(
         defaults={"max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
     ),
@@ -233,7 +243,7 @@ _KNOWN: dict[str, Architecture] = {
             "max_position_embeddings": "max_seq_len",
         },
         defaults={"max_position_embeddings": 2048, "tie_word_embeddings": True},
-        derived=_four_times,
+        derived=_mpt,
     ),
     "NemotronForCausalLM": Architecture(defaults={"max_position_embeddings": 4096}),
     "GlmForCausalLM": Architecture(defaults=_GLM),

@@ -30,6 +30,7 @@ class ModelShape:
     max_position_embeddings: int
     dtype: str  # of the checkpoint: float32, float16 or bfloat16
     tied_embeddings: bool
+    writes_scores: bool = False  # torch has no fused attention for such scores: soft-capped, or with ALiBi
     image_tokens: int = 0  # of the largest image; 0 where none is taken
     image_elements: int = 0  # that are there at once while it is encoded
 
@@ -66,6 +67,7 @@ class ModelShape:
             max_position_embeddings=positive_int(config, "max_position_embeddings", default=2048),
             dtype=dtype,
             tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+            writes_scores=bool(config.get("writes_scores", False)),
             image_tokens=0 if images is None else images.tokens,
             image_elements=0 if images is None else images.elements,
         )

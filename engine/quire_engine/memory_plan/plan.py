@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from quire_engine.memory_plan.architectures import makes_embeddings
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
+from quire_engine.sampling_params import MAX_LOGIT_BIAS
 
 GIB = 1 << 30
 CPU_POOL_AT_MOST = 4 * GIB
@@ -13,6 +14,17 @@ CPU_POOL_AT_MOST = 4 * GIB
 HTTP_SERVER_BYTES = 128 << 20
 # Tokens whose keys and values attention may copy at once into a scratch buffer.
 GATHERED_TOKENS = 32768
+# Rows of queries that attend at once, which bounds the mask of a long prompt, and scores that are written out at once
+# where torch has no fused attention. A score is in float32, with what it is made of and what is made of it.
+QUERY_ROWS = 512
+SCORES = 1 << 24
+_SCORE_BYTES = 12
+# Tokens whose logits a request adjusts, in pages of so many, at 12 bytes each; pages that are worked on at once, and
+# the bytes that this takes for each token: places and ids of 8, values, counts and what they are made of.
+SEEN_PAGE = 256
+ADJUSTED_PAGES = 1024
+_SEEN_BYTES = 12
+_ADJUSTING_BYTES = 72
 # Tokens whose logprobs are computed together at most, and bytes of their logits.
 LOGPROB_ROWS = 128
 LOGPROB_BYTES = 32 << 20
@@ -169,29 +181,52 @@ def swap_bytes(request: MemoryRequest) -> int:
 
 
 def activation_bytes(request: MemoryRequest) -> int:
-    """The most that a step's intermediate results take at once, computed from the shapes."""
+    """The most that a step's intermediate results and the tokens that it adjusts take, computed from the shapes."""
     shape, item = request.shape, BYTES_OF_DTYPE[request.dtype]
     heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     # The residual, its norm and the widest of: projections with their rotated copies, the gated MLP.
     mlp = 4 * shape.intermediate_size
     if shape.num_experts > 1:  # beside the shared ones each token is copied to its experts, and their results gathered
         mlp += shape.experts_per_token * (3 * shape.hidden_size + 4 * shape.expert_size)
-    width = 3 * shape.hidden_size + max(3 * heads, mlp)
-    tokens = request.max_num_batched_tokens * width * item
+    tokens = request.max_num_batched_tokens * (3 * shape.hidden_size + max(3 * heads, mlp)) * item
+    attending = request.max_num_batched_tokens * 3 * (shape.hidden_size + heads) * item + score_bytes(request)
     gathered = max(GATHERED_TOKENS, request.max_model_len) * shape.kv_bytes_per_token_and_layer(request.dtype)
     if makes_embeddings(shape.architecture):
-        return tokens + gathered
+        return max(tokens, attending) + gathered
     # Logits, their copy for logprobs and the probabilities in float32; these, and their running sums, in float64.
     rows = min(request.max_num_seqs, request.max_num_batched_tokens)
     logits = rows * shape.vocab_size * (4 + 4 + 4 + 8 + 8)
     # Of a few rows more: probabilities, weights and ones in float64, digits, places, and a selection of the weights.
     logits += min(rows, SORTED_ROWS) * shape.vocab_size * (4 + 8 + 8 + 4 + 4 + 8 + 8)
+    # Beside the logits and their copy, where penalties are taken of them.
+    pages = rows * seen_pages(shape.vocab_size, request.max_model_len)
+    adjusting = rows * shape.vocab_size * (4 + 4) + min(pages, ADJUSTED_PAGES) * SEEN_PAGE * _ADJUSTING_BYTES
     # Logits that logprobs of prompts are read from, their exponentials, and what they are compared with.
     of_prompts = logprob_rows(shape.vocab_size) * shape.vocab_size * (4 + 4 + 4)
     # Images that are computed in part, and the rows of those in the step.
     images = 2 * (request.max_num_batched_tokens + shape.image_tokens) * shape.hidden_size * item
     images = images if shape.image_tokens else 0
-    return max(tokens + gathered + images, logits, of_prompts, shape.image_elements * item + images)
+    encoded = shape.image_elements * item + images
+    layers = max(tokens, attending) + gathered + images
+    return pages * SEEN_PAGE * _SEEN_BYTES + max(layers, encoded, logits, adjusting, of_prompts)
+
+
+def score_bytes(request: MemoryRequest) -> int:
+    """What attention takes for a part of a prompt beside queries, keys and values: masks, and scores if not fused."""
+    shape, item = request.shape, BYTES_OF_DTYPE[request.dtype]
+    longest, rows = request.max_model_len, min(QUERY_ROWS, request.max_num_batched_tokens)
+    mask = rows * longest * (1 + 1 + item)
+    if not shape.writes_scores:
+        return mask
+    scores = max(SCORES, shape.num_heads * max(longest, GATHERED_TOKENS)) * _SCORE_BYTES
+    # Keys, and after them values, are copied for the heads that share them.
+    return mask + scores + longest * shape.num_heads * shape.head_dim * item
+
+
+def seen_pages(vocab_size: int, longest: int | None) -> int:
+    """Pages of the tokens that one request of up to `longest` tokens can have seen or given a bias."""
+    tokens = vocab_size if longest is None else min(vocab_size, longest + MAX_LOGIT_BIAS)
+    return -(-tokens // SEEN_PAGE)
 
 
 def logprob_rows(vocab_size: int) -> int:

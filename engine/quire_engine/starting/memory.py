@@ -43,7 +43,11 @@ def memory_request(
     if core_config.pooling is not None and not core_config.enable_prefix_caching:
         swap_space = 0  # who is preempted begins again
     return MemoryRequest(
-        shape=replace(shape, num_layers=len(place.stage.layers(shape.num_layers))),
+        shape=replace(
+            shape,
+            num_layers=len(place.stage.layers(shape.num_layers)),
+            writes_scores=any(not layer.fused for layer in model.attention_layers()),
+        ),
         dtype=dtype,
         on_gpu=on_gpu,
         limit=limit if on_gpu else limit // layout.per_node,  # ranks have a GPU each, and share the cgroup
@@ -87,7 +91,13 @@ def model_runner(
     )
     sampling = None
     if place.rank == 0:
-        sampling = SamplingState(core_config.max_running, core_config.vocab_size, core_config.eos_token_ids, device)
+        sampling = SamplingState(
+            core_config.max_running,
+            core_config.vocab_size,
+            core_config.eos_token_ids,
+            device,
+            core_config.max_model_len,
+        )
     batch = InputBatch(
         max_num_seqs=core_config.max_running,
         max_num_batched_tokens=core_config.max_num_batched_tokens,

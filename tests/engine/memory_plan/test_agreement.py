@@ -40,6 +40,7 @@ def test_weights_and_kv_bytes_per_token_are_those_of_the_engine(tmp_path: Path, 
     assert plan.weights_bytes == sum(p.numel() * p.element_size() for p in model.parameters())
     caches = {cache.data_ptr(): cache for layer in model.attention_layers() for cache in (layer.k_cache, layer.v_cache)}
     allocated = sum(cache.numel() * cache.element_size() for cache in caches.values())
+    assert model.shape.writes_scores == any(not layer.fused for layer in model.attention_layers())
     assert (plan.kv_bytes_per_token or 0) * info.num_blocks * info.block_size == allocated
     assert plan.max_model_len == info.max_model_len
 

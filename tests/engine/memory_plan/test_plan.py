@@ -11,7 +11,14 @@ import pytest
 
 from quire_engine.memory_plan.host_memory import cpu_limit, memory_limit
 from quire_engine.memory_plan.model_shape import ModelShape
-from quire_engine.memory_plan.plan import CPU_POOL_AT_MOST, GIB, MemoryRequest, plan_memory
+from quire_engine.memory_plan.plan import (
+    CPU_POOL_AT_MOST,
+    GIB,
+    MemoryRequest,
+    activation_bytes,
+    plan_memory,
+    score_bytes,
+)
 from quire_engine.memory_plan.weight_files import checkpoint_bytes
 
 LLAMA_8B = ModelShape(
@@ -57,6 +64,24 @@ def test_all_of_the_allowed_memory_is_given_out_and_no_more() -> None:
     block = LLAMA_8B.kv_bytes_per_token() * 16
     assert 72 * GIB - block < total <= 72 * GIB
     assert plan.kv_cache == plan.num_blocks * block
+
+
+def test_the_tokens_that_requests_adjust_have_their_place_in_the_plan() -> None:
+    columns = 8192 + 1024  # a sequence's, and those with a bias
+    penalized = activation_bytes(ON_GPU) - 256 * columns * 12
+    step, gathered = 8192 * (3 * 4096 + 4 * 14336) * 2, 32768 * 2 * 8 * 128 * 2
+    assert penalized == step + gathered
+
+
+def test_scores_that_are_written_out_have_their_place_in_the_plan() -> None:
+    narrow = replace(
+        ON_GPU, shape=replace(LLAMA_8B, intermediate_size=1), max_model_len=131072, max_num_batched_tokens=512
+    )
+    bent = replace(narrow, shape=replace(narrow.shape, writes_scores=True))
+    scores = 32 * 131072 * 128 * 2 + 12 * max(1 << 24, 32 * 131072)  # copied keys, and scores of 12 bytes
+    assert activation_bytes(bent) - activation_bytes(narrow) <= scores
+    assert score_bytes(bent) - score_bytes(narrow) == scores
+    assert score_bytes(narrow) == 512 * 131072 * 4
 
 
 def test_the_http_server_beside_the_engine_has_its_share_on_cpu() -> None:

@@ -24,6 +24,7 @@ from quire_engine.core.step import NewSequence, ScheduledSequence
 from quire_engine.engine import build_engine
 from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.execution.token_table import TokenTable
+from quire_engine.memory_plan.plan import SEEN_PAGE
 from quire_engine.sampling.adjustments import FORBIDDEN
 from quire_engine.sampling.sampler import sample, shape
 from quire_engine.sampling_params import SamplingParams
@@ -210,15 +211,16 @@ def test_a_row_that_is_taken_over_keeps_nothing_of_the_request_before() -> None:
 
 
 def test_the_table_of_seen_tokens_goes_with_the_last_request_that_needs_it() -> None:
-    table = TokenTable(torch.device("cpu"))
+    table = TokenTable(torch.device("cpu"), num_pages=6)
     params = SamplingParams(repetition_penalty=2.0)
     for row in range(3):
         table.add(row, NewSequence("r", 500, params, 0, token_ids=list(range(500))))
     for row in range(3):
-        assert table.num_bytes >= (3 - row) * 500 * 20
+        assert table.num_bytes == 6 * SEEN_PAGE * 12
         table.remove(row)
     assert table.num_bytes == 0
     table.add(1, NewSequence("r", 2, params, 0, token_ids=[4, 5]))
     adjusted = table.adjustments([1])
     assert adjusted is not None
-    assert adjusted.token_ids.tolist() == [[4, 5]]
+    assert adjusted.num_tokens.tolist() == [2]
+    assert adjusted.seen.token_ids[adjusted.pages, :2].tolist() == [[4, 5]]
