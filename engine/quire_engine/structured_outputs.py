@@ -6,19 +6,22 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any
 
-KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+KINDS = ("json", "regex", "choice", "grammar", "json_object", "calls", "structural_tag")
 MAX_CHARACTERS = 128 * 1024
 MAX_CHOICES = 4096
+_NAMED_IN_MESSAGES = "json, regex, choice, grammar, json_object"
 
 
 @dataclass(kw_only=True)
 class StructuredOutputsParams:
-    """A constraint on an answer's text; exactly one of the first five. Names are vLLM's.
+    """A constraint on an answer's text; exactly one of the first six. Names are vLLM's, but for `calls`.
 
     `json` is a JSON schema as an object or as text, and is kept as text; `regex` has to match the whole answer, its
     classes being those of ASCII; `choice` lists the answers; `grammar` is EBNF with `root ::= ...` as in GBNF, or
-    Lark with `start: ...`; `json_object` asks for any JSON object. Between JSON's parts there is whitespace as in
-    `whitespace_pattern`, a regex, or none with `disable_any_whitespace`.
+    Lark with `start: ...`; `json_object` asks for any JSON object; `calls` for a list of calls of tools, or of one with
+    `one_call`, as [{"name": ..., "parameters": ...}, ...], and has the tools' names with the JSON schemas of their
+    parameters as text. Between JSON's parts there is whitespace as in `whitespace_pattern`, a regex, or none with
+    `disable_any_whitespace`.
     Raises `ValueError` that names the field, the value and the limit; whether the text means anything is found out
     when it is compiled.
     """
@@ -30,14 +33,15 @@ class StructuredOutputsParams:
     json_object: bool | None = None
     disable_any_whitespace: bool = False
     whitespace_pattern: str | None = None
+    calls: list[tuple[str, str]] | None = None
+    one_call: bool = False
     structural_tag: str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in KINDS if getattr(self, name) not in (None, False) or self._is_false_schema(name)]
         if len(given) != 1:
-            names = ", ".join(KINDS[:-1])
             found = f"sets {' and '.join(given)}" if given else "sets none of them"
-            raise ValueError(f"structured_outputs {found}: it needs exactly one of {names}")
+            raise ValueError(f"structured_outputs {found}: it needs exactly one of {_NAMED_IN_MESSAGES}")
         if self.structural_tag is not None:
             raise ValueError("structured_outputs.structural_tag is not supported yet: use json, regex or grammar")
         if self.json is not None and not isinstance(self.json, str):
@@ -51,6 +55,8 @@ class StructuredOutputsParams:
             _check_text(name, value)
         if self.choice is not None:
             self._check_choice(self.choice)
+        if self.calls is not None:
+            _check_text("calls", "".join(name + schema for name, schema in self.calls))
 
     @property
     def kind(self) -> str:

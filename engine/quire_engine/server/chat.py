@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
 
+from quire_engine.server.answer_formats import AnswerFormats
+from quire_engine.server.answer_parser import AnswerParser, AnswerPart
 from quire_engine.server.chat_prompts import ChatPrompts
 from quire_engine.server.generation import Generation, Piece
 from quire_engine.server.logprobs import chat_logprobs, prompt_logprobs
@@ -21,10 +24,20 @@ from quire_engine.server.protocol.chat import (
     ChatCompletionResponse,
     ChatDelta,
 )
+from quire_engine.server.protocol.tools import CalledFunction, FunctionDelta, ToolCall, ToolCallDelta
 from quire_engine.server.request_ids import answer_id
-from quire_engine.server.sequences import TokenCount, collect
+from quire_engine.server.sequences import TokenCount, WholeText, collect
 from quire_engine.server.streaming import DONE, event
 from quire_engine.text.token_bytes import TokenBytes
+
+
+@dataclass
+class _Started:
+    """An answer that is being made. `parser` makes what reads one of its choices, if not all of that is content."""
+
+    pieces: AsyncGenerator[Piece]
+    count: TokenCount
+    parser: Callable[[], AnswerParser | None]
 
 
 class Chat:
@@ -37,27 +50,25 @@ class Chat:
         parameters: Parameters,
         tokens: TokenBytes,
         chat_prompts: ChatPrompts,
+        formats: AnswerFormats,
         response_role: str = "assistant",
     ) -> None:
         self._generation, self._prompts, self._parameters = generation, prompts, parameters
-        self._tokens, self._chat_prompts, self._role = tokens, chat_prompts, response_role
+        self._tokens, self._chat_prompts, self._formats, self._role = tokens, chat_prompts, formats, response_role
 
     async def complete(self, request: ChatCompletionRequest, model: str) -> ChatCompletionResponse:
-        pieces, count = await self._start(request)
-        role, echo = self._role_of(request), self._echo(request)
-        (answers,) = await collect(pieces, count, num_answers=request.num_answers, n=request.n or 1)
+        started = await self._start(request)
+        count, role, echo = started.count, self._role_of(request), self._echo(request)
+        (answers,) = await collect(started.pieces, count, num_answers=request.num_answers, n=request.n or 1)
 
         def answer() -> ChatCompletionResponse:
-            choices = [
-                ChatChoice(
-                    index=i,
-                    message=ChatAnswer(role=role, content=echo + t.text),
-                    logprobs=chat_logprobs(t.logprobs, self._tokens) if request.logprobs else None,
-                    finish_reason=t.finish_reason,
-                    stop_reason=t.stop_reason,
-                )
-                for i, t in enumerate(answers.texts)
-            ]
+            choices = []
+            for i, text in enumerate(answers.texts):
+                message, reason = _message(started.parser(), text, role, echo)
+                logprobs = chat_logprobs(text.logprobs, self._tokens) if request.logprobs else None
+                choice = ChatChoice(index=i, message=message, logprobs=logprobs, finish_reason=reason)
+                choice.stop_reason = text.stop_reason
+                choices.append(choice)
             made = ChatCompletionResponse(model=model, choices=choices, usage=count.as_usage())
             if request.prompt_logprobs is not None:
                 made.prompt_logprobs = prompt_logprobs(answers.prompt_logprobs, self._tokens)
@@ -68,10 +79,10 @@ class Chat:
 
     async def stream(self, request: ChatCompletionRequest, model: str) -> AsyncGenerator[bytes]:
         """Check the request, then return its events: what can be refused is refused before the answer begins."""
-        pieces, count = await self._start(request)
-        return self._events(request, model, pieces, count)
+        return self._events(request, model, await self._start(request))
 
-    async def _start(self, request: ChatCompletionRequest) -> tuple[AsyncGenerator[Piece], TokenCount]:
+    async def _start(self, request: ChatCompletionRequest) -> _Started:
+        self._formats.check(request)
         ids, images = await self._chat_prompts.of(
             request, copies=request.num_sequences, keep=request.truncate_prompt_tokens
         )
@@ -79,24 +90,24 @@ class Chat:
         asked = request.max_completion_tokens if newer else request.max_tokens
         room = self._prompts.max_tokens(ids, asked, "max_completion_tokens" if newer else "max_tokens")
         params = await self._parameters.of(request, [room])
+        if self._formats.keeps_special_tokens(request):
+            params = [replace(own, skip_special_tokens=False) for own in params]
         pieces = self._generation.run(
             [ids], params, priority=request.priority or 0, cache_salt=request.cache_salt, images=images
         )
-        return pieces, TokenCount(len(ids), request.num_answers)
+        count = TokenCount(len(ids), request.num_answers)
+        return _Started(pieces, count, lambda: self._formats.parser(request, ids))
 
-    async def _events(
-        self, request: ChatCompletionRequest, model: str, pieces: AsyncGenerator[Piece], count: TokenCount
-    ) -> AsyncGenerator[bytes]:
+    async def _events(self, request: ChatCompletionRequest, model: str, started: _Started) -> AsyncGenerator[bytes]:
+        count = started.count
+        parsers = [started.parser() for _ in range(request.n or 1)]
         identity, created = answer_id("chatcmpl"), int(time.time())
         role, echo = self._role_of(request), self._echo(request)
 
-        def chunk(index: int, delta: ChatDelta, end: Piece | None = None) -> ChatCompletionChunk:
-            choice = ChatChunkChoice(
-                index=index,
-                delta=delta,
-                logprobs=None,
-                finish_reason=end.finish_reason if end else None,
-            )
+        def chunk(
+            index: int, delta: ChatDelta, end: Piece | None = None, reason: str | None = None
+        ) -> ChatCompletionChunk:
+            choice = ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason)
             if request.logprobs and end is not None:
                 choice.logprobs = chat_logprobs(end.logprobs or [], self._tokens)
             if end is not None and end.finish_reason is not None:
@@ -115,10 +126,18 @@ class Chat:
             yield event(chunk(index, ChatDelta(role=role, content="")))
             if echo:
                 yield event(chunk(index, ChatDelta(content=echo)))
-        async with contextlib.aclosing(pieces):
-            async for piece in pieces:
+        async with contextlib.aclosing(started.pieces):
+            async for piece in started.pieces:
                 count.add(piece)
-                yield event(chunk(piece.index, ChatDelta(content=piece.text) if piece.text else ChatDelta(), piece))
+                parser = parsers[piece.index]
+                if parser is None:
+                    part = AnswerPart(content=piece.text)
+                    yield event(chunk(piece.index, _delta(part), piece, piece.finish_reason))
+                    continue
+                part = parser.feed(piece.text, last=piece.finish_reason is not None)
+                if part.empty and piece.finish_reason is None and not request.logprobs:
+                    continue  # held back: what it is shows later
+                yield event(chunk(piece.index, _delta(part), piece, parser.finish_reason(piece.finish_reason)))
         if request.streams_usage:
             yield event(whole([]))
         yield DONE
@@ -130,3 +149,39 @@ class Chat:
         """The text of the last message where `echo` asks for it and the answer goes on in its role."""
         last = request.messages[-1]
         return last.text if request.echo and last.role == self._role_of(request) else ""
+
+
+def _message(parser: AnswerParser | None, text: WholeText, role: str, echo: str) -> tuple[ChatAnswer, str | None]:
+    """A whole answer, and why it ended."""
+    if parser is None:
+        return ChatAnswer(role=role, content=echo + text.text), text.finish_reason
+    part = parser.feed(text.text, last=True)
+    message = ChatAnswer(role=role, content=(echo + part.content) or None)
+    if part.reasoning:
+        message.reasoning = message.reasoning_content = part.reasoning
+    for call in part.calls:
+        function = CalledFunction(name=call.name or "", arguments=call.arguments)
+        message.tool_calls.append(ToolCall(id=call.id or "", function=function))
+    return message, parser.finish_reason(text.finish_reason)
+
+
+def _delta(part: AnswerPart) -> ChatDelta:
+    """What is new in an answer, with only the fields in which something is."""
+    delta = ChatDelta()
+    if part.reasoning:
+        delta.reasoning = delta.reasoning_content = part.reasoning
+    if part.content:
+        delta.content = part.content
+    if part.calls:
+        delta.tool_calls = [
+            ToolCallDelta(index=call.index, function=FunctionDelta(arguments=call.arguments))
+            if call.id is None
+            else ToolCallDelta(
+                index=call.index,
+                id=call.id,
+                type="function",
+                function=FunctionDelta(name=call.name, arguments=call.arguments),
+            )
+            for call in part.calls
+        ]
+    return delta

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 LONG_TEXT = 4096
 # Arguments of apply_chat_template that chat_template_kwargs cannot set.
 _SERVERS = frozenset(
-    ("chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "conversation", "documents")
+    (
+        *("chat_template", "tokenize", "add_generation_prompt", "continue_final_message"),
+        *("conversation", "documents", "tools"),
+    )
 )
 
 
@@ -99,6 +102,7 @@ class Prompts:
             text = await asyncio.to_thread(
                 self._tokenizer.apply_chat_template,
                 messages,
+                tools=[tool.as_template_input() for tool in chat.tools] if chat.tools else None,
                 documents=chat.documents,
                 chat_template=self._chat_template,
                 tokenize=False,

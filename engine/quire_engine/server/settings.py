@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass
 
 from quire_engine.config import setting
+from quire_engine.reasoning.tags import TAGS
 from quire_engine.server.image_urls import host_of_flag
+from quire_engine.tools.formats import FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,11 @@ class ServerSettings:
     ssl_cert_reqs: int = setting(0, "whether clients show one: 0 no, 1 they may, 2 they must")
     enable_request_id_headers: bool = setting(True, "answers carry X-Request-Id: the request's own, or a new one")
     chat_template: str | None = setting(None, "file with a Jinja chat template; the tokenizer's own when unset")
+    enable_auto_tool_choice: bool = setting(False, "let models call tools by their own choice")
+    tool_call_parser: str | None = setting(None, "format in which the model calls tools", choices=tuple(FORMATS))
+    reasoning_parser: str | None = setting(
+        None, "model whose tags part reasoning from the answer; both are content when unset", choices=tuple(TAGS)
+    )
     response_role: str = setting("assistant", "role of chat answers")
     allowed_media_domains: tuple[str, ...] = setting(
         (), "hosts that images of chats are fetched from, by their URLs; none when unset"
@@ -59,6 +66,8 @@ class ServerSettings:
             host_of_flag(host)
         if not 0 < self.media_fetch_timeout < math.inf:
             raise ValueError(f"--media-fetch-timeout is {self.media_fetch_timeout}: it must be above 0")
+        if self.enable_auto_tool_choice and self.tool_call_parser is None:
+            raise ValueError("--enable-auto-tool-choice needs --tool-call-parser: name the model's format")
         if self.max_waiting < 0:
             raise ValueError(f"--max-waiting is {self.max_waiting}: it must be at least 0")
         if not self.disable_log_requests:

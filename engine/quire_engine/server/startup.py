@@ -11,6 +11,7 @@ from jinja2 import TemplateSyntaxError
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineInfo
+from quire_engine.server.answer_formats import AnswerFormats
 from quire_engine.server.chat import Chat
 from quire_engine.server.chat_images import ChatImages
 from quire_engine.server.chat_prompts import ChatPrompts
@@ -115,7 +116,10 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
     parameters = Parameters(tokenizer, info.vocab_size, use_priority=use_priority, defaults=defaults)
     tokens = TokenBytes(tokenizer)
     service.completions = Completions(generation, prompts, parameters, tokens)
-    service.chat = Chat(generation, prompts, parameters, tokens, chat_prompts, settings.response_role)
+    formats = AnswerFormats(
+        tokenizer, settings.tool_call_parser, settings.reasoning_parser, auto=settings.enable_auto_tool_choice
+    )
+    service.chat = Chat(generation, prompts, parameters, tokens, chat_prompts, formats, settings.response_role)
 
 
 def _read_template(file: str | None) -> str | None:

@@ -120,6 +120,9 @@ class GrammarCompiler:
 
     def _compile(self, compilation: Compilation, wanted: StructuredOutputsParams) -> CompiledGrammar:
         compilation.started = time.monotonic()
+        return self._compiled(wanted)
+
+    def _compiled(self, wanted: StructuredOutputsParams) -> CompiledGrammar:
         try:
             from llguidance import LLMatcher
         except ImportError as error:
@@ -130,8 +133,17 @@ class GrammarCompiler:
             matcher = LLMatcher(vocabulary, grammar_text(wanted), log_level=0, limits=_limits())
             reason = _fault(matcher, end_tokens)
         if reason is not None:
+            for i, (name, schema) in enumerate(wanted.calls or ()):
+                self._check_call(f"structured_outputs.calls.{i}, {name}, cannot be used: ", schema)
             raise ValueError(f"structured_outputs.{wanted.kind} cannot be used: {reason}")
         return CompiledGrammar(matcher, end_tokens)
+
+    def _check_call(self, message: str, schema: str) -> None:
+        """Raise `ValueError` where it is this schema of several that cannot be used."""
+        try:
+            self._compiled(StructuredOutputsParams(json=schema))
+        except ValueError as error:
+            raise ValueError(message + str(error).split(": ", 1)[-1]) from error
 
     def _vocabulary(self) -> LLTokenizer:
         """Loaded once, in vain or not. Raises `ValueError` that says what is wrong with the tokenizer."""

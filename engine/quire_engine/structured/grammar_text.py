@@ -24,11 +24,13 @@ def grammar_text(wanted: StructuredOutputsParams) -> str:
         return _of_schema({"type": "object"}, wanted)
     if wanted.json is not None:
         return _of_schema(_read_schema(str(wanted.json)), wanted)
+    if wanted.calls is not None:
+        return _of_calls(wanted.calls, wanted)
     if wanted.regex is not None:
         return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(wanted.regex, _ASCII_CLASSES)}/")
     if wanted.choice is not None:
         # One terminal: as alternatives of a rule, each of them would be a lexeme of its own.
-        choices = " | ".join(json.dumps(c).replace("\x7f", r"\u007f") for c in dict.fromkeys(wanted.choice))
+        choices = " | ".join(_quoted(c) for c in dict.fromkeys(wanted.choice))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
     assert wanted.grammar is not None
     rules = wanted.grammar.count("::=")
@@ -39,6 +41,29 @@ def grammar_text(wanted: StructuredOutputsParams) -> str:
     except (ValueError, RecursionError) as error:
         reason = str(error).removeprefix("Failed to convert the grammar from GBNF to Lark: ")
         raise ValueError(f"structured_outputs.grammar cannot be used: {reason}") from error
+
+
+def _of_calls(calls: list[tuple[str, str]], wanted: StructuredOutputsParams) -> str:
+    """A list of objects, each with a grammar of its own for the parameters: schemas may refer to their own parts."""
+    rules = [
+        'start: "[" call "]"' if wanted.one_call else 'start: "[" call (", " call)* "]"',
+        "call: " + " | ".join(f"call_{i}" for i in range(len(calls))),
+    ]
+    grammars = []
+    for i, (name, schema) in enumerate(calls):
+        head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "parameters": '
+        rules.append(f"call_{i}: {_quoted(head)} @parameters_{i} {_quoted('}')}")
+        try:
+            (own,) = json.loads(_of_schema(_read_schema(schema), wanted))["grammars"]
+        except ValueError as error:
+            raise ValueError(f"structured_outputs.calls.{i}, {name}, cannot be used: {error}") from error
+        grammars.append({**own, "name": f"parameters_{i}"})
+    return json.dumps({"grammars": [{"lark_grammar": "\n".join(rules)}, *grammars]})
+
+
+def _quoted(text: str) -> str:
+    """A string of Lark."""
+    return json.dumps(text).replace("\x7f", r"\u007f")
 
 
 def _of_schema(schema: object, wanted: StructuredOutputsParams) -> str:

@@ -59,7 +59,7 @@ COMPLETION = {"model": "tiny", "prompt": "Hello"}
         ({**CHAT, "stop": [""]}, "stop", "at least one character"),
         ({**CHAT, "seed": 2**80}, "seed", "64-bit"),
         ({**CHAT, "priority": 1}, "priority", "--scheduling-policy priority"),
-        ({**CHAT, "tools": [{"type": "function"}]}, None, "tools is not supported yet"),
+        ({**CHAT, "tools": [{"type": "function"}]}, "tools.0.function", "tools.0.function is missing"),
         ({**CHAT, "stream_options": {"include_usage": True}}, None, "stream"),
         ({**CHAT, "continue_final_message": True, "add_generation_prompt": True}, None, "leave one out"),
         ({**CHAT, "chat_template": "{{ messages }}"}, None, "start the server with --chat-template"),

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from quire_engine.server.forms import Form
 from quire_engine.server.logprobs import ChatLogprobs, PromptLogprobs
 from quire_engine.server.protocol.fields import Logprobs, Text
 from quire_engine.server.protocol.generation import GenerationRequest
+from quire_engine.server.protocol.tools import (
+    NamedToolChoice,
+    PastToolCall,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
+    Tools,
+    chosen_place,
+)
 from quire_engine.server.protocol.usage import Usage
 from quire_engine.server.request_ids import answer_id
+from quire_engine.structured_outputs import StructuredOutputsParams
 
 
 class ImageUrl(BaseModel):
@@ -47,6 +59,9 @@ class ChatMessage(BaseModel):
 
     role: Annotated[str, Field(min_length=1)]
     content: Text | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[PastToolCall], Field(fail_fast=True)] | None = None
+    reasoning: Text | None = None
+    reasoning_content: Text | None = None
 
     @property
     def text(self) -> str:
@@ -64,7 +79,13 @@ class ChatMessage(BaseModel):
             content = [{"type": "image"} if p.text is None else {"type": "text", "text": p.text} for p in parts]
         else:
             content = "".join(f"{image_token}\n" if p.text is None else p.text for p in parts)
-        return {**(self.model_extra or {}), "role": self.role, "content": content}
+        made = {**(self.model_extra or {}), "role": self.role, "content": content}
+        if self.tool_calls:  # some templates ask only whether the key is there
+            made["tool_calls"] = [call.as_template_input() for call in self.tool_calls]
+        thought = self.reasoning or self.reasoning_content
+        if thought:  # templates know it by either name
+            made["reasoning"] = made["reasoning_content"] = thought
+        return made
 
 
 class ChatPrompt(BaseModel):
@@ -73,6 +94,7 @@ class ChatPrompt(BaseModel):
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    tools: Tools | None = None
     add_special_tokens: bool = False
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
@@ -83,6 +105,14 @@ class ChatPrompt(BaseModel):
         """Whether the template ends with the beginning of an answer."""
         asked = self.add_generation_prompt
         return not self.continue_final_message if asked is None else asked
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> ChatPrompt:
+        names = [tool.function.name for tool in self.tools or ()]
+        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if twice is not None:
+            raise ValueError(f"tools holds two functions of the name {twice!r}: each needs a name of its own")
+        return self
 
     @model_validator(mode="after")
     def _check_prompt(self) -> ChatPrompt:
@@ -96,8 +126,6 @@ class ChatPrompt(BaseModel):
 class ChatCompletionRequest(GenerationRequest, ChatPrompt):
     not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {
         **GenerationRequest.not_supported,
-        "tools": (None, []),
-        "tool_choice": (None, "none", "auto"),
         "functions": (None, []),
     }
 
@@ -105,6 +133,59 @@ class ChatCompletionRequest(GenerationRequest, ChatPrompt):
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
     echo: bool = False
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = True
+    include_reasoning: bool = True
+
+    @property
+    def may_call(self) -> bool:
+        """Whether it is the model's choice to call a tool."""
+        return bool(self.tools) and self.tool_choice in (None, "auto")
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)
+
+    def form(self) -> Form | None:
+        asked = super().form()
+        if not self.must_call:
+            return asked
+        if asked is not None:
+            raise ValueError(f"tool_choice demands a call and {asked.field} another form: leave one out")
+        if isinstance(self.tool_choice, NamedToolChoice):
+            place = chosen_place(self.tools or (), self.tool_choice.function.name)
+            assert place is not None
+            return Form(
+                f"tools.{place}.function.parameters", StructuredOutputsParams(json=self._arguments_schema(place))
+            )
+        calls = [
+            (tool.function.name, json.dumps(self._arguments_schema(i), ensure_ascii=False))
+            for i, tool in enumerate(self.tools or ())
+        ]
+        return Form("tools", StructuredOutputsParams(calls=calls, one_call=self.parallel_tool_calls is False))
+
+    def _arguments_schema(self, place: int) -> dict[str, Any]:
+        assert self.tools is not None
+        try:
+            return self.tools[place].function.arguments_schema
+        except ValueError as error:
+            raise ValueError(f"tools.{place}.function.parameters {error}") from error
+
+    @model_validator(mode="after")
+    def _check_tool_choice(self) -> ChatCompletionRequest:
+        choice = self.tool_choice
+        if not self.must_call:
+            return self
+        if not self.tools:
+            raise ValueError("tool_choice demands a call and tools is empty: offer at least one")
+        if isinstance(choice, NamedToolChoice) and chosen_place(self.tools, choice.function.name) is None:
+            offered = ", ".join(tool.function.name for tool in self.tools)
+            raise ValueError(
+                f"tool_choice.function.name is {choice.function.name!r} and tools offers {offered}: name one of them"
+            )
+        if self.echo or self.continue_final_message:
+            raise ValueError("tool_choice demands a call: leave echo and continue_final_message out")
+        return self
 
     @property
     def num_logprobs(self) -> int | None:
@@ -119,12 +200,18 @@ class ChatCompletionRequest(GenerationRequest, ChatPrompt):
 
 class ChatAnswer(BaseModel):
     role: str = "assistant"
+    reasoning: str | None = None
+    reasoning_content: str | None = None  # its older name, under which many clients look for it
     content: str | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list)
 
 
 class ChatDelta(BaseModel):
     role: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChoice(BaseModel):

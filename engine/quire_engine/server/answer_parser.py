@@ -1,0 +1,104 @@
+"""One answer as its reader gets it: what the model thought, what it says, and what it calls."""
+
+from __future__ import annotations
+
+import secrets
+import string
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from quire_engine.reasoning.parser import ReasoningParser
+from quire_engine.tools.events import ArgumentsDelta, CallStarted, Content, Event, ToolParser
+
+_LETTERS = string.ascii_letters + string.digits
+
+
+@dataclass
+class CallPart:
+    """What has become of a call. `id` and `name` come with its first part."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass
+class AnswerPart:
+    """What the next piece of text adds. Of each call there is one part at most."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list[CallPart] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        return not (self.reasoning or self.content or self.calls)
+
+
+class AnswerParser:
+    """Takes an answer apart, as it comes or at once: both give the same."""
+
+    def __init__(
+        self,
+        tools: ToolParser | None,
+        reasoning: ReasoningParser | None,
+        *,
+        new_id: Callable[[], str],
+        most_calls: int | None = None,
+        tells_calls: bool = True,
+        tells_reasoning: bool = True,
+    ) -> None:
+        """After `most_calls` other ones are dropped. `tells_calls` says that they are why the answer ends."""
+        self._tools, self._reasoning = tools, reasoning
+        self._new_id, self._most = new_id, most_calls
+        self._tells_calls, self._tells_reasoning = tells_calls, tells_reasoning
+        self._num_calls = 0
+
+    def feed(self, text: str, *, last: bool) -> AnswerPart:
+        """The next piece of text; with `last` nothing follows it."""
+        part = AnswerPart()
+        if self._reasoning is not None:
+            part.reasoning, text = self._reasoning.feed(text)
+            if last:
+                thought, said = self._reasoning.finish()
+                part.reasoning, text = part.reasoning + thought, text + said
+        if not self._tells_reasoning:
+            part.reasoning = ""
+        if self._tools is None:
+            part.content = text
+            return part
+        for event in [*self._tools.feed(text), *(self._tools.finish() if last else ())]:
+            self._add(event, part)
+        return part
+
+    def finish_reason(self, reason: str | None) -> str | None:
+        """Why the answer ended, for its reader. For one that had to be this call OpenAI says stop, else tool_calls."""
+        return "tool_calls" if reason == "stop" and self._num_calls and self._tells_calls else reason
+
+    def _add(self, event: Event, part: AnswerPart) -> None:
+        if isinstance(event, Content):
+            part.content += event.text
+            return
+        if isinstance(event, CallStarted):
+            self._num_calls += 1
+        index = self._num_calls - 1
+        if self._most is not None and index >= self._most:
+            return
+        if isinstance(event, CallStarted):
+            part.calls.append(CallPart(index, self._new_id(), event.name))
+        elif isinstance(event, ArgumentsDelta):
+            if not part.calls or part.calls[-1].index != index:
+                part.calls.append(CallPart(index))
+            part.calls[-1].arguments += event.text
+
+
+def call_id() -> str:
+    """A new id of a call, as vLLM writes them."""
+    return f"chatcmpl-tool-{uuid.uuid4().hex}"
+
+
+def short_call_id() -> str:
+    """As Mistral's templates demand them: nine letters and digits."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(9))

@@ -1,0 +1,59 @@
+"""Reasoning over HTTP. The tiny model thinks nothing: the chat template puts its answers inside the tags, or behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.engine.server.conftest import Server, launch
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '\\n' }}{% endfor %}"
+    "{% if thinking is undefined or thinking %}<think>{% else %}</think>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def thinker(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("thinker")
+    template = directory / "template.jinja"
+    template.write_text(TEMPLATE)
+    flags = ("--reasoning-parser=qwen3", f"--chat-template={template}", "--served-model-name=tiny")
+    started = launch(directory, tiny_model_dir, *flags)
+    started.wait_until_ready()
+    yield started
+    started.stop()
+
+
+def ask(server: Server, **fields: Any) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 12, "temperature": 0, **fields}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def test_what_is_written_inside_the_tags_is_reasoning_streamed_or_not(thinker: Server) -> None:
+    message = ask(thinker).json()["choices"][0]["message"]
+    assert message["content"] is None
+    assert message["reasoning"]
+    assert message["reasoning"] == message["reasoning_content"]
+    lines = ask(thinker, stream=True).text.splitlines()
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line.startswith("data: {")]
+    assert "".join(delta.get("reasoning") or "" for delta in deltas) == message["reasoning"]
+    assert not any(delta.get("content") for delta in deltas)
+
+
+def test_what_is_written_behind_them_is_content(thinker: Server) -> None:
+    message = ask(thinker, chat_template_kwargs={"thinking": False}).json()["choices"][0]["message"]
+    assert message["content"]
+    assert message["reasoning"] is None
+
+
+def test_reasoning_is_left_out_where_nobody_wants_it(thinker: Server) -> None:
+    message = ask(thinker, include_reasoning=False).json()["choices"][0]["message"]
+    assert (message["content"], message["reasoning"], message["reasoning_content"]) == (None, None, None)
