@@ -30,6 +30,11 @@ class ApiError(Exception):
         return "failed calling webhook" in self.message
 
     @property
+    def is_of_rights(self) -> bool:
+        """The operator's own roles do not allow it."""
+        return self.status == 403 and 'is forbidden: User "' in self.message and " cannot " in self.message
+
+    @property
     def namespace_is_going(self) -> bool:
         """The namespace is being deleted, and whatever is in it goes too."""
         return self.status == 403 and ("NamespaceTerminating" in self.causes or "being terminated" in self.message)

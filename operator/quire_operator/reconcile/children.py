@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 HANDOVER_MANAGER = f"{FIELD_MANAGER}-handover"
 """Holds spec.replicas when we let go of it: a field that loses its only owner falls back to its default."""
 
+_GRANT = "Give the operator the role of its version"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -75,11 +77,21 @@ async def carry_out(
                 if key not in outcome.applied:
                     troubled.add(key)
             case Delete(kind, live):
-                metadata = live["metadata"]
-                logger.info("deleting %s %s: no longer wanted", kind, metadata["name"])
-                await client.delete(child_resource(kind), metadata["namespace"], metadata["name"], metadata["uid"])
-                outcome.deleted.append((kind, metadata["name"]))
+                await _delete(client, kind, live, outcome)
+                if is_scaler(kind) and (kind, live["metadata"]["name"]) not in outcome.deleted:
+                    return outcome  # it goes on to set replicas, which would be fought over
     return outcome
+
+
+async def _delete(client: Client, kind: str, live: Object, outcome: Outcome) -> None:
+    resource, metadata = child_resource(kind), live["metadata"]
+    logger.info("deleting %s %s: no longer wanted", kind, metadata["name"])
+    try:
+        await client.delete(resource, metadata["namespace"], metadata["name"], metadata["uid"])
+    except ApiError as error:
+        _take_in(outcome, resource, metadata["name"], error)
+    else:
+        outcome.deleted.append((kind, metadata["name"]))
 
 
 async def _apply(
@@ -89,32 +101,27 @@ async def _apply(
     namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
     key = (resource.kind, name)
     live = change.live
-    if live is None:
-        found = await client.get(resource, namespace, name)
-        live = trim_child(found) if found is not None else None
-    if live is not None:
-        match ownership(live, service):
-            case Ownership.FOREIGN:
-                outcome.report(key, name_conflict(resource, name))
-                return
-            case Ownership.LEAVING:
-                outcome.waiting_for.append(key)
-                return
-            case Ownership.OURS:
-                pass
     try:
+        if live is None:
+            found = await client.get(resource, namespace, name)
+            live = trim_child(found) if found is not None else None
+        if live is not None:
+            match ownership(live, service):
+                case Ownership.FOREIGN:
+                    outcome.report(key, name_conflict(resource, name))
+                    return
+                case Ownership.LEAVING:
+                    outcome.waiting_for.append(key)
+                    return
+                case Ownership.OURS:
+                    pass
         if live is not None:
             await _hand_replicas_over(client, resource, manifest, live)
         else:
             manifest = with_first_replicas(service, circumstances, manifest)
         answer = await client.apply(resource, manifest, FIELD_MANAGER, force=True)
     except ApiError as error:
-        if is_aside(resource.kind) and (error.is_refusal or error.is_of_webhook):
-            outcome.report(key, _refused_aside(resource, name, error))
-            return
-        if not error.is_refusal:
-            raise
-        outcome.report(key, refused(resource, name, error))
+        _take_in(outcome, resource, name, error)
         return
     outcome.applied[key] = answer
     version = answer["metadata"]["resourceVersion"]
@@ -122,6 +129,17 @@ async def _apply(
         outcome.settled[key] = (manifest["metadata"]["annotations"][APPLIED_HASH], version)
     else:
         logger.info("applied %s %s: %s", resource.kind, name, change.why)
+
+
+def _take_in(outcome: Outcome, resource: Resource, name: str, error: ApiError) -> None:
+    """Have a condition tell of a child that is refused. Raises an error that is worth another attempt."""
+    key = (resource.kind, name)
+    if is_aside(resource.kind) and (error.is_refusal or error.is_of_webhook):
+        outcome.report(key, _refused_aside(resource, name, error))
+    elif error.is_refusal:
+        outcome.report(key, refused(resource, name, error))
+    else:
+        raise error
 
 
 async def _hand_replicas_over(client: Client, resource: Resource, manifest: Manifest, live: Object) -> None:
@@ -149,11 +167,10 @@ def name_conflict(resource: Resource, name: str) -> Problem:
 def refused(resource: Resource, name: str, error: ApiError) -> Problem:
     """What it means that the API server refuses an object."""
     reason = "QuotaExceeded" if "exceeded quota" in error.message else "ChildRefused"
-    return Problem(
-        reason,
-        f"the API server refuses {resource.kind} {name}: {error.message}. Change the field that it names, "
-        "spec.podTemplate among them, or have the policy changed",
-    )
+    next_step = "Change the field that it names, spec.podTemplate among them, or have the policy changed"
+    if error.is_of_rights:
+        next_step = _GRANT
+    return Problem(reason, f"the API server refuses {resource.kind} {name}: {error.message}. {next_step}")
 
 
 def _refused_aside(resource: Resource, name: str, error: ApiError) -> Problem:
@@ -162,6 +179,8 @@ def _refused_aside(resource: Resource, name: str, error: ApiError) -> Problem:
         next_step = "Remove that one, or leave spec.autoscaling out"
         return Problem("ConflictingScaler", f"{resource.kind} {name} is refused: {error.message}. {next_step}")
     next_step = f"Correct it in {field}, or have the policy changed"
-    if error.is_of_webhook:
+    if error.is_of_rights:
+        next_step = _GRANT
+    elif error.is_of_webhook:
         next_step = "It is tried again: see that what answers the webhook runs"
     return Problem("ChildRefused", f"the API server refuses {resource.kind} {name}: {error.message}. {next_step}")

@@ -90,6 +90,19 @@ def planning_verdicts(service: LLMService, replicas: Replicas) -> list[Verdict]:
     return [_not_ready("Planning", text), _available(replicas), Verdict("Reconciling", True, "Planning", text)]
 
 
+def failing_verdicts(replicas: Replicas, error: str) -> list[Verdict]:
+    """What holds while the API server does not do what the spec takes, and is asked again and again."""
+    text = (
+        f"{error}. It is tried again, with longer and longer pauses: should a webhook not answer, see that what serves "
+        "it runs; else the API server's log and the operator's have more"
+    )
+    return [
+        _not_ready("ReconcileFailed", text),
+        _available(replicas),
+        Verdict("Reconciling", True, "ReconcileFailed", text),
+    ]
+
+
 def _at_zero(service: LLMService, accepted: Verdict, scaling: Verdict | None) -> list[Verdict]:
     text = "no replica is wanted: " + ("a trigger wakes it" if service.spec.autoscaling else "scale up to serve")
     zero = Verdict("Available", False, "ScaledToZero", text)

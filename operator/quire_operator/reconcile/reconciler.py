@@ -38,7 +38,7 @@ from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_pl
 from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
 from quire_operator.reconcile.scalers import leaving_scalers, stuck_scaler
-from quire_operator.reconcile.status import planning_status, status_of
+from quire_operator.reconcile.status import failing_status, planning_status, status_of
 from quire_operator.reconcile.workloads import missing_api, predecessor
 from quire_operator.settings import Settings
 
@@ -51,6 +51,7 @@ _ASIDE_SECONDS = 10.0
 """What a scaler replaces may not have been forgotten everywhere yet, and a webhook be away for a moment."""
 
 _LONGEST_ASIDE_SECONDS = 300.0
+_FAILING_SECONDS = 5.0
 
 
 class Services(Protocol):
@@ -126,6 +127,7 @@ class Reconciler:
     ) -> None:
         self._client, self._settings = client, settings
         self._services, self._surroundings, self._plans = services, surroundings, plans
+        self._failing_since: dict[Key, float] = {}
         self._refused_since: dict[Key, float] = {}
         self._settled: dict[Key, dict[ChildKey, tuple[str, str]]] = {}
         self._environments = environments
@@ -137,6 +139,15 @@ class Reconciler:
 
         Raises ApiError and UnreachableError when another attempt may help.
         """
+        try:
+            result = await self._reconcile(key)
+        except ApiError as error:
+            await self._report_failing(key, error)
+            raise
+        self._failing_since.pop(key, None)
+        return result
+
+    async def _reconcile(self, key: Key) -> Result:
         manifest = self._services.get(key)
         if manifest is None or manifest["metadata"].get("deletionTimestamp"):
             return self._gone(key)
@@ -264,6 +275,7 @@ class Reconciler:
     def _gone(self, key: Key) -> Result:
         self._settled.pop(key, None)
         self._refused_since.pop(key, None)
+        self._failing_since.pop(key, None)
         self._hand_edits.forget(key)
         return Result("gone")
 
@@ -295,12 +307,28 @@ class Reconciler:
         """Say once that the spec is not acted on yet: without conditions, tools would take it for done."""
         if service.status.observed_generation != service.metadata.generation:
             now = _now()
-            status = planning_status(service, self._observe(key, ()), now)
-            events = transition_events(service, service.status.conditions, status.conditions, now)
-            await self._write_status(service.metadata.namespace, service.metadata.name, service.metadata.uid, status)
-            for event in events:
-                await self._post(event)
+            await self._write_interim(service, planning_status(service, self._observe(key, ()), now), now)
         return Result("waiting")
+
+    async def _report_failing(self, key: Key, error: ApiError) -> None:
+        """Say what the API server answers, once it has done so for a while: most of it passes at the next attempt."""
+        since = self._failing_since.setdefault(key, time.monotonic())
+        manifest = self._services.get(key)
+        if manifest is None or error.namespace_is_going or time.monotonic() - since < _FAILING_SECONDS:
+            return
+        try:
+            service, now = parse_llmservice(manifest), _now()
+            status = failing_status(service, self._observe(key, ()), str(error), now)
+            if status != service.status:
+                await self._write_interim(service, status, now)
+        except (InvalidLLMServiceError, ApiError, UnreachableError) as second:
+            logger.warning("the status cannot be written: %s", second)
+
+    async def _write_interim(self, service: LLMService, status: Status, now: str) -> None:
+        events = transition_events(service, service.status.conditions, status.conditions, now)
+        await self._write_status(service.metadata.namespace, service.metadata.name, service.metadata.uid, status)
+        for event in events:
+            await self._post(event)
 
     async def _write_status(self, namespace: str, name: str, uid: str, status: Status) -> None:
         manifest = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from quire_operator.api import CacheStatus, LLMService, ModelStatus, Status
 from quire_operator.builders.cached_model import is_commit, model_name
 from quire_operator.builders.claim import cache_claim_name
@@ -13,9 +15,10 @@ from quire_operator.reconcile.aspects import aspects
 from quire_operator.reconcile.autoscaling import TYPE as AUTOSCALING
 from quire_operator.reconcile.autoscaling import autoscaling_status
 from quire_operator.reconcile.children import Outcome
-from quire_operator.reconcile.conditions import planning_verdicts, verdicts, with_times
+from quire_operator.reconcile.conditions import Verdict, failing_verdicts, planning_verdicts, verdicts, with_times
 from quire_operator.reconcile.observation import Observation, fault_of
 from quire_operator.reconcile.planning import Planned
+from quire_operator.reconcile.replicas import Replicas
 from quire_operator.settings import Settings
 
 NOT_PLANNED = Planned()
@@ -75,10 +78,21 @@ def status_of(
 
 
 def planning_status(service: LLMService, observation: Observation, now: str) -> Status:
-    """What there is to say before it is known whether the spec can be accepted; the rest is as it was last reported."""
-    replicas, before = observation.replicas(service), service.status.conditions
-    generation = service.metadata.generation
-    fresh = with_times(planning_verdicts(service, replicas), before, generation, now)
+    """What there is to say before it is known whether the spec can be accepted."""
+    replicas = observation.replicas(service)
+    return _interim_status(service, replicas, planning_verdicts(service, replicas), now)
+
+
+def failing_status(service: LLMService, observation: Observation, error: str, now: str) -> Status:
+    """What there is to say while the API server answers with an error that may pass."""
+    replicas = observation.replicas(service)
+    return _interim_status(service, replicas, failing_verdicts(replicas, error), now)
+
+
+def _interim_status(service: LLMService, replicas: Replicas, holds: Iterable[Verdict], now: str) -> Status:
+    """A few verdicts; the rest is as it was last reported."""
+    before, generation = service.status.conditions, service.metadata.generation
+    fresh = with_times(holds, before, generation, now)
     superseded = {"Stalled", *(condition.type for condition in fresh)}
     conditions = [*fresh, *(condition for condition in before if condition.type not in superseded)]
     update = {
