@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from quire_operator.reconcile.faults import pod_fault
+from quire_operator.reconcile.faults import pod_fault, prefetch_fault
 from quire_operator.reconcile.observation import Observation, fault_of
 from tests.operator.services import service
 
@@ -39,6 +40,14 @@ def died(message: str, reason: str = "Error", code: int = 1) -> dict[str, Any]:
         **waiting("CrashLoopBackOff", "back-off 20s restarting failed container"),
         "lastState": {"terminated": last},
     }
+
+
+def ran(seconds: int, code: int) -> dict[str, Any]:
+    found = died("", code=code)
+    begun = datetime(2026, 1, 1, tzinfo=UTC)
+    for key, at in (("startedAt", begun), ("finishedAt", begun + timedelta(seconds=seconds))):
+        found["lastState"]["terminated"][key] = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return found
 
 
 CASES: dict[str, tuple[dict[str, Any], str, str, bool]] = {
@@ -82,6 +91,36 @@ CASES: dict[str, tuple[dict[str, Any], str, str, bool]] = {
         pod(died("Traceback (most recent call last):\n  File x\nValueError: bad config\n")),
         "EngineFailed",
         "exited with code 1: ValueError: bad config. `kubectl logs -n default llama-x -c engine --previous`",
+        True,
+    ),
+    "a program that ends without an error": (
+        pod({"restartCount": 1, **died("", reason="Completed", code=0)}),
+        "EngineFailed",
+        "exited with code 0: it has nothing to run, or was stopped. `kubectl logs",
+        True,
+    ),
+    "a program that ends without an error, as it does": (
+        pod({"restartCount": 1, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}),
+        "EngineFailed",
+        "exited with code 0",
+        True,
+    ),
+    "a program that ends without an error, started again": (
+        pod({"restartCount": 1, **died("", reason="Completed", code=0), "state": {"running": {}}}),
+        "EngineFailed",
+        "exited with code 0",
+        True,
+    ),
+    "a load that is longer than the startup probe's patience": (
+        pod({"restartCount": 1, **ran(1830, code=0)}),
+        "EngineFailed",
+        "It was stopped after 1830 s, and spec.probes.startupSeconds is 1800: raise that",
+        True,
+    ),
+    "such a load by an engine that does not heed SIGTERM": (
+        pod({"restartCount": 1, **ran(2013, code=137)}),
+        "EngineFailed",
+        "exited with code 137: no last word. It was stopped after 2013 s",
         True,
     ),
     "a silent death": (pod(died("", code=139)), "EngineFailed", "exited with code 139: no last word", True),
@@ -167,6 +206,18 @@ def test_a_pods_status_is_put_in_words(found: dict[str, Any], reason: str, words
     assert fault.needs_action is needs_action
 
 
+@pytest.mark.parametrize("seconds", [1799, 9000])
+def test_an_engine_that_fails_at_another_time_is_not_said_to_start_slowly(seconds: int) -> None:
+    fault = pod_fault(service(), [pod({"restartCount": 1, **ran(seconds, code=1)})], "new")
+    assert fault is not None
+    assert "startupSeconds" not in fault.message
+
+
+def test_a_download_that_is_done_has_no_fault() -> None:
+    done = pod({"restartCount": 1, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}})
+    assert prefetch_fault("default", [done]) is None
+
+
 def test_pulling_and_backing_off_say_the_same_so_that_nothing_flaps() -> None:
     pulling = pod_fault(service(), [pod(waiting("ErrImagePull", PULL_ERROR))], "new")
     backing_off = f'Back-off pulling image "does/not-exist:1": ErrImagePull: {PULL_ERROR}'
@@ -179,6 +230,7 @@ def test_pulling_and_backing_off_say_the_same_so_that_nothing_flaps() -> None:
         pod(waiting("ContainerCreating")),
         pod({"state": {"running": {}}}),
         pod({"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}),
+        pod({"ready": True, "restartCount": 1, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}),
         {**pod(died("x")), "metadata": {"name": "x", "deletionTimestamp": "2026-01-01T00:00:00Z"}},
         {"metadata": {"name": "x"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}},
     ],

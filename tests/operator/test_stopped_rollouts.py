@@ -36,6 +36,13 @@ def pod(owner: LLMService, restarts: int = 0, words: str = "ModelNotFound: no su
     return {"metadata": {"name": f"new-{restarts}", "annotations": annotations}, "status": status}
 
 
+def ended(restarts: int) -> Any:
+    """One whose engine ends without an error, as when it is stopped while it loads."""
+    found = pod(NEW, restarts)
+    found["status"]["containerStatuses"][0]["lastState"]["terminated"] = {"exitCode": 0, "reason": "Completed"}
+    return found
+
+
 def old(*, ready: bool = True, leaving: bool = False) -> Any:
     going = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if leaving else {}
     return {"metadata": {"name": "old", **OLD, **going}, "status": SERVES if ready else {}}
@@ -68,6 +75,9 @@ PENDING["status"]["conditions"] = [
         (failed(NEW, old(leaving=True), pod(NEW, 3)), None),
         (failed(NEW, old(), pod(NEW, 9, "DownloadFailed: no answer")), None),
         (failed(NEW, old(), pod(NEW, 9, "DownloadFailed: no answer"), late=True), "DownloadFailed"),
+        (failed(NEW, old(), ended(3)), "EngineFailed"),
+        (failed(NEW, old(), ended(1)), None),
+        (failed(NEW, old(), ended(1), late=True), "EngineFailed"),
         (failed(NEW, old(), PULLING), None),
         (failed(NEW, old(), PULLING, late=True), "ImagePullBackOff"),
         (failed(NEW, old(), PENDING, late=True), None),
@@ -84,6 +94,9 @@ PENDING["status"]["conditions"] = [
         "what is older leaves",
         "a hub that is away",
         "a hub that is away for long",
+        "one that ends without an error again and again",
+        "one that has ended once, and may load yet",
+        "one that does not load in time",
         "an image that may be pushed yet",
         "an image that is not there for long",
         "a GPU that may become free",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from quire_operator.api import LLMService
@@ -13,6 +14,8 @@ from quire_operator.builders.identity import TEMPLATE_HASH
 from quire_operator.kubeapi.client import Object
 
 _LONGEST = 700
+_LONGEST_STOP_SECONDS = 300
+"""What an engine that is stopped while it loads may take for that."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Subject:
     more_memory: str
     """What to do where it needs more than its `memory`."""
 
+    startup_seconds: int | None = None
+    """How long it may take to start; None for what ends by itself when it is done."""
+
     @staticmethod
     def engine(service: LLMService) -> Subject:
         """The pods that serve."""
@@ -59,6 +65,7 @@ class Subject:
             has_last_words=service.spec.engine.type == "quire",
             less="Lower spec.resources, add a node, or free one",
             more_memory="raise spec.resources.memory",
+            startup_seconds=service.spec.probes.startup_seconds,
         )
 
     @staticmethod
@@ -149,7 +156,7 @@ def _waiting(pod: Object, container: Mapping[str, Any]) -> Fault | None:
 def _terminated(subject: Subject, pod: Object, container: Mapping[str, Any]) -> Fault | None:
     now, before = ((container.get(state) or {}).get("terminated") for state in ("state", "lastState"))
     last = now or before
-    if not last or container.get("ready") or last.get("exitCode") == 0:
+    if not last or container.get("ready") or (last.get("exitCode") == 0 and not _ends_too_soon(subject, container)):
         return None
     name = _name(pod)
     if last.get("reason") == "OOMKilled":
@@ -161,8 +168,27 @@ def _terminated(subject: Subject, pod: Object, container: Mapping[str, Any]) -> 
         return Fault(told[1], f"pod {name}: {told[2]}", True)
     logs = f"kubectl logs -n {subject.namespace} {name} -c {container.get('name')}{'' if now else ' --previous'}"
     code = last.get("exitCode")
-    return Fault(
-        "EngineFailed", f"pod {name} exited with code {code}: {line or 'no last word'}. `{logs}` has the rest", True
+    words = line or ("no last word" if code else "it has nothing to run, or was stopped")
+    text = f"pod {name} exited with code {code}: {words}. {_slow_start(subject, last)}`{logs}` has the rest"
+    return Fault("EngineFailed", text, True)
+
+
+def _ends_too_soon(subject: Subject, container: Mapping[str, Any]) -> bool:
+    """Whether it ends without an error, and is started again for that: engines run until they are told to stop."""
+    return subject.startup_seconds is not None and bool(container.get("restartCount"))
+
+
+def _slow_start(subject: Subject, last: Mapping[str, Any]) -> str:
+    """What to do where the kubelet lost patience. It does not say so, but the container's age then tells."""
+    limit, begun, ended = subject.startup_seconds, last.get("startedAt"), last.get("finishedAt")
+    if limit is None or not begun or not ended:
+        return ""
+    ran = (datetime.fromisoformat(str(ended)) - datetime.fromisoformat(str(begun))).total_seconds()
+    if not limit <= ran <= limit + _LONGEST_STOP_SECONDS:
+        return ""
+    return (
+        f"It was stopped after {ran:.0f} s, and spec.probes.startupSeconds is {limit}: raise that if the model takes "
+        "longer to load. "
     )
 
 
