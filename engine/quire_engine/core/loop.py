@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import deque
 from dataclasses import replace
 
@@ -117,6 +118,7 @@ class EngineCore:
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting) + len(self._compiling),
+            num_deferred=len(self._compiling),
             num_swapped=scheduler.swap.num_requests,
             kv_cache_usage=scheduler.pool.num_held / scheduler.pool.num_blocks,
             swap_usage=scheduler.swap.usage,
@@ -159,8 +161,11 @@ class EngineCore:
 
     def _submit(self, step: Step) -> None:
         requests = [self._scheduler.running[s.request_id] for s in step.scheduled]
+        now = time.monotonic()
         for request in requests:
             request.in_flight = True
+            if request.started_at is None:
+                request.started_at = now
         self._pipeline.submit(step)
         self._in_flight.append((step, requests))
 
@@ -215,7 +220,9 @@ class EngineCore:
         self._scheduler.remove(request)
         del self._requests[request.request_id]
         cached = request.num_cached_tokens or 0
-        return EngineOutput(request.request_id, [], "stop", num_cached_tokens=cached, embedding=embedding)
+        return EngineOutput(
+            request.request_id, [], "stop", num_cached_tokens=cached, started_at=request.started_at, embedding=embedding
+        )
 
     def _search_on(self, group: BeamGroup) -> list[EngineOutput]:
         """End a round of a beam search. The last one gives out the answers."""
@@ -227,11 +234,16 @@ class EngineCore:
         del self._requests[request.request_id]
         answers = group.answers()
         cached = request.num_cached_tokens or 0
-        return [EngineOutput(request.request_id, [], answers[0].finish_reason, num_cached_tokens=cached, beams=answers)]
+        reason, started = answers[0].finish_reason, request.started_at
+        return [
+            EngineOutput(request.request_id, [], reason, num_cached_tokens=cached, started_at=started, beams=answers)
+        ]
 
     def _append(self, request: Request, new_tokens: list[int]) -> EngineOutput:
         """Give a request its new tokens, up to the first that ends it."""
         output = EngineOutput(request.request_id, [], num_cached_tokens=request.num_cached_tokens or 0)
+        if request.num_output_tokens == 0:
+            output.started_at = request.started_at
         for token in new_tokens:
             request.token_ids.append(token)
             output.new_token_ids.append(token)

@@ -63,6 +63,7 @@ class EngineOutput:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop token id that ended it; None for EOS
     num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
+    started_at: float | None = None  # with its first output: when it first ran, by the clock of `arrival_time`
     error: str | None = None  # what was wrong, with finish_reason "error"
     error_kind: ErrorKind = "invalid"
     ended_by_grammar: bool = False  # with finish_reason "stop": nothing could follow the last token
@@ -85,6 +86,7 @@ class EngineStats:
 
     num_running: int = 0
     num_waiting: int = 0
+    num_deferred: int = 0  # of those that wait: for their grammar, not for room
     num_swapped: int = 0  # of those that wait: their pages are in host memory
     kv_cache_usage: float = 0.0  # 0 to 1, of the pages that requests hold
     swap_usage: float = 0.0  # 0 to 1, of the pages of --swap-space

@@ -59,6 +59,7 @@ class Request:
     waiting: bool = True
     announced: bool = False  # whether the executor knows it
     in_flight: bool = False  # in a step whose result is not there yet: it cannot be in another
+    started_at: float | None = None  # by time.monotonic(), when a step first had a part of it
     sound: bool = True  # whether finite logits have shown that so is all that it has computed
     sibling: Request | None = None  # one of its prompt, images and salt that came before; only until this one starts
     group: BeamGroup | None = None  # the beam search that it is a part of

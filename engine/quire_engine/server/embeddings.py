@@ -9,7 +9,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from quire_engine.core.messages import EngineOutput, EngineRequest
+from quire_engine.core.messages import EngineRequest
 from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.engine_client import EngineClient, Mailbox
@@ -114,24 +114,26 @@ class Embeddings:
         ]
         left = {r.request_id: RequestTimes(arrival, len(r.prompt_token_ids), SamplingParams()) for r in requests}
         vectors: dict[str, list[float]] = {}
-        mailbox = Mailbox()
+        mailbox, cut_off = Mailbox(), "abort"
         self._client.submit(requests, mailbox)
         try:
             while left:
                 for output in await mailbox.take():
-                    vectors[output.request_id] = _vector(output)
-                    self._metrics.observe_embedded(left.pop(output.request_id), time.monotonic())
+                    if output.embedding is None:
+                        self._metrics.observe_refused(output)
+                        raise refused(output, param="input")
+                    times = left.pop(output.request_id)
+                    vectors[output.request_id] = output.embedding
+                    self._metrics.observe_output(times, output)
+                    self._metrics.observe_embedded(times, time.monotonic())
+        except ApiError:
+            cut_off = "error"
+            raise
         finally:
             self._client.abort([*left])
             for times in left.values():
-                self._metrics.observe_finished(times, "error" if mailbox.failure else "abort", time.monotonic())
+                self._metrics.observe_finished(times, cut_off, time.monotonic())
         return [vectors[request.request_id] for request in requests]
-
-
-def _vector(output: EngineOutput) -> list[float]:
-    if output.embedding is None:
-        raise refused(output, param="input")
-    return output.embedding
 
 
 def _as_base64(vector: list[float]) -> str:

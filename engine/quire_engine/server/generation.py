@@ -13,8 +13,9 @@ from quire_engine.core.messages import BeamAnswer, EngineOutput, EngineRequest, 
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.engine_client import EngineClient, Mailbox
-from quire_engine.server.errors import refused
-from quire_engine.server.metrics import Metrics, RequestTimes
+from quire_engine.server.errors import ApiError, refused
+from quire_engine.server.metrics import Answers, Metrics, RequestTimes
+from quire_engine.server.request_log import RequestLog
 from quire_engine.text.detokenizer import IncrementalDetokenizer
 
 if TYPE_CHECKING:
@@ -47,8 +48,10 @@ class _Sequence:
 class Generation:
     """Runs requests on the engine and turns their tokens into text."""
 
-    def __init__(self, client: EngineClient, tokenizer: PreTrainedTokenizerBase, metrics: Metrics) -> None:
-        self._client, self._tokenizer, self._metrics = client, tokenizer, metrics
+    def __init__(
+        self, client: EngineClient, tokenizer: PreTrainedTokenizerBase, metrics: Metrics, requests: RequestLog
+    ) -> None:
+        self._client, self._tokenizer, self._metrics, self._log = client, tokenizer, metrics, requests
 
     async def run(
         self,
@@ -73,7 +76,7 @@ class Generation:
         self._client.submit([s.request for s in sequences.values()], mailbox)
         for own in params:
             self._metrics.observe_submitted(own)
-        unfinished = len(sequences)
+        unfinished, cut_off = len(sequences), "abort"
         try:
             while unfinished:
                 for output in await mailbox.take():
@@ -85,12 +88,14 @@ class Generation:
                     for piece in pieces:
                         if piece.text or piece.token_ids or piece.finish_reason or piece.prompt_logprobs:
                             yield piece
+        except ApiError:
+            cut_off = "error"
+            raise
         finally:
             left = [s for s in sequences.values() if not s.ended]
             self._client.abort([s.request.request_id for s in left])
             for sequence in left:
-                reason = "error" if mailbox.failure else "abort"
-                self._metrics.observe_finished(sequence.times, reason, time.monotonic())
+                self._end(sequence.times, cut_off, time.monotonic())
 
     def _add_sequences(
         self,
@@ -103,18 +108,20 @@ class Generation:
         images: tuple[PromptImage, ...],
     ) -> None:
         parent, arrival = uuid.uuid4().hex, time.monotonic()
-        children = params.children()
+        children, answers = params.children(), Answers(params.num_answers)
         eldest = EngineRequest(f"{parent}-0", prompt, children[0], arrival, priority, cache_salt, images=images)
         for child, own in enumerate(children):
             request = eldest.another(f"{parent}-{child}", own) if child else eldest
             detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, own)
-            times = RequestTimes(arrival, len(prompt), own, first_of_prompt=child == 0)
+            times = RequestTimes(arrival, len(prompt), own, first_of_prompt=child == 0, answers=answers)
             into[request.request_id] = _Sequence(first + child, request, detokenizer, times)
 
     def _advance(self, sequence: _Sequence, output: EngineOutput) -> list[Piece]:
         if output.finish_reason == "error":
+            self._metrics.observe_refused(output)
             raise refused(output)
         now = time.monotonic()
+        self._metrics.observe_output(sequence.times, output)
         if output.beams is not None:
             sequence.ended = True
             return self._beams(sequence, output.beams, output.num_cached_tokens, now)
@@ -129,7 +136,7 @@ class Generation:
             reason, stop_reason = "stop", stop
         if reason is not None:
             sequence.ended = True
-            self._metrics.observe_finished(sequence.times, reason, now)
+            self._end(sequence.times, reason, now)
         piece = Piece(
             sequence.index,
             text,
@@ -148,10 +155,14 @@ class Generation:
         for i, beam in enumerate(beams):
             times = replace(sequence.times, first_of_prompt=i == 0)
             self._metrics.observe_tokens(times, len(beam.token_ids), now)
-            self._metrics.observe_finished(times, beam.finish_reason, now)
+            self._end(times, beam.finish_reason, now)
             detokenizer = IncrementalDetokenizer(self._tokenizer, request.prompt_token_ids, request.params)
             text, _ = detokenizer.update(beam.token_ids, True, ended_by_token=beam.finish_reason == "stop")
             pieces.append(
                 Piece(sequence.index + i, text, beam.token_ids, beam.finish_reason, beam.stop_reason, num_cached_tokens)
             )
         return pieces
+
+    def _end(self, times: RequestTimes, reason: str, now: float) -> None:
+        self._metrics.observe_finished(times, reason, now)
+        self._log.ended(times, reason, now)

@@ -18,6 +18,11 @@ def begin(sent: str | None) -> str:
     return request_id
 
 
+def current_id() -> str | None:
+    """The id of the request that is being answered, where one is."""
+    return _current.get(None)
+
+
 def answer_id(prefix: str) -> str:
     """The id of an answer to the current request."""
     return f"{prefix}-{_current.get(None) or uuid.uuid4().hex}"

@@ -28,7 +28,6 @@ from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
 
-STATS_SECONDS = 10.0
 BACKLOG = 4096
 
 
@@ -104,9 +103,12 @@ class _Process:
         from quire_engine.server.http_server import HttpServer
         from quire_engine.server.metrics import Metrics
         from quire_engine.server.service import Service
+        from quire_engine.server.throughput import follow_throughput
 
         names = self.settings.served_model_name or (self.config.model,)
-        service = Service(self.settings, self.keys, lifecycle, Metrics(names[0]), client, names)
+        service = Service(
+            self.settings, self.keys, lifecycle, Metrics(names[0], legacy=self.settings.legacy_metrics), client, names
+        )
         server = HttpServer(create_app(service), self.settings)
         lifecycle.on_retire = server.retire_busy_connections
         lifecycle.on_close_idle = server.close_idle_connections
@@ -115,8 +117,7 @@ class _Process:
         at_end.callback(path.unlink, missing_ok=True)
         at_end.callback(control.close)
         at_end.push_async_callback(server.stop, self._start(server.serve(sockets=[self.listener])))
-        if not self.settings.disable_log_stats:
-            self._start(_log_throughput(service))
+        self._start(follow_throughput(service))
         becoming_ready = self._start(_become_ready(self.config, service, self.listener))
         dead, stop = self._start(client.dead.wait()), self._start(lifecycle.stop_requested.wait())
         await _any_of(dead, stop, becoming_ready)
@@ -153,22 +154,3 @@ async def _become_ready(config: EngineConfig, service: Any, listener: socket.soc
     log.info("ready after %.1f s (%s)", time.monotonic() - started, phases)
     host, port = listener.getsockname()[:2]
     log.info("serving %s on %s:%d", ", ".join(service.model_names), f"[{host}]" if ":" in host else host, port)
-
-
-async def _log_throughput(service: Any) -> None:
-    """A line every 10 s while there is work, none while there is none."""
-    before = service.metrics.token_totals()
-    while True:
-        await asyncio.sleep(STATS_SECONDS)
-        now = service.metrics.token_totals()
-        stats = service.client.stats
-        if now != before or stats.num_running or stats.num_waiting:
-            log.info(
-                "prompt %.1f tok/s, generation %.1f tok/s, %d running, %d waiting, KV cache %.1f%% used",
-                (now[0] - before[0]) / STATS_SECONDS,
-                (now[1] - before[1]) / STATS_SECONDS,
-                stats.num_running,
-                stats.num_waiting,
-                100 * stats.kv_cache_usage,
-            )
-        before = now

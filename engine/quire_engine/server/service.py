@@ -78,4 +78,5 @@ class Service:
         # The engine's number is that of its last step: the requests of a burst have to be counted here.
         full = self.lifecycle.in_flight > self.client.config.max_num_seqs + limit
         if limit and (full or self.client.stats.num_waiting >= limit):
+            self.metrics.rejections.inc()
             raise ApiError(429, f"{limit} requests are waiting already: try again", headers={"retry-after": "1"})

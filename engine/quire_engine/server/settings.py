@@ -48,13 +48,14 @@ class ServerSettings:
     endpoints_lag: float = setting(5.0, "seconds a drain waits until no proxy sends new connections any more")
     stall_timeout: float = setting(60.0, "seconds without a sign of the engine after which /health turns 503")
     max_waiting: int = setting(0, "requests that may wait before new ones get 429; 0 sets no limit")
+    legacy_metrics: bool = setting(True, "metrics under names that vLLM has retired, too")
     ui: bool = setting(True, "a chat page at /")
     log_format: str = setting("text", "text or json", choices=("text", "json"))
     uvicorn_log_level: str = setting(
         "info", "how much to log", choices=("critical", "error", "warning", "info", "debug", "trace")
     )
     disable_log_stats: bool = setting(False, "no throughput line every 10 s")
-    disable_log_requests: bool = setting(True, "no log line for each request")
+    disable_log_requests: bool = setting(True, "a log line for each answer only at level debug; false: at info")
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -70,8 +71,6 @@ class ServerSettings:
             raise ValueError("--enable-auto-tool-choice needs --tool-call-parser: name the model's format")
         if self.max_waiting < 0:
             raise ValueError(f"--max-waiting is {self.max_waiting}: it must be at least 0")
-        if not self.disable_log_requests:
-            raise ValueError("--disable-log-requests false is not supported yet: leave it at true")
         for name in ("allowed_origins", "allowed_methods", "allowed_headers"):
             object.__setattr__(self, name, _as_list(name, getattr(self, name)))
         if self.root_path and not self.root_path.startswith("/"):

@@ -25,6 +25,7 @@ from quire_engine.server.parameters import Parameters
 from quire_engine.server.processor_template import processor_template
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol.models import ModelCard
+from quire_engine.server.request_log import RequestLog
 from quire_engine.server.service import Service
 from quire_engine.server.tokenization import Tokenization
 from quire_engine.startup_error import StartupError
@@ -111,7 +112,8 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
         inputs = Inputs(prompts, tokenizer, limit)
         service.embeddings = Embeddings(service.client, inputs, service.metrics, info.pooling)
         return
-    generation = Generation(service.client, tokenizer, service.metrics)
+    requests = RequestLog(wanted=not settings.disable_log_requests)
+    generation = Generation(service.client, tokenizer, service.metrics, requests)
     use_priority = service.client.config.scheduling_policy == "priority"
     parameters = Parameters(tokenizer, info.vocab_size, use_priority=use_priority, defaults=defaults)
     tokens = TokenBytes(tokenizer)

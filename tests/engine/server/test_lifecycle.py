@@ -287,7 +287,7 @@ def test_the_finest_log_level_is_no_obstacle(start_server: StartServer) -> None:
     assert start_server("--uvicorn-log-level=trace").health() == 200
 
 
-@pytest.mark.parametrize("flag", ["--max-waiting=-1", "--shutdown-timeout=nan", "--disable-log-requests=false"])
+@pytest.mark.parametrize("flag", ["--max-waiting=-1", "--shutdown-timeout=nan"])
 def test_a_setting_without_sense_is_refused_at_once(start_server: StartServer, flag: str) -> None:
     server = start_server(flag, wait=False)
     assert server.process.wait(10) == 2
