@@ -9,19 +9,20 @@ from typing import Any
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "calls", "structural_tag")
 MAX_CHARACTERS = 128 * 1024
 MAX_CHOICES = 4096
-_NAMED_IN_MESSAGES = "json, regex, choice, grammar, json_object"
+_NAMED_IN_MESSAGES = "json, regex, choice, grammar, json_object, structural_tag"
 
 
 @dataclass(kw_only=True)
 class StructuredOutputsParams:
-    """A constraint on an answer's text; exactly one of the first six. Names are vLLM's, but for `calls`.
+    """A constraint on an answer's text; exactly one of `KINDS`. Names are vLLM's, but for `calls`.
 
     `json` is a JSON schema as an object or as text, and is kept as text; `regex` has to match the whole answer, its
     classes being those of ASCII; `choice` lists the answers; `grammar` is EBNF with `root ::= ...` as in GBNF, or
     Lark with `start: ...`; `json_object` asks for any JSON object; `calls` for a list of calls of tools, or of one with
     `one_call`, as [{"name": ..., "parameters": ...}, ...], and has the tools' names with the JSON schemas of their
-    parameters as text. Between JSON's parts there is whitespace as in `whitespace_pattern`, a regex, or none with
-    `disable_any_whitespace`.
+    parameters as text; `structural_tag`, an object or text, for free text with parts of a form in it (see
+    `structured.structural_tag`). Between JSON's parts there is whitespace as in `whitespace_pattern`, a regex, or none
+    with `disable_any_whitespace`.
     Raises `ValueError` that names the field, the value and the limit; whether the text means anything is found out
     when it is compiled.
     """
@@ -42,11 +43,11 @@ class StructuredOutputsParams:
         if len(given) != 1:
             found = f"sets {' and '.join(given)}" if given else "sets none of them"
             raise ValueError(f"structured_outputs {found}: it needs exactly one of {_NAMED_IN_MESSAGES}")
-        if self.structural_tag is not None:
-            raise ValueError("structured_outputs.structural_tag is not supported yet: use json, regex or grammar")
         if self.json is not None and not isinstance(self.json, str):
-            self.json = _as_text(self.json)
-        for name in ("json", "regex", "grammar", "whitespace_pattern"):
+            self.json = _as_text("json", self.json)
+        if self.structural_tag is not None and not isinstance(self.structural_tag, str):
+            self.structural_tag = _as_text("structural_tag", self.structural_tag)
+        for name in ("json", "regex", "grammar", "structural_tag", "whitespace_pattern"):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -80,11 +81,11 @@ class StructuredOutputsParams:
         _check_text("choice", "".join(choice))
 
 
-def _as_text(schema: object) -> str:
+def _as_text(name: str, value: object) -> str:
     try:
-        return json.dumps(schema, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"structured_outputs.json is not a JSON schema: {error}") from error
+        raise ValueError(f"structured_outputs.{name} is not JSON: {error}") from error
 
 
 def _check_text(name: str, text: str) -> None:

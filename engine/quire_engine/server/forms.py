@@ -34,8 +34,13 @@ class JsonSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    type: Literal["text", "json_object", "json_schema"]
+    """With "structural_tag" either `structures` and `triggers`, or `format`."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchema | None = None
+    structures: list[dict[str, Any]] | None = None
+    triggers: list[str] | None = None
+    format: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _check_schema(self) -> ResponseFormat:
@@ -80,6 +85,9 @@ class StructuredRequest(BaseModel):
         asked = self.response_format
         if asked is None or asked.type == "text":
             return None
+        if asked.type == "structural_tag":
+            tag = {name: getattr(asked, name) for name in ("structures", "triggers", "format")}
+            return _form("response_format", structural_tag={n: value for n, value in tag.items() if value is not None})
         if asked.json_schema is None or asked.type == "json_object":
             return _form("response_format", json_object=True)
         return _form("response_format.json_schema", json=asked.json_schema.json_schema)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+from quire_engine.structured.lark import quoted
+from quire_engine.structured.structural_tag import tag_grammar
 from quire_engine.structured_outputs import StructuredOutputsParams
 
 # llguidance reads JSON by recursion and gives up a little deeper.
@@ -30,8 +33,10 @@ def grammar_text(wanted: StructuredOutputsParams) -> str:
         return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(wanted.regex, _ASCII_CLASSES)}/")
     if wanted.choice is not None:
         # One terminal: as alternatives of a rule, each of them would be a lexeme of its own.
-        choices = " | ".join(_quoted(c) for c in dict.fromkeys(wanted.choice))
+        choices = " | ".join(quoted(c) for c in dict.fromkeys(wanted.choice))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
+    if wanted.structural_tag is not None:
+        return tag_grammar(str(wanted.structural_tag), lambda form: grammar_text(_with_whitespace_of(wanted, form)))
     assert wanted.grammar is not None
     rules = wanted.grammar.count("::=")
     if rules > MAX_RULES:
@@ -52,7 +57,7 @@ def _of_calls(calls: list[tuple[str, str]], wanted: StructuredOutputsParams) -> 
     grammars = []
     for i, (name, schema) in enumerate(calls):
         head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "parameters": '
-        rules.append(f"call_{i}: {_quoted(head)} @parameters_{i} {_quoted('}')}")
+        rules.append(f"call_{i}: {quoted(head)} @parameters_{i} {quoted('}')}")
         try:
             (own,) = json.loads(_of_schema(_read_schema(schema), wanted))["grammars"]
         except ValueError as error:
@@ -61,9 +66,10 @@ def _of_calls(calls: list[tuple[str, str]], wanted: StructuredOutputsParams) -> 
     return json.dumps({"grammars": [{"lark_grammar": "\n".join(rules)}, *grammars]})
 
 
-def _quoted(text: str) -> str:
-    """A string of Lark."""
-    return json.dumps(text).replace("\x7f", r"\u007f")
+def _with_whitespace_of(wanted: StructuredOutputsParams, form: StructuredOutputsParams) -> StructuredOutputsParams:
+    return replace(
+        form, disable_any_whitespace=wanted.disable_any_whitespace, whitespace_pattern=wanted.whitespace_pattern
+    )
 
 
 def _of_schema(schema: object, wanted: StructuredOutputsParams) -> str:

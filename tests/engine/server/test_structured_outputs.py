@@ -72,6 +72,9 @@ def test_a_schema_holds_however_it_is_sent(server: Server, fields: dict[str, Any
         jsonschema.validate(json.loads(text), SCHEMA)
 
 
+TAG = {"type": "tag", "begin": "<n>", "content": {"type": "regex", "pattern": "[0-9]"}, "end": "</n>"}
+
+
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [
@@ -81,6 +84,8 @@ def test_a_schema_holds_however_it_is_sent(server: Server, fields: dict[str, Any
         ({"guided_choice": ["left", "right"]}, "left|right"),
         ({"structured_outputs": {"grammar": 'root ::= "a" ("b" | "c")'}}, "a[bc]"),
         ({"guided_grammar": 'start: "a" ("b" | "c")'}, "a[bc]"),
+        ({"structured_outputs": {"structural_tag": json.dumps({"format": TAG})}}, "<n>[0-9]</n>"),
+        ({"response_format": {"type": "structural_tag", "format": TAG}}, "<n>[0-9]</n>"),
         ({"response_format": {"type": "json_object"}, "guided_json": None, "temperature": 0}, r"\{.*\}"),
     ],
 )
@@ -116,11 +121,16 @@ def of_schema(schema: object) -> dict[str, Any]:
         (of_schema({"const": "\ud800"}), "response_format.json_schema", "surrogate"),
         (of_schema(5), "response_format.json_schema.schema", "response_format.json_schema.schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "response_format.json_schema is missing"),
+        (
+            {"response_format": {"type": "structural_tag", "structures": [{"begin": "a", "end": "b"}]}},
+            "response_format",
+            "response_format.triggers must be a list",
+        ),
         ({"response_format": {"type": "xml"}}, "response_format.type", "response_format.type"),
         ({"structured_outputs": {}}, "structured_outputs", "it needs exactly one of json, regex, choice"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "sets regex and choice"),
         ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp", "structured_outputs.regexp"),
-        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag", "not supported yet"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag", "must be an object"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "unclosed group"),
         ({"guided_regex": "a{1000000000}"}, "guided_regex", "guided_regex cannot be used: "),
         ({"guided_regex": "\udfff"}, "guided_regex", "half of a surrogate pair"),

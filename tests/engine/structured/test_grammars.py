@@ -47,13 +47,16 @@ def nested(depth: int) -> dict[str, Any]:
     [
         ({}, "structured_outputs sets none of them: it needs exactly one of json, regex, choice, grammar, json_object"),
         ({"regex": "a", "choice": ["b"]}, "structured_outputs sets regex and choice: it needs exactly one of"),
-        ({"structural_tag": {}}, "structured_outputs.structural_tag is not supported yet"),
+        (
+            {"structural_tag": {"a": {1}}},
+            "structured_outputs.structural_tag is not JSON: .* set is not JSON serializable",
+        ),
         ({"choice": []}, "structured_outputs.choice must be a list of strings"),
         ({"choice": ["a", ""]}, "structured_outputs.choice must be a list of strings, each with at least one"),
         ({"choice": ["a"] * 5000}, "structured_outputs.choice has 5000 strings: it may have 4096"),
         ({"regex": "a" * (MAX_CHARACTERS + 1)}, "structured_outputs.regex has 131073 characters: it may have 131072"),
         ({"grammar": 5}, "structured_outputs.grammar is of type int: it must be a string"),
-        ({"json": {"const": {1}}}, "structured_outputs.json is not a JSON schema: .* set is not JSON serializable"),
+        ({"json": {"const": {1}}}, "structured_outputs.json is not JSON: .* set is not JSON serializable"),
     ],
 )
 def test_what_asks_for_no_form_or_for_two_is_refused_at_once(wanted: dict[str, Any], reason: str) -> None:
