@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
-from quire_operator.api import Condition
+from quire_operator.api import Condition, PlanStatus
 from quire_operator.builders.scaling import Obstacle
+from quire_operator.kubeapi.trimming import trim_pod
 from quire_operator.plan.acceptance import Refusal, refusal_of
 from quire_operator.reconcile.children import Outcome, Problem
 from quire_operator.reconcile.conditions import Verdict, verdicts, with_times
 from quire_operator.reconcile.events import transition_events
 from quire_operator.reconcile.faults import Fault
 from quire_operator.reconcile.observation import Observation
+from quire_operator.reconcile.planning import Planned
 from quire_operator.reconcile.replicas import count_replicas
 from quire_operator.reconcile.status import planning_status, status_of
 from tests.operator.services import SETTINGS, service
@@ -209,10 +211,72 @@ def test_a_status_that_says_nothing_new_is_equal_so_that_it_is_not_written() -> 
     assert status_of(later, observation, Outcome(), None, SETTINGS, "2026-02-02T00:00:00Z") == first
 
 
-def test_gpus_are_counted_over_all_pods() -> None:
-    owner = service(parallelism={"tensor": 4}, resources={"gpu": {"count": 4}})
-    observation = Observation({("Deployment", "llama"): deployment()})
-    assert status_of(owner, observation, Outcome(), None, SETTINGS, "x").gpus == 8
+FOUR = {"parallelism": {"tensor": 4}, "resources": {"gpu": {"count": 4, "product": "NVIDIA-L4"}}}
+
+
+def pod_of(gpus: int, phase: str = "Running", resource: str = "nvidia.com/gpu") -> dict[str, Any]:
+    """A pod as it is kept."""
+    limits = {"memory": "4Gi", **({resource: str(gpus)} if gpus else {})}
+    container = {"name": "engine", "resources": {"limits": limits, "requests": limits}}
+    manifest = {"metadata": {"name": "x"}, "spec": {"containers": [container, {}]}, "status": {"phase": phase}}
+    return trim_pod(manifest)
+
+
+@pytest.mark.parametrize(
+    ("pods", "gpus"),
+    [
+        ([pod_of(4), pod_of(4, "Pending")], 8),
+        ([pod_of(4), pod_of(2)], 6),
+        ([pod_of(4), pod_of(4, "Failed")], 4),
+        ([pod_of(4), pod_of(1, resource="nvidia.com/mig-3g.40gb")], 5),
+        ([pod_of(4), pod_of(1, resource="rdma/hca")], 4),
+        ([pod_of(0)], 0),
+        ([], 0),
+    ],
+    ids=["two", "one of before", "an evicted one", "one that had a slice", "another device", "none on the CPU", "none"],
+)
+def test_gpus_are_those_that_pods_hold_whatever_the_spec_asks_for_now(pods: list[Any], gpus: int) -> None:
+    assert status_of(service(**FOUR), Observation({}, pods), Outcome(), None, SETTINGS, "x").gpus == gpus
+
+
+def test_the_status_of_a_refused_edit_is_of_what_is_served() -> None:
+    observation = Observation({("Deployment", "llama"): deployment()}, [pod_of(4), pod_of(4)])
+    before = status_of(service(**FOUR), observation, Outcome(), None, SETTINGS, "x", Planned(commit="a" * 40))
+    edit = {
+        "model": {"source": "hf://org/large", "name": "large"},
+        "service": {"port": 80},
+        "parallelism": {"tensor": 8},
+        "resources": {"gpu": {"count": 8, "product": "NVIDIA-H200"}},
+    }
+    edited = service(**edit).model_copy(update={"status": before})
+    plan = PlanStatus(verdict="DoesNotFit", device="NVIDIA-H200")
+    after = status_of(edited, observation, Outcome(), Refusal("DoesNotFit", "x"), SETTINGS, "x", Planned(plan=plan))
+    assert (after.url, after.model, after.gpus, after.gpu_product) == (before.url, before.model, 8, "NVIDIA-L4")
+    assert before.model is not None
+    assert before.model.revision == "a" * 40
+    assert after.plan == plan
+
+
+def test_a_new_service_that_is_refused_has_neither_address_nor_model() -> None:
+    status = status_of(service(**FOUR), Observation(), Outcome(), Refusal("DoesNotFit", "x"), SETTINGS, "x")
+    assert (status.url, status.model, status.gpus, status.gpu_product) == (None, None, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "device", "product"),
+    [
+        (FOUR, "NVIDIA-L4", "NVIDIA-L4"),
+        ({"resources": {"gpu": {"count": 1}}}, "NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-80GB-HBM3"),
+        ({"resources": {"gpu": {"count": 1}}}, None, None),
+        ({}, "CPU", None),
+    ],
+)
+def test_the_product_is_that_of_the_spec_or_what_the_plan_found(
+    spec: dict[str, Any], device: str | None, product: str | None
+) -> None:
+    planned = Planned(plan=PlanStatus(verdict="Fits", device=device) if device else None)
+    found = status_of(service(**spec), Observation(), Outcome(), None, SETTINGS, "x", planned)
+    assert found.gpu_product == product
 
 
 def test_only_a_commit_is_reported_as_the_revision_that_is_served() -> None:

@@ -89,11 +89,14 @@ def test_an_edit_that_does_not_fit_leaves_what_runs(
     eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
     namespace.roll_out("llama")
     eventually(lambda: namespace.condition("llama", "Ready")["status"] == "True")
-    before = namespace.get(DEPLOYMENTS, "llama")["metadata"]["resourceVersion"]
-    namespace.change("llama", {"resources": {"gpu": {"memoryGiB": 1}}, "engine": {"maxNumSeqs": 9}})
+    before, served = namespace.get(DEPLOYMENTS, "llama")["metadata"]["resourceVersion"], namespace.status("llama")
+    edit = {"resources": {"gpu": {"memoryGiB": 1}}, "service": {"port": 80}, "model": {"name": "large"}}
+    namespace.change("llama", edit)
     assert accepted(namespace, "False")["reason"] == "DoesNotFit"
     assert namespace.condition("llama", "Available")["status"] == "True"
     assert namespace.get(DEPLOYMENTS, "llama")["metadata"]["resourceVersion"] == before
+    status = namespace.status("llama")
+    assert [status[key] for key in ("url", "model")] == [served[key] for key in ("url", "model")]
 
 
 @pytest.mark.parametrize(

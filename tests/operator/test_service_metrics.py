@@ -13,12 +13,8 @@ from quire_operator.settings import Settings, SettingsError
 PRICES = {"default": 1.0, "NVIDIA-L4": 0.5}
 
 
-def item(name: str = "llama", status: dict[str, Any] | None = None, **gpu: Any) -> dict[str, Any]:
-    return {
-        "metadata": {"namespace": "inference", "name": name},
-        "spec": {"model": {"source": "image:///m"}, "resources": {"gpu": gpu}},
-        "status": status or {},
-    }
+def item(name: str = "llama", status: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"metadata": {"namespace": "inference", "name": name}, "spec": {}, "status": status or {}}
 
 
 def value(metric: str, **labels: str) -> float | None:
@@ -58,7 +54,7 @@ def test_each_condition_is_there_as_it_is_now_and_not_as_it_was() -> None:
 
 def test_what_is_gone_leaves_no_series_behind() -> None:
     status = {"ready": "1/1", "gpus": 1, "conditions": [condition("Ready", "True", "Serving")]}
-    count_services([item(status=status, product="NVIDIA-L4"), item("other", status=status)], PRICES)
+    count_services([item(status={**status, "gpuProduct": "NVIDIA-L4"}), item("other", status=status)], PRICES)
     count_services([item("other", status=status)], PRICES)
     left = [
         sample
@@ -70,21 +66,14 @@ def test_what_is_gone_leaves_no_series_behind() -> None:
     assert of_service("gpus", "other", product="GPU") == 1
 
 
-@pytest.mark.parametrize(
-    ("gpu", "plan", "product"),
-    [
-        ({"product": "NVIDIA-L4"}, {"device": "NVIDIA-L4"}, "NVIDIA-L4"),
-        ({}, {"device": "NVIDIA-H100-80GB-HBM3"}, "NVIDIA-H100-80GB-HBM3"),
-        ({}, None, "GPU"),
-    ],
-)
-def test_the_product_is_that_of_the_spec_or_what_the_plan_found(gpu: Any, plan: Any, product: str) -> None:
-    count_services([item(status={"gpus": 4, "plan": plan}, **gpu)], PRICES)
+@pytest.mark.parametrize(("known", "product"), [({"gpuProduct": "NVIDIA-L4"}, "NVIDIA-L4"), ({}, "GPU")])
+def test_the_product_is_that_of_the_gpus_which_pods_hold(known: dict[str, str], product: str) -> None:
+    count_services([item(status={"gpus": 4, **known})], PRICES)
     assert of_service("gpus", product=product) == 4
 
 
 def test_every_product_in_use_has_a_price_so_that_cost_is_a_plain_product() -> None:
-    count_services([item(status={"gpus": 4}), item("b", {"gpus": 1}, product="NVIDIA-H200")], PRICES)
+    count_services([item(status={"gpus": 4}), item("b", {"gpus": 1, "gpuProduct": "NVIDIA-H200"})], PRICES)
     prices = {product: value("gpu_hourly_price", product=product) for product in ("GPU", "NVIDIA-H200", "NVIDIA-L4")}
     assert prices == {"GPU": 1.0, "NVIDIA-H200": 1.0, "NVIDIA-L4": 0.5}
 

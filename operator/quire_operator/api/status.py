@@ -178,6 +178,9 @@ class Status(Fields):
     gpus: int | None = None
     """GPUs that the pods hold or ask for."""
 
+    gpu_product: str | None = None
+    """Their product, once known."""
+
     replicas: int | None = None
     """Pods that exist, those of an older revision included."""
 

@@ -48,17 +48,22 @@ def trim_scaler(item: Object) -> Object:
 
 
 def trim_pod(item: Object) -> Object:
-    """Identity, the template's hash, the node, and what the status says."""
+    """Identity, the template's hash, the node, what containers are limited to, and what the status says."""
     metadata = _metadata(item, tuple(key for key in _METADATA if key not in ("annotations", "ownerReferences")))
     hash_of_template = (item["metadata"].get("annotations") or {}).get(TEMPLATE_HASH)
     if hash_of_template is not None:
         metadata["annotations"] = {TEMPLATE_HASH: hash_of_template}
-    status, node = item.get("status") or {}, (item.get("spec") or {}).get("nodeName")
+    status, spec = item.get("status") or {}, item.get("spec") or {}
+    node, limits = spec.get("nodeName"), [_limits(container) for container in spec.get("containers") or []]
     return {
         "metadata": metadata,
-        **({"spec": {"nodeName": node}} if node else {}),
+        "spec": {"containers": limits, **({"nodeName": node} if node else {})},
         "status": {key: status[key] for key in _POD_STATUS if key in status},
     }
+
+
+def _limits(container: Object) -> Object:
+    return {"resources": {"limits": (container.get("resources") or {}).get("limits") or {}}}
 
 
 def trim_job(item: Object) -> Object:

@@ -38,9 +38,6 @@ class Replicas:
     older: int = 0
     """Replicas of an older template, or of the workload before. One that starts anew is none."""
 
-    pods: int = 0
-    """Pods of all replicas that exist."""
-
     recreating: bool = False
     """A rollout by strategy Recreate is on its way: older replicas go before newer ones start."""
 
@@ -58,7 +55,6 @@ def count_replicas(service: LLMService, children: Mapping[ChildKey, Object], pod
         ready=counts.ready + old.ready,
         available=counts.available + old.available,
         older=counts.older + old.existing,
-        pods=counts.pods + old.pods,
         rolled_out=False,
     )
 
@@ -97,7 +93,6 @@ def _of_deployment(deployment: Object) -> Replicas:
         is_current=is_current,
         rolled_out=is_current and existing == updated == available == wanted,
         older=max(0, existing - updated),
-        pods=existing,
         recreating=_is_recreating(deployment, settled=is_current and existing == updated),
     )
 
@@ -123,7 +118,6 @@ def _of_groups(groups: Object, pods: Sequence[Object]) -> Replicas:
         is_current=updated == len(leaders),
         rolled_out=existing == updated == len(leaders) == ready == wanted,
         older=len(leaders) - updated,
-        pods=existing * size,
     )
 
 

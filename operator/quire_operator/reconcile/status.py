@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from quire_operator.api import CacheStatus, LLMService, ModelStatus, Status
+from quire_operator.api import CacheStatus, LLMService, ModelStatus, PlanStatus, Status
 from quire_operator.builders.cached_model import is_commit, model_name
 from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.identity import selector_labels
@@ -16,6 +16,7 @@ from quire_operator.reconcile.autoscaling import TYPE as AUTOSCALING
 from quire_operator.reconcile.autoscaling import autoscaling_status
 from quire_operator.reconcile.children import Outcome
 from quire_operator.reconcile.conditions import Verdict, failing_verdicts, planning_verdicts, verdicts, with_times
+from quire_operator.reconcile.held_gpus import held_gpus
 from quire_operator.reconcile.observation import Observation, fault_of
 from quire_operator.reconcile.planning import Planned
 from quire_operator.reconcile.replicas import Replicas
@@ -33,7 +34,10 @@ def status_of(
     now: str,
     planned: Planned = NOT_PLANNED,
 ) -> Status:
-    """What there is to say. A function of its arguments alone, and equal to the last one when nothing changed."""
+    """What there is to say. A function of its arguments alone, and equal to the last one when nothing changed.
+
+    Of a spec that is refused it gives the plan. All else is of what is there, and so of an earlier spec.
+    """
     replicas = observation.replicas(service)
     is_served = refusal is None and not service.spec.suspend
     of_parts = aspects(service, observation) if is_served else []
@@ -55,23 +59,17 @@ def status_of(
     return Status(
         observed_generation=generation,
         conditions=with_times(holds, service.status.conditions, generation, now),
-        url=service_url(service, settings),
+        url=service_url(service, settings) if refusal is None else service.status.url,
         ready=f"{replicas.ready}/{wanted}",
-        gpus=replicas.pods * service.spec.gpus_per_pod,
+        gpus=held_gpus(service, observation.pods),
+        gpu_product=_gpu_product(service, planned.plan) if refusal is None else service.status.gpu_product,
         replicas=replicas.existing,
         ready_replicas=replicas.ready,
         updated_replicas=replicas.updated if observation.stopped is None else 0,
         selector=",".join(f"{key}={value}" for key, value in selector_labels(service).items()),
         autoscaling=autoscaling_status(service, observation) if refusal is None else service.status.autoscaling,
         cache=_cache(service, observation) if refusal is None else service.status.cache,
-        model=ModelStatus(
-            name=service.served_name,
-            source=model_name(service),
-            revision=_known_commit(service, observation) or planned.commit,
-            max_model_len=planned.max_model_len,
-            quantization=planned.quantization,
-            parameters=planned.parameters,
-        ),
+        model=_model(service, observation, planned) if refusal is None else service.status.model,
         plan=planned.plan,
         advice=advice_of(service, planned.plan, replicas.wanted, observation.environment.claim) if is_served else [],
     )
@@ -101,6 +99,23 @@ def _interim_status(service: LLMService, replicas: Replicas, holds: Iterable[Ver
         "ready": f"{replicas.ready}/{replicas.wanted}",
     }
     return service.status.model_copy(update=update)
+
+
+def _model(service: LLMService, observation: Observation, planned: Planned) -> ModelStatus:
+    return ModelStatus(
+        name=service.served_name,
+        source=model_name(service),
+        revision=_known_commit(service, observation) or planned.commit,
+        max_model_len=planned.max_model_len,
+        quantization=planned.quantization,
+        parameters=planned.parameters,
+    )
+
+
+def _gpu_product(service: LLMService, plan: PlanStatus | None) -> str | None:
+    if service.spec.gpus_per_pod == 0:
+        return None
+    return service.spec.resources.gpu.product or (plan.device if plan is not None else None)
 
 
 def _known_commit(service: LLMService, observation: Observation) -> str | None:

@@ -28,7 +28,7 @@ def count_services(services: Iterable[Object], prices: Mapping[str, float]) -> N
         for condition in status.get("conditions") or []:
             kind = (condition["type"], condition["status"], condition["reason"])
             metrics.conditions.labels(namespace, name, *kind).set(1)
-        product = _product(item)
+        product = str(status.get("gpuProduct") or UNKNOWN_PRODUCT)
         products.add(product)
         metrics.gpus.labels(namespace, name, product).set(status.get("gpus") or 0)
     for (ready, reason), number in states.items():
@@ -48,9 +48,3 @@ def _replicas(status: Mapping[str, Any]) -> dict[str, int]:
     """Nothing before the first status: 0 of 0 would be a claim."""
     ready, _, wanted = str(status.get("ready") or "").partition("/")
     return {"ready": int(ready), "wanted": int(wanted)} if ready.isdecimal() and wanted.isdecimal() else {}
-
-
-def _product(item: Object) -> str:
-    gpu = (item["spec"].get("resources") or {}).get("gpu") or {}
-    plan = (item.get("status") or {}).get("plan") or {}
-    return str(gpu.get("product") or plan.get("device") or UNKNOWN_PRODUCT)
