@@ -164,6 +164,12 @@ SILENT: dict[str, Case] = {
         "30m",
         spec={"autoscaling": {"minReplicas": 0, "maxReplicas": 2, "triggers": [{"type": "cron"}]}},
     ),
+    "waking from rest": Case(
+        "LLMServiceUnavailable",
+        replicas("1x10 0x20", "1x10 0x5 1x15"),
+        "30m",
+        spec={"autoscaling": {"idleReplicas": 0, "minReplicas": 1, "maxReplicas": 2, "triggers": [{"type": "cron"}]}},
+    ),
     "one of two is gone": Case("LLMServiceUnavailable", replicas("2x10 1x20", "2x30"), "30m"),
     "a replica that starts": Case("LLMServiceReplicasShort", replicas("2x30", "3x30"), "30m"),
     "all replicas": Case("LLMServiceReplicasShort", replicas("3x60", "3x60"), "60m"),

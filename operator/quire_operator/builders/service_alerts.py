@@ -147,7 +147,7 @@ def _replicas(service: LLMService) -> list[Alert]:
     lately = most(f"max_over_time({replicas('ready')}[1h])")
     starting = service.spec.probes.startup_seconds + _PULLING_SECONDS
     scaling = service.spec.autoscaling
-    wakes_from_zero = scaling is not None and scaling.min_replicas == 0
+    wakes_from_zero = scaling is not None and scaling.may_sleep
     return [
         Alert(
             name="LLMServiceUnavailable",
