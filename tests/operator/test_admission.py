@@ -267,7 +267,6 @@ def test_a_name_that_labels_of_a_groups_pods_could_not_hold_is_refused(namespace
 @pytest.mark.parametrize(
     ("change", "advice"),
     [
-        ({"size": "1Gi"}, "write at least the old size"),
         ({"storageClassName": "other"}, "make another claim"),
         ({"accessModes": ["ReadWriteOnce"]}, "make another claim"),
     ],
@@ -279,12 +278,6 @@ def test_a_volume_cannot_become_what_its_claim_cannot(
     with pytest.raises(httpx.HTTPStatusError) as refused:
         namespace.change("llama", {"cache": {"volume": change}})
     assert advice in refused.value.response.text
-
-
-@pytest.mark.control_plane
-def test_a_volume_can_grow(namespace: Namespace) -> None:
-    namespace.create(manifest(cache={"volume": {"size": "2Gi"}}))
-    namespace.change("llama", {"cache": {"volume": {"size": "2049Mi"}}})
 
 
 @pytest.mark.control_plane

@@ -11,6 +11,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.flags import FlagParser, from_namespace
 from quire_engine.server.settings import ServerSettings
 from quire_operator.builders.circumstances import Circumstances
+from quire_operator.builders.claim import build_claim
 from quire_operator.builders.desired import desired_objects
 from quire_operator.builders.engines import engine_of
 from quire_operator.builders.identity import TEMPLATE_HASH
@@ -60,6 +61,18 @@ def test_an_adapter_of_the_hub_is_still_downloaded_by_the_pods() -> None:
     assert "--revision=c0ffee" in found["args"]
     assert "HF_HUB_OFFLINE" not in {variable["name"] for variable in found["env"]}
     assert {"name": "cache", "mountPath": "/models/cache"} in found["volumeMounts"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "known", "size"),
+    [("200Gi", None, "200Gi"), ("200Gi", "300Gi", "300Gi"), ("200Gi", "204800Mi", "200Gi"), ("1Ti", "300Gi", "1Ti")],
+    ids=["a new claim", "a larger one", "the same in other words", "a smaller one"],
+)
+def test_a_claim_asks_for_no_less_than_it_does(asked: str, known: str | None, size: str) -> None:
+    circumstances = replace(CIRCUMSTANCES, claim_size=known)
+    claim = build_claim(service(cache={"volume": {"size": asked}}), circumstances)
+    assert claim is not None
+    assert claim["spec"]["resources"]["requests"]["storage"] == size
 
 
 def test_children_bear_the_name_and_are_owned() -> None:

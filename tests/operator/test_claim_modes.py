@@ -57,6 +57,22 @@ def test_a_claim_of_one_pod_is_refused_where_there_would_be_two(spec: dict[str, 
         assert says in refusal.message
 
 
+@pytest.mark.parametrize(
+    ("cache", "size", "is_advised"),
+    [
+        ({"volume": {"size": "200Gi"}}, "300Gi", True),
+        ({"volume": {"size": "200Gi"}}, "204800Mi", False),
+        ({"volume": {"size": "200Gi"}}, None, False),
+        ({"claimName": "models"}, "300Gi", False),
+    ],
+)
+def test_a_claim_that_stays_larger_than_asked_for_is_told(
+    cache: dict[str, Any], size: str | None, is_advised: bool
+) -> None:
+    found = advice_of(service(**HUB | {"cache": cache}), None, 1, ClaimFacts("llama-cache", size=size))
+    assert ("ClaimLarger" in [advice.reason for advice in found]) is is_advised
+
+
 ON_NODES = {"cache": {"local": {"hostPath": "/mnt/models"}}}
 
 

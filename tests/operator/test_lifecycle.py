@@ -302,6 +302,21 @@ def test_a_retained_claim_has_no_owner_and_is_taken_over_by_the_next_of_its_name
     assert not namespace.condition("llama", "Stalled")
 
 
+def test_a_claim_that_could_not_grow_is_as_it_was_again_and_none_shrinks(namespace: Namespace) -> None:
+    namespace.create(manifest(cache={"volume": {"size": "2Gi"}}))
+    eventually(lambda: namespace.find(CLAIMS, "llama-cache"))
+    namespace.change("llama", {"cache": {"volume": {"size": "3Gi"}}})  # of a storage class that does not expand
+    eventually(lambda: namespace.condition("llama", "Stalled").get("reason") == "ChildRefused")
+    namespace.change("llama", {"cache": {"volume": {"size": "2Gi"}}})
+    eventually(lambda: not namespace.condition("llama", "Stalled"))
+
+    namespace.change("llama", {"cache": {"volume": {"size": "1Gi"}}})
+    advice = eventually(lambda: [a for a in namespace.status("llama")["advice"] if a["reason"] == "ClaimLarger"])
+    assert "claim llama-cache asks for 2Gi" in advice[0]["message"]
+    assert not namespace.condition("llama", "Stalled")
+    assert namespace.get(CLAIMS, "llama-cache")["spec"]["resources"]["requests"]["storage"] == "2Gi"
+
+
 def test_suspending_removes_the_workload_and_keeps_the_claim(namespace: Namespace) -> None:
     namespace.create(manifest(cache={"volume": {"size": "1Gi"}}))
     eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))

@@ -142,6 +142,23 @@ def test_a_warning_is_given_once_and_the_model_tried(
     assert reasons(namespace).count("DoesNotFit") == 1
 
 
+def test_pods_that_serve_are_scaled_whatever_the_plan_says_and_replaced_by_none_that_does_not_fit(
+    namespace: Namespace, operator: OperatorProcess, hub: ThreadingHTTPServer
+) -> None:
+    namespace.create(on_hub(hub, memory=1, plan="warn", replicas=1))
+    eventually(lambda: namespace.find(DEPLOYMENTS, "llama"))
+    namespace.add_pod("llama", {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
+    namespace.roll_out("llama")
+    eventually(lambda: namespace.condition("llama", "Ready")["status"] == "True")
+    namespace.change("llama", {"plan": "enforce", "replicas": 2})
+    eventually(lambda: namespace.get(DEPLOYMENTS, "llama")["spec"]["replicas"] == 2)
+    assert accepted(namespace, "True")["reason"] == "Valid"
+
+    namespace.change("llama", {"replicas": 3, "engine": {"maxNumSeqs": 9}})
+    assert accepted(namespace, "False")["reason"] == "DoesNotFit"
+    assert namespace.get(DEPLOYMENTS, "llama")["spec"]["replicas"] == 2
+
+
 def test_without_a_plan_no_hub_is_asked(
     namespace: Namespace, operator: OperatorProcess, hub: ThreadingHTTPServer
 ) -> None:

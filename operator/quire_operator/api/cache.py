@@ -25,7 +25,7 @@ class CacheVolume(Fields):
     """Storage class; the cluster's default when unset."""
 
     size: Quantity
-    """Size of the volume, such as 200Gi. It can grow but not shrink."""
+    """Size of the volume, such as 200Gi. The claim grows with it, and stays as it is under a smaller one."""
 
     access_modes: Annotated[list[AccessMode], Field(min_length=1, max_length=3)] = Field(default_factory=_shared)
     """ReadWriteMany, unless all replicas run on one node."""
@@ -45,13 +45,6 @@ class CacheVolume(Fields):
             cel="self.accessModes == oldSelf.accessModes",
             message="spec.cache.volume.accessModes cannot change: make another claim and name it in claimName",
             field=".accessModes",
-            holds=None,
-        ),
-        Rule(
-            cel="!isQuantity(string(self.size)) || !isQuantity(string(oldSelf.size))"
-            " || !quantity(string(self.size)).isLessThan(quantity(string(oldSelf.size)))",
-            message="spec.cache.volume.size cannot shrink: write at least the old size",
-            field=".size",
             holds=None,
         ),
     )

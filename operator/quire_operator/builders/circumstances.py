@@ -46,6 +46,9 @@ class Circumstances:
     cached_revision: str | None = None
     """The revision of the model that is on the cache's claim; None while pods have to download it."""
 
+    claim_size: str | None = None
+    """What the claim that the operator made asks for by now."""
+
     replaced_replicas: int | None = None
     """How many replicas the workload of the other kind has, whose place ours is about to take."""
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from quire_operator.api import LLMService
+from quire_operator.api.quantity import parse_quantity
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.identity import Manifest, child_metadata
 from quire_operator.plan.claim_modes import ClaimFacts
 
 SUFFIX = "cache"
 
 
-def build_claim(service: LLMService) -> Manifest | None:
-    """NAME-cache, where spec.cache.volume asks for one."""
+def build_claim(service: LLMService, circumstances: Circumstances) -> Manifest | None:
+    """NAME-cache, where spec.cache.volume asks for one. The API server lets none ask for less than it does."""
     volume = service.spec.cache.volume if service.spec.cache else None
     if volume is None:
         return None
-    spec: Manifest = {"accessModes": list(volume.access_modes), "resources": {"requests": {"storage": volume.size}}}
+    size = max(filter(None, (volume.size, circumstances.claim_size)), key=parse_quantity)
+    spec: Manifest = {"accessModes": list(volume.access_modes), "resources": {"requests": {"storage": size}}}
     if volume.storage_class_name is not None:
         spec["storageClassName"] = volume.storage_class_name
     # without an owner the garbage collector leaves it, and a new LLMService of this name takes it over

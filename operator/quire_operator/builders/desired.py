@@ -24,7 +24,7 @@ def desired_objects(service: LLMService, circumstances: Circumstances) -> list[M
     children = (
         build_service_account(service),
         build_network_policy(service, circumstances),
-        build_claim(service),
+        build_claim(service, circumstances),
         build_service(service),
         build_headless_service(service),
         build_disruption_budget(service),

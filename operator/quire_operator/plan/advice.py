@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from quire_operator.api import Advice, HubSource, LLMService, PlanStatus, Spec, parse_source
-from quire_operator.plan.claim_modes import ClaimFacts, one_node_only
+from quire_operator.plan.claim_modes import ClaimFacts, larger_than_asked, one_node_only
 
 SILENCE = "serving.quire.dev/silence-advice"
 """Annotation of an LLMService: reasons, separated by commas, of which it wants to hear no more; or `all`."""
@@ -20,11 +20,15 @@ def advice_of(
 ) -> list[Advice]:
     """Advice, without what the service has silenced. `replicas` are wanted, where the spec leaves it open."""
     wanted = 1 if replicas is None else replicas
-    of_claim = one_node_only(service.spec, claim, wanted) if claim is not None else None
+    of_claim = (
+        (one_node_only(service.spec, claim, wanted), larger_than_asked(service.spec, claim))
+        if claim is not None
+        else ()
+    )
     silenced = {reason.strip() for reason in service.metadata.annotations.get(SILENCE, "").split(",")}
     found = [
         *_of_replicas(service.spec, wanted),
-        *((of_claim,) if of_claim is not None else ()),
+        *filter(None, of_claim),
         *_of_spec(service.spec),
         *_of_plan(service.spec, plan),
     ]

@@ -1,4 +1,4 @@
-"""Whether the pods that a service has at one time can all have the cache's claim."""
+"""Whether the pods that a service has at one time can all have the cache's claim, and whether it is as asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quire_operator.api import Advice, Spec
+from quire_operator.api.quantity import parse_quantity
 from quire_operator.plan.acceptance import Refusal
 
 ONE_POD = "ReadWriteOncePod"
@@ -20,6 +21,8 @@ class ClaimFacts:
     name: str
     access_modes: Sequence[str] = ()
     exists: bool = True
+    size: str | None = None
+    """What it asks for by now, where that is known."""
 
     @property
     def is_of_one_node(self) -> bool:
@@ -58,6 +61,18 @@ def one_node_only(spec: Spec, claim: ClaimFacts, replicas: int) -> Advice | None
         "{strategy: Recreate}"
     )
     return Advice(reason="ClaimNotShared", message=text)
+
+
+def larger_than_asked(spec: Spec, claim: ClaimFacts) -> Advice | None:
+    """What to know of a claim that stays as large as it is."""
+    volume = spec.cache.volume if spec.cache is not None else None
+    if volume is None or claim.size is None or parse_quantity(claim.size) <= parse_quantity(volume.size):
+        return None
+    text = (
+        f"spec.cache.volume.size is {volume.size}, and claim {claim.name} asks for {claim.size}: no claim can be made "
+        f"smaller. Write {claim.size}, or make a smaller one and name it in spec.cache.claimName"
+    )
+    return Advice(reason="ClaimLarger", message=text)
 
 
 def _most_replicas(spec: Spec, replicas: int) -> int:

@@ -11,6 +11,7 @@ from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.scaling import Obstacle
 from quire_operator.builders.stopped_rollout import StoppedRollout
 from quire_operator.kubeapi.client import Object
+from quire_operator.kubeapi.resources import CLAIMS
 from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.children import Problem
 from quire_operator.reconcile.environment import Environment
@@ -51,6 +52,11 @@ class Observation:
     def replicas(self, service: LLMService) -> Replicas:
         """Counts of it."""
         return count_replicas(service, self.children, self.pods)
+
+    def claim_size(self, service: LLMService) -> str | None:
+        """What the cache's claim asks for; None where it is not one of ours, or not there yet."""
+        claim = self.children.get((CLAIMS.kind, cache_claim_name(service) or ""))
+        return str(claim["spec"]["resources"]["requests"]["storage"]) if claim is not None else None
 
 
 def fault_of(service: LLMService, observation: Observation) -> Fault | None:
@@ -130,7 +136,7 @@ def _refused_pods(message: str) -> Fault:
 def claim_message(service: LLMService, observation: Observation, message: str) -> str:
     """Why the cache's claim has no volume, in more words than the scheduler's where the claim is one of ours."""
     name = cache_claim_name(service)
-    claim = observation.children.get(("PersistentVolumeClaim", name or ""))
+    claim = observation.children.get((CLAIMS.kind, name or ""))
     if claim is None:
         return f"{message}. `kubectl describe pvc -n {service.metadata.namespace}` says why"
     storage_class = claim["spec"].get("storageClassName")

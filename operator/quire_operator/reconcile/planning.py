@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from quire_operator.api import LLMService, PlanStatus, Status
 from quire_operator.builders.cached_model import model_name
+from quire_operator.builders.circumstances import Circumstances
+from quire_operator.builders.pod import build_group_templates, build_pod_template
+from quire_operator.kubeapi.client import Object
 from quire_operator.plan.acceptance import Refusal, objection_of
+from quire_operator.reconcile.faults import is_ready, template_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,15 @@ def refusal_by_plan(service: LLMService, plan: PlanStatus | None) -> Refusal | N
     if objection is None or service.spec.plan != "enforce":
         return None
     return Refusal(objection.reason, f"{objection.message}. If you know better, set spec.plan to warn")
+
+
+def serves_already(service: LLMService, pods: Iterable[Object], circumstances: Circumstances) -> bool:
+    """Whether pods of this very template serve: what changed is how many, and they are the proof that it fits."""
+    if service.spec.parallelism.nodes == 1:
+        template = build_pod_template(service, circumstances)
+    else:
+        template, _ = build_group_templates(service, circumstances)
+    return any(is_ready(pod) and template_hash(pod) == template_hash(template) for pod in pods)
 
 
 def is_warning(before: Status, after: Status, refusal: Refusal | None) -> bool:

@@ -34,7 +34,7 @@ from quire_operator.reconcile.events import (
 from quire_operator.reconcile.hand_edits import HandEdits
 from quire_operator.reconcile.needed import still_needed
 from quire_operator.reconcile.observation import Observation
-from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, was_accepted
+from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, serves_already, was_accepted
 from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
 from quire_operator.reconcile.scalers import leaving_scalers, stuck_scaler
@@ -166,7 +166,10 @@ class Reconciler:
                 return await self._report_planning(key, service)
             planned, environment = known, found or environment
             unfit = refusal_by_environment(service, environment, self._observe(key, ()).replicas(service).wanted)
-            refusal = refusal_by_plan(service, known.plan) or unfit
+            unplanned = refusal_by_plan(service, known.plan)
+            if unplanned is not None and self._serves_already(service, key, planned, environment):
+                unplanned = None
+            refusal = unplanned or unfit
         outcome, circumstances, cache, stuck = Outcome(), None, None, None
         if refusal is None:
             seen = replace(self._observe(key, ()), environment=environment)
@@ -221,15 +224,10 @@ class Reconciler:
 
     async def _circumstances(self, service: LLMService, key: Key, cache: CacheState | None) -> Circumstances:
         """What children depend on; a rollout that fails is found out here, and what to go back to."""
-        circumstances = Circumstances(
-            self._settings,
-            self._surroundings.capabilities,
-            own_namespace(self._client.info),
-            cached_revision=cache.cached_revision if cache is not None else None,
-        )
+        observation = self._observe(key, ())
+        circumstances = self._known_circumstances(service, observation, cache)
         if cache is not None and cache.is_held:
             return circumstances  # the workload stays as it is
-        observation = self._observe(key, ())
         stopped = still_stopped(service, observation, circumstances)
         fault = failed_rollout(service, observation, circumstances) if stopped is None else None
         if fault is not None:
@@ -242,6 +240,23 @@ class Reconciler:
             scalers_leaving=bool(leaving),
             replaced_replicas=before["spec"].get("replicas", 1) if before is not None else None,
         )
+
+    def _known_circumstances(
+        self, service: LLMService, observation: Observation, cache: CacheState | None
+    ) -> Circumstances:
+        """What a template depends on."""
+        return Circumstances(
+            self._settings,
+            self._surroundings.capabilities,
+            own_namespace(self._client.info),
+            cached_revision=cache.cached_revision if cache is not None else None,
+            claim_size=observation.claim_size(service),
+        )
+
+    def _serves_already(self, service: LLMService, key: Key, planned: Planned, environment: Environment) -> bool:
+        observation = replace(self._observe(key, ()), environment=environment)
+        cache = self._caching.look(service, planned, observation)
+        return serves_already(service, observation.pods, self._known_circumstances(service, observation, cache))
 
     def _planned(self, service: LLMService) -> Planned | None:
         """The plan; None when it has to be waited for."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from quire_operator.api import CacheStatus, LLMService, ModelStatus, PlanStatus, Status
+from quire_operator.api import Advice, CacheStatus, LLMService, ModelStatus, PlanStatus, Status
 from quire_operator.builders.cached_model import is_commit, model_name
 from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.identity import selector_labels
@@ -71,7 +72,7 @@ def status_of(
         cache=_cache(service, observation) if refusal is None else service.status.cache,
         model=_model(service, observation, planned) if refusal is None else service.status.model,
         plan=planned.plan,
-        advice=advice_of(service, planned.plan, replicas.wanted, observation.environment.claim) if is_served else [],
+        advice=_advice(service, observation, planned) if is_served else [],
     )
 
 
@@ -110,6 +111,13 @@ def _model(service: LLMService, observation: Observation, planned: Planned) -> M
         quantization=planned.quantization,
         parameters=planned.parameters,
     )
+
+
+def _advice(service: LLMService, observation: Observation, planned: Planned) -> list[Advice]:
+    claim = observation.environment.claim
+    if claim is not None:
+        claim = replace(claim, size=observation.claim_size(service))
+    return advice_of(service, planned.plan, observation.replicas(service).wanted, claim)
 
 
 def _gpu_product(service: LLMService, plan: PlanStatus | None) -> str | None:
