@@ -24,6 +24,7 @@ class BlockPool:
         self._hash_of: list[BlockHash | None] = [None] * num_blocks
         self._block_of: dict[BlockHash, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self.num_freed = 0  # blocks that somebody held and nobody holds any more, so far
         self._unsound: set[int] = set()  # free when their holder did not know yet whether they hold NaN
         self.cleared: list[int] = []
 
@@ -44,6 +45,10 @@ class BlockPool:
                 break
             found.append(block)
         return found
+
+    def holds(self, block_hash: BlockHash) -> bool:
+        """Whether `match` knows a block that holds this."""
+        return block_hash in self._block_of
 
     def num_free_among(self, blocks: Iterable[int]) -> int:
         """How many of `blocks` stop being free when they are acquired."""
@@ -109,6 +114,7 @@ class BlockPool:
             if self._references[block] == 0:
                 (self._unsound.discard if sound else self._unsound.add)(block)
                 self._free[block] = None
+                self.num_freed += 1
                 if self._hash_of[block] is None:
                     self._free.move_to_end(block, last=False)
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from quire_engine.core.block_hash import BlockHash
 from quire_engine.core.block_pool import BlockPool
 from quire_engine.core.request import Request
 from quire_engine.core.step import Step
@@ -51,6 +52,14 @@ class BlockTables:
         )
         free = self.pool.num_free_among({block for one in found for block in one.cached})
         return needed + free, found[0].num_tokens
+
+    def awaited(self, unit: Sequence[Request]) -> list[BlockHash]:
+        """What others may publish that `unit` could start with: of each request the first block that is not cached."""
+        awaited = []
+        for request in unit:
+            hashes = request.block_hashes[: request.num_reusable_tokens // self._block_size]
+            awaited += hashes[(known := len(self.pool.match(hashes))) : known + 1]
+        return awaited
 
     def num_freed(self, unit: Sequence[Request], held: Counter[int]) -> int:
         """Blocks that nobody holds any more once `unit` stops, after those whose blocks are counted in `held`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from quire_engine.core.block_hash import BlockHash
+from quire_engine.core.block_pool import BlockPool
 from quire_engine.core.block_tables import BlockTables
 from quire_engine.core.request import Request
 from quire_engine.core.rotation import RotationByLength
@@ -39,6 +41,29 @@ class SchedulerConfig:
         return pool if self.enable_chunked_prefill else min(pool, self.max_num_batched_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What it takes to start a request, as far as is known without looking again.
+
+    What it lacks shrinks when blocks come free, by one each at most, and when somebody publishes a block that it
+    awaits. Whatever else happens to the pool makes it lack as much or more.
+    """
+
+    request: Request
+    num_lacking: int  # blocks, beyond those that were free
+    num_tokens: int  # to be computed
+    num_freed: int  # what the pool had counted
+    awaited: list[BlockHash]
+
+    def holds(self, request: Request, pool: BlockPool) -> bool:
+        """Whether it still tells of `request`."""
+        return request is self.request and not any(pool.holds(block_hash) for block_hash in self.awaited)
+
+    def least_lacking(self, pool: BlockPool) -> int:
+        """Blocks that it lacks now, at least. Below 0: so many more are free."""
+        return self.num_lacking - (pool.num_freed - self.num_freed)
+
+
 class Scheduler:
     """One token budget a step: requests that decode first, then prompts begun, then prompts that wait.
 
@@ -70,6 +95,7 @@ class Scheduler:
         self._prompts_ended: set[Request] = set()  # in this step
         self._num_begun_beside = 0  # siblings, in this step: each still needs a block to write to
         self._reserve = max(1, config.num_blocks // 100)
+        self._look: _Look | None = None  # at the first request that waits
 
     def add(self, request: Request) -> None:
         """Queue a request. It must not be longer than `max_request_tokens`, now or ever."""
@@ -189,10 +215,12 @@ class Scheduler:
             return
         tables, victims = self._tables, list[Request]()
         places = self.config.max_running - self._num_places - first.num_places
-        blocks = self.pool.num_free - tables.num_lacking(self.running.values()) - tables.to_start(first.unit)[0]
+        lacking = tables.num_lacking(self.running.values())
         # What is not enough even if each block is freed need not be looked at more closely.
-        if blocks + sum(len(r.block_ids) for r in lower) < 0:
+        most = sum(len(r.block_ids) for r in lower) - lacking
+        if self._last_look(first).least_lacking(self.pool) > most or self._look_at(first).num_lacking > most:
             return
+        blocks = self.pool.num_free - lacking - tables.to_start(first.unit)[0]
         held = Counter(dict.fromkeys(tables.cached(first), -1))  # counted as taken: no victim frees them
         while lower and (places < 0 or blocks < self._reserve):
             victim = lower.pop()
@@ -230,10 +258,28 @@ class Scheduler:
     def _fits(self, request: Request, left: int) -> bool:
         if self._num_places + request.num_places > self.config.max_running:
             return False
+        reserve = self._reserve + self._num_begun_beside if self.running else 0
+        return self._has_room(self._last_look(request), reserve, left) and self._has_room(
+            self._look_at(request), reserve, left
+        )
+
+    def _last_look(self, request: Request) -> _Look:
+        """At `request`, the first that waits: a new one only where the last one tells nothing any more."""
+        look = self._look
+        return look if look is not None and look.holds(request, self.pool) else self._look_at(request)
+
+    def _look_at(self, request: Request) -> _Look:
         blocks, computed = self._tables.to_start(request.unit)
-        if request.num_tokens - computed > left and not self.config.enable_chunked_prefill:
+        awaited = self._tables.awaited(request.unit)
+        lacking = blocks - self.pool.num_free
+        self._look = _Look(request, lacking, request.num_tokens - computed, self.pool.num_freed, awaited)
+        return self._look
+
+    def _has_room(self, look: _Look, reserve: int, left: int) -> bool:
+        """Whether the request may start, at best, with `reserve` blocks to spare and `left` tokens of the budget."""
+        if look.num_tokens > left and not self.config.enable_chunked_prefill:
             return False
-        return blocks + (self._reserve + self._num_begun_beside if self.running else 0) <= self.pool.num_free
+        return look.least_lacking(self.pool) + reserve <= 0
 
     def _fits_beside(self, request: Request, sibling: Request) -> bool:
         """Whether `request` may begin where `sibling` ends the prompt of both, with a block to write to later."""
@@ -254,7 +300,7 @@ class Scheduler:
 
     def _start(self, request: Request, step: Step) -> None:
         self._tables.start(request, step)
-        request.waiting, request.sibling = False, None
+        request.waiting, request.sibling, self._look = False, None, None
         self.running[request.request_id] = request
         if request.num_cached_tokens is None:
             request.num_cached_tokens = request.num_computed_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,10 +12,24 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
+from quire_engine.core.request import Request
+from quire_engine.core.scheduler import Scheduler
 from quire_engine.sampling_params import SamplingParams
 from tests.engine.core.fake_model import POISON, VOCAB_SIZE, PagedExecutor, Stages, generate, search
 
 EOS = (11, 12, 40)
+
+
+class LookingAgain(Scheduler):
+    """Has what it remembers of the first that waits agree with what it would find."""
+
+    def _last_look(self, request: Request) -> Any:
+        remembered, before = super()._last_look(request), self._look
+        now = self._look_at(request)
+        self._look = before
+        assert remembered.least_lacking(self.pool) <= now.num_lacking
+        assert remembered.num_tokens <= now.num_tokens
+        return remembered
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -59,6 +74,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             eos_token_ids=EOS,
         )
         self.core = EngineCore(Stages(PagedExecutor(self.config, poison=True), num_stages), self.config)
+        self.core._scheduler = LookingAgain(self.config)
         self.requests: dict[str, EngineRequest] = {}
         self.tokens: dict[str, list[int]] = {}
         self.ends: dict[str, EngineOutput] = {}
