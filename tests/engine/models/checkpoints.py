@@ -11,7 +11,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from tests.engine.models.families import CASES, ENCODER_CASES, MAX_MODEL_LEN, SIZES, VOCAB_SIZE
+from tests.engine.models.families import CASES, ENCODER_CASES
+from tests.engine.models.family import MAX_MODEL_LEN, SIZES, VOCAB_SIZE
 
 __all__ = ["MAX_MODEL_LEN", "SIZES", "VOCAB_SIZE"]
 

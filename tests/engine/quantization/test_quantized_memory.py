@@ -33,7 +33,7 @@ from quire_operator.api import PlanStatus
 from quire_operator.plan.gpu_memory import Device
 from quire_operator.plan.service_plan import plan_of
 from tests.engine.models.checkpoints import FAMILIES, SIZES, make_model, save
-from tests.engine.models.families import LATENT
+from tests.engine.models.families_with_experts import LATENT
 from tests.engine.quantization.formats import FORMATS, edit_config, save_quantized
 from tests.operator.services import service
 
