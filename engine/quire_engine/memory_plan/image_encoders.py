@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from quire_engine.memory_plan.architectures import Config, positive_int
 
 _MOST_TILES = 64
+_USUAL_CROPS = 36
 _USUAL_GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
@@ -114,7 +115,34 @@ def _clip_elements(config: Config, sizes: ClipSizes, pictures: int, hidden_size:
     )
 
 
+def _phi4_multimodal(config: Config, hidden_size: int) -> ImageSizes:
+    """One picture at a time goes through the encoder. How many there may be, its image processor may say otherwise."""
+    found = config.get("vision_config")
+    if not isinstance(found, dict):
+        raise ValueError(f"config.json: vision_config is {found!r}: it must be an object")
+    width, size = positive_int(found, "hidden_size", default=1152), positive_int(found, "image_size", default=448)
+    patches = (size // positive_int(found, "patch_size", default=14)) ** 2
+    pixels, pictures = 3 * size**2, 1 + _USUAL_CROPS
+    layers = elements_at_once(
+        patches=patches,
+        hidden_size=width,
+        intermediate_size=positive_int(found, "intermediate_size", default=4304),
+        taken=1,
+        decoder_size=0,
+        pixels=0,
+    )
+    # What is seen of what, for each head.
+    mask = positive_int(found, "num_attention_heads", default=16) * patches**2
+    # A token for four patches; one crop above the other has the most lines, each of which ends with one more.
+    side = int(patches**0.5) // 2
+    tokens = _USUAL_CROPS * side * (side + 1) + 1 + side * (side + 1)
+    features = pictures * patches // 4 * width
+    joined = 4 * features + tokens * (width + 4 * hidden_size)
+    return ImageSizes(tokens=tokens, elements=3 * pictures * pixels + max(features + layers + mask, joined))
+
+
 _READERS: Mapping[str, Callable[[Config, int], ImageSizes]] = {
     "LlavaForConditionalGeneration": _llava,
     "LlavaNextForConditionalGeneration": _llava_next,
+    "Phi4MultimodalForCausalLM": _phi4_multimodal,
 }

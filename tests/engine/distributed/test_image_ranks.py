@@ -16,7 +16,7 @@ from quire_engine.multimodal.placeholders import expanded
 from quire_engine.sampling_params import SamplingParams
 from tests.engine.distributed.rank_pool import RankPool
 from tests.engine.distributed.test_answers import LAYOUTS, engine
-from tests.engine.multimodal.llava_checkpoint import file_of, make_llava, picture
+from tests.engine.multimodal.llava_checkpoint import CASES, TILED, file_of, make_llava, picture
 from tests.engine.multimodal.phi4_checkpoint import make_phi4
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,10 +43,13 @@ def answers_of(directory: Path, layout: str, asked: Asked, ids_of: Callable[[str
     return list(answers.values())
 
 
-@pytest.mark.parametrize("layout", ["TP 2", "PP 2", pytest.param("TP 2 x PP 2", marks=pytest.mark.slow)])
-def test_ranks_answer_alike_about_images(ranks: RankPool, layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layout", "case"),
+    [("TP 2", TILED[0]), ("PP 2", CASES[0]), pytest.param("TP 2 x PP 2", TILED[1], marks=pytest.mark.slow)],
+)
+def test_ranks_answer_alike_about_images(ranks: RankPool, layout: str, case: str, tmp_path: Path) -> None:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
-    llava = make_llava(tmp_path)
+    llava = make_llava(tmp_path, case)
     asked: Asked = [
         ("no image", []),
         ("<image> a?", [picture(1)]),

@@ -20,7 +20,7 @@ _NO_SIZES = {
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 }
 # A model that sees images says its sizes in parts.
-PLAIN = [family for family in (*FAMILIES, *ENCODERS) if not family.architecture.endswith("ForConditionalGeneration")]
+PLAIN = [family for family in (*FAMILIES, *ENCODERS) if "vision_config" not in next(iter(family.cases.values()))]
 WINDOWS = [family for family in PLAIN if hasattr(getattr(transformers, family.config), "use_sliding_window")]
 
 
