@@ -50,7 +50,7 @@ def test_every_situation_has_an_example_and_no_block_is_passed_over() -> None:
         "security.md",
     }
     assert {block.page for block in SCRIPTS} == {"README.md", "engine.md", "quickstart.md"}
-    assert {block.page for block in CLIENTS} == {"engine.md", "llmservice.md", "tools.md"}
+    assert {block.page for block in CLIENTS} == {"engine.md", "http.md", "llmservice.md", "tools.md"}
     assert len(SCRIPTS) + len(CLIENTS) == len(blocks("python"))
 
 

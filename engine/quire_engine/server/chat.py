@@ -32,7 +32,7 @@ from quire_engine.text.token_bytes import TokenBytes
 
 
 @dataclass
-class _Started:
+class Started:
     """An answer that is being made. `parser` makes what reads one of its choices, if not all of that is content."""
 
     pieces: AsyncGenerator[Piece]
@@ -57,7 +57,7 @@ class Chat:
         self._tokens, self._chat_prompts, self._formats, self._role = tokens, chat_prompts, formats, response_role
 
     async def complete(self, request: ChatCompletionRequest, model: str) -> ChatCompletionResponse:
-        started = await self._start(request)
+        started = await self.start(request)
         count, role, echo = started.count, self._role_of(request), self._echo(request)
         (answers,) = await collect(started.pieces, count, num_answers=request.num_answers, n=request.n or 1)
 
@@ -79,9 +79,10 @@ class Chat:
 
     async def stream(self, request: ChatCompletionRequest, model: str) -> AsyncGenerator[bytes]:
         """Check the request, then return its events: what can be refused is refused before the answer begins."""
-        return self._events(request, model, await self._start(request))
+        return self._events(request, model, await self.start(request))
 
-    async def _start(self, request: ChatCompletionRequest) -> _Started:
+    async def start(self, request: ChatCompletionRequest) -> Started:
+        """Check the request and have it computed. Raises `ApiError`."""
         self._formats.check(request)
         ids, images = await self._chat_prompts.of(
             request, copies=request.num_sequences, keep=request.truncate_prompt_tokens
@@ -96,9 +97,9 @@ class Chat:
             [ids], params, priority=request.priority or 0, cache_salt=request.cache_salt, images=images
         )
         count = TokenCount(len(ids), request.num_answers)
-        return _Started(pieces, count, lambda: self._formats.parser(request, ids))
+        return Started(pieces, count, lambda: self._formats.parser(request, ids))
 
-    async def _events(self, request: ChatCompletionRequest, model: str, started: _Started) -> AsyncGenerator[bytes]:
+    async def _events(self, request: ChatCompletionRequest, model: str, started: Started) -> AsyncGenerator[bytes]:
         count = started.count
         parsers = [started.parser() for _ in range(request.n or 1)]
         identity, created = answer_id("chatcmpl"), int(time.time())

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from quire_engine.core.messages import EngineOutput
 
 # How pydantic names the member of a union in the path to what is wrong.
-_KINDS_OF_UNIONS = ("list[", "dict[", "function-", "constrained-", "of-text", "of-chat")
+_KINDS_OF_UNIONS = ("list[", "dict[", "function-", "constrained-", "of-", "tagged-union[")
 KINDS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError"}
 
 
@@ -25,13 +25,19 @@ class ApiError(Exception):
         self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.headers = status, message, param, dict(headers or {})
+        self.status, self.headers = status, dict(headers or {})
+        self.message, self.param = _sendable(message), None if param is None else _sendable(param)
 
     def body(self) -> dict[str, Any]:
         return error_body(self.status, self.message, self.param)
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body(), self.status, headers=self.headers)
+
+
+def _sendable(text: str) -> str:
+    """With escapes for half characters, which a client's own words may hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def refused(output: EngineOutput, param: str | None = None) -> ApiError:
@@ -83,6 +89,10 @@ def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
     message = str(first["msg"]).removeprefix("Value error, ")
     if not field and first["type"] == "model_attributes_type":
         return "the body is not a JSON object: send one, with the header `content-type: application/json`", None
+    if first["type"] == "union_tag_invalid":
+        kinds = str(first["ctx"]["expected_tags"]).replace("of-", "")
+        kind = str(first["ctx"]["tag"]).removeprefix("of-")
+        return f"{field}.type is {kind!r}: it must be one of {kinds}", f"{field}.type"
     if first["type"] == "missing":
         return (f"{field or 'the body'} is missing", field or None)
     return (f"{field}: {message}" if field and field not in message else message), field or None

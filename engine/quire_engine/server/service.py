@@ -14,6 +14,7 @@ from quire_engine.server.errors import ApiError
 from quire_engine.server.lifecycle import Lifecycle, State
 from quire_engine.server.metrics import Metrics
 from quire_engine.server.protocol.models import ModelCard
+from quire_engine.server.responses import Responses
 from quire_engine.server.settings import ServerSettings
 from quire_engine.server.tokenization import Tokenization
 
@@ -24,8 +25,8 @@ _Part = TypeVar("_Part")
 class Service:
     """What the routes work with.
 
-    Once the tokenizer and the engine are there, `tokenization` is, and `completions` and `chat`, or `embeddings`, by
-    what the model does.
+    Once the tokenizer and the engine are there, `tokenization` is, and `completions`, `chat` and `responses`, or
+    `embeddings`, by what the model does.
     """
 
     settings: ServerSettings
@@ -37,6 +38,7 @@ class Service:
     cards: list[ModelCard] = field(default_factory=list)
     completions: Completions | None = None
     chat: Chat | None = None
+    responses: Responses | None = None
     embeddings: Embeddings | None = None
     tokenization: Tokenization | None = None
 

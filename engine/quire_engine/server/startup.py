@@ -26,6 +26,7 @@ from quire_engine.server.processor_template import processor_template
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol.models import ModelCard
 from quire_engine.server.request_log import RequestLog
+from quire_engine.server.responses import Responses
 from quire_engine.server.service import Service
 from quire_engine.server.tokenization import Tokenization
 from quire_engine.startup_error import StartupError
@@ -122,6 +123,7 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
         tokenizer, settings.tool_call_parser, settings.reasoning_parser, auto=settings.enable_auto_tool_choice
     )
     service.chat = Chat(generation, prompts, parameters, tokens, chat_prompts, formats, settings.response_role)
+    service.responses = Responses(service.chat, tokens)
 
 
 def _read_template(file: str | None) -> str | None:

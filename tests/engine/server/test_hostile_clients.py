@@ -21,7 +21,7 @@ from quire_engine.server.gate import MAX_BODY_BYTES
 from quire_engine.server.streaming import EventStream
 from tests.engine.server.conftest import Server, StartServer, until
 
-CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETION, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 HELLO = [{"role": "user", "content": "Hello!"}]
 JSON = {"content-type": "application/json"}
 
@@ -151,8 +151,30 @@ chats = st.fixed_dictionaries({"messages": st.lists(message, max_size=3) | anyth
 completions = st.fixed_dictionaries({"prompt": prompt, **max_tokens}, optional=options)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(asked=st.tuples(st.just(CHAT), chats) | st.tuples(st.just(COMPLETION), completions))
+item = message | st.fixed_dictionaries(
+    {"type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning"]) | anything},
+    optional=dict.fromkeys(("role", "content", "call_id", "name", "arguments", "output"), st.text() | anything),
+)
+of_responses = {
+    "instructions": st.text() | anything,
+    "metadata": st.dictionaries(st.text(), st.text() | anything, max_size=3) | anything,
+    "text": st.fixed_dictionaries({}, optional={"format": anything}) | anything,
+    "include": st.just(["message.output_text.logprobs"]) | anything,
+    "reasoning": st.fixed_dictionaries({"effort": st.text() | anything}) | anything,
+    **dict.fromkeys(("store", "background", "truncation", "previous_response_id", "tools", "user"), anything),
+}
+responses = st.fixed_dictionaries(
+    {"input": st.text() | st.lists(item, max_size=3) | anything, "max_output_tokens": st.integers(1, 4)},
+    optional={name: value for name, value in options.items() if name != "stream_options"} | of_responses,
+)
+
+
+@settings(max_examples=350, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    asked=st.tuples(st.just(CHAT), chats)
+    | st.tuples(st.just(COMPLETION), completions)
+    | st.tuples(st.just(RESPONSE), responses)
+)
 def test_any_json_is_answered_or_refused_with_the_error_body(
     server: Server, one_client: httpx.Client, asked: tuple[str, dict[str, Any]]
 ) -> None:
@@ -164,8 +186,9 @@ def test_any_json_is_answered_or_refused_with_the_error_body(
         assert error["code"] == answer.status_code
         assert error["message"]
     elif answer.headers["content-type"].startswith("text/event-stream"):
-        assert answer.text.endswith("data: [DONE]\n\n")
-        assert '"error"' not in answer.text
+        ended = "event: response.completed", "event: response.incomplete"
+        assert any(one in answer.text for one in ended) or answer.text.endswith("data: [DONE]\n\n")
+        assert 'data: {"error"' not in answer.text
     assert server.process.poll() is None
 
 

@@ -57,3 +57,19 @@ def test_what_is_written_behind_them_is_content(thinker: Server) -> None:
 def test_reasoning_is_left_out_where_nobody_wants_it(thinker: Server) -> None:
     message = ask(thinker, include_reasoning=False).json()["choices"][0]["message"]
     assert (message["content"], message["reasoning"], message["reasoning_content"]) == (None, None, None)
+
+
+def test_reasoning_is_an_item_of_a_response(thinker: Server) -> None:
+    client = thinker.client()
+    common: Any = {"model": "tiny", "input": "Hello!", "max_output_tokens": 12, "temperature": 0}
+    response = client.responses.create(**common)
+    (thought,) = response.output
+    assert thought.type == "reasoning"
+    assert thought.content is not None
+    assert thought.content[0].text == ask(thinker).json()["choices"][0]["message"]["reasoning"]
+    assert response.output_text == ""
+    assert response.usage is not None
+    assert response.usage.output_tokens_details.reasoning_tokens == response.usage.output_tokens
+    events = list(client.responses.create(**common, stream=True))
+    deltas = [event.delta for event in events if event.type == "response.reasoning_text.delta"]
+    assert "".join(deltas) == thought.content[0].text

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from quire_engine.server.json_answer import json_answer
 from quire_engine.server.protocol.chat import ChatCompletionRequest, ChatCompletionResponse
 from quire_engine.server.protocol.completions import CompletionRequest, CompletionResponse
+from quire_engine.server.protocol.responses import ResponseObject, ResponsesRequest
 from quire_engine.server.routes.bodies import json_router
 from quire_engine.server.service import Service
 from quire_engine.server.streaming import EventStream, unless_client_leaves
@@ -32,5 +33,14 @@ def text_router(service: Service) -> APIRouter:
         if body.stream:
             return EventStream(await chat.stream(body, name))
         return await json_answer(unless_client_leaves(request, chat.complete(body, name)))
+
+    @router.post("/v1/responses", response_model=ResponseObject)
+    async def create_response(request: Request, body: ResponsesRequest) -> Response:
+        name = service.checked_model(body.model)
+        responses = service.of_text(service.responses)
+        service.check_queue()
+        if body.stream:
+            return EventStream(await responses.stream(body, name))
+        return await json_answer(unless_client_leaves(request, responses.complete(body, name)))
 
     return router
