@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from quire_operator.builders.circumstances import EVERYTHING, Capabilities
 from quire_operator.builders.identity import TEMPLATE_HASH
 from quire_operator.builders.leader_worker_set import build_leader_worker_set
 from quire_operator.kubeapi.resources import DEPLOYMENTS, LEADER_WORKER_SETS, LLMSERVICES, PODS
+from quire_operator.kubeapi.trimming import trim_child
 from quire_operator.reconcile.needed import still_needed
-from quire_operator.reconcile.observation import Observation, fault_of
+from quire_operator.reconcile.observation import Observation, fault_of, groups_late_in
 from quire_operator.reconcile.replicas import count_replicas
 from quire_operator.reconcile.workloads import missing_api
 from tests.operator.api_client import Namespace, Object, eventually
@@ -236,6 +238,87 @@ def test_the_pod_that_serves_before_a_single_group_does_is_no_older_group() -> N
     assert fault_of(service(**PAIRS), Observation(children, [])) is None
 
 
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(seconds: int) -> str:
+    return (START + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def standing(*, applied: int = 0, progressing: int | None = None, replicas: int = 2) -> Object:
+    """Groups of which none serves, changed by us and taken up by LeaderWorkerSet so many seconds after the start."""
+    live = trim_child(groups(replicas=replicas))
+    if progressing is not None:
+        told = {"type": "Progressing", "status": "True", "lastTransitionTime": at(progressing)}
+        live["status"]["conditions"] = [told]
+    return {**live, "appliedAt": at(applied)}
+
+
+def ready_at(seconds: int, **kinds: Any) -> Object:
+    found = pod("l0", **kinds)
+    found["status"]["conditions"][0]["lastTransitionTime"] = at(seconds)
+    return found
+
+
+WAITING = [pod("l0", ready=False), pod("l1", ready=False)]
+
+
+def late_in(live: Object, pods: list[Object], now: int, **spec: Any) -> float | None:
+    """With a deadline of 100 s."""
+    owner = service(**PAIRS, rollout={"progressDeadlineSeconds": 100}, **spec)
+    return groups_late_in(owner, Observation({GROUPS: live}, pods, now=START.timestamp() + now))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (late_in(standing(), WAITING, 40), 60),
+        (late_in(standing(), WAITING, 100), 0),
+        (late_in(standing(), WAITING, 1000), 0),
+        (late_in(standing(applied=500), WAITING, 550), 50),
+        (late_in(standing(progressing=500), WAITING, 550), 50),
+        (late_in(standing(), [ready_at(500, old=True), pod("l1", ready=False)], 550), 50),
+        (late_in(standing(), [*WAITING, ready_at(500, worker=True)], 550), 0),
+        (late_in(standing(), [*LEADERS, *WORKERS], 550), None),
+        (late_in(standing(replicas=3), [*LEADERS, *WORKERS], 550), None),
+        (late_in(standing(replicas=3), [*LEADERS, *WORKERS, pod("l2", old=True, ready=False)], 550), 0),
+    ],
+    ids=[
+        "a start",
+        "a start that has taken too long",
+        "and goes on",
+        "an edit",
+        "one that is woken, or lost a node",
+        "a leader that is ready",
+        "a worker, which is ready at once",
+        "all serve",
+        "one more is wanted",
+        "an old one is left",
+    ],
+)
+def test_groups_that_make_no_progress_are_late(found: float | None, expected: float | None) -> None:
+    assert found == expected
+
+
+def test_late_groups_are_stalled_and_it_is_said_where_to_look() -> None:
+    now = START.timestamp() + 1000
+    owner = service(**PAIRS, rollout={"progressDeadlineSeconds": 100})
+    found = fault_of(owner, Observation({GROUPS: standing()}, WAITING, now=now))
+    assert found is not None
+    assert (found.reason, found.needs_action) == ("ProgressDeadlineExceeded", True)
+    assert "no progress for 100 s" in found.message
+    assert "made anew with all its pods" in found.message
+
+
+def test_when_we_last_changed_something_is_read_from_what_the_api_server_notes() -> None:
+    notes = [("quire-operator", "Apply", 5), ("quire-operator", "Update", 9), ("lws", "Apply", 8)]
+    fields = [{"manager": who, "operation": how, "time": at(when)} for who, how, when in notes]
+    live = groups()
+    live["metadata"]["managedFields"] = fields
+    assert trim_child(live)["appliedAt"] == at(5)
+    assert trim_child(groups())["appliedAt"] is None
+
+
 def test_without_its_api_a_group_is_refused_with_the_next_step() -> None:
     refusal = missing_api(service(**PAIRS).spec, Capabilities())
     assert refusal is not None
@@ -333,6 +416,14 @@ def test_single_pods_serve_until_as_many_groups_do_and_the_other_way_round(plane
     eventually(lambda: plane.find(LEADER_WORKER_SETS, "grown-nodes") is None, 60)
     plane.message("grown", "Serving")
     assert plane.get(DEPLOYMENTS, "grown")["status"]["availableReplicas"] == 3
+
+
+@pytest.mark.control_plane
+def test_groups_of_which_none_comes_to_serve_are_stalled_at_the_deadline(plane: Namespace, node: None) -> None:
+    install(plane)
+    plane.create(manifest("stuck", **PAIRS, rollout={"progressDeadlineSeconds": 4}))
+    assert "no progress for 4 s" in plane.message("stuck", "ProgressDeadlineExceeded", LATER_SECONDS)
+    assert plane.condition("stuck", "Stalled")["status"] == "True"
 
 
 @pytest.mark.control_plane

@@ -12,6 +12,12 @@ _STARTUP_SLACK_SECONDS = 600
 """For scheduling and pulling the image, before the startup probe begins to count."""
 
 
+def progress_deadline(service: LLMService) -> int:
+    """Seconds without progress after which a rollout counts as stalled."""
+    own = service.spec.rollout.progress_deadline_seconds
+    return own or service.spec.probes.startup_seconds + _STARTUP_SLACK_SECONDS
+
+
 def build_deployment(service: LLMService, circumstances: Circumstances) -> Manifest | None:
     """The Deployment NAME; none while suspended, and where a replica is a group of pods.
 
@@ -21,7 +27,6 @@ def build_deployment(service: LLMService, circumstances: Circumstances) -> Manif
     if service.spec.suspend or service.spec.parallelism.nodes > 1:
         return None
     rollout = service.spec.rollout
-    deadline = rollout.progress_deadline_seconds or service.spec.probes.startup_seconds + _STARTUP_SLACK_SECONDS
     stopped = circumstances.stopped
     metadata = child_metadata(service)
     if stopped is not None:
@@ -32,7 +37,7 @@ def build_deployment(service: LLMService, circumstances: Circumstances) -> Manif
     spec: Manifest = {
         "selector": {"matchLabels": selector_labels(service)},
         "strategy": strategy,
-        "progressDeadlineSeconds": deadline,
+        "progressDeadlineSeconds": progress_deadline(service),
         "template": stopped.template if stopped is not None else build_pod_template(service, circumstances),
     }
     if service.spec.replicas is not None and not circumstances.scalers_leaving:

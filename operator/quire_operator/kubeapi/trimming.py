@@ -27,12 +27,16 @@ _SCALER_CONDITION = ("type", "status", "reason", "message")
 OWNS_REPLICAS = "ownsReplicas"
 """Beside `metadata`: whether our field manager applied spec.replicas. It hands the count over before it lets go."""
 
+APPLIED_AT = "appliedAt"
+"""Beside `metadata`: when our field manager last changed something; None where it never did."""
+
 
 def trim_child(item: Object) -> Object:
-    """Everything but managed fields, of which only the one question is kept that we ask."""
+    """Everything but managed fields, of which only the two questions are kept that we ask."""
     trimmed = {key: value for key, value in item.items() if key not in ("metadata", "apiVersion", "kind")}
     trimmed["metadata"] = _metadata(item, _METADATA)
     trimmed[OWNS_REPLICAS] = _owns_replicas(item)
+    trimmed[APPLIED_AT] = _applied_at(item)
     return trimmed
 
 
@@ -85,9 +89,17 @@ def _metadata(item: Object, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _owns_replicas(item: Object) -> bool:
-    return any(
-        entry.get("manager") == FIELD_MANAGER
-        and entry.get("operation") == "Apply"
-        and "f:replicas" in (entry.get("fieldsV1") or {}).get("f:spec", {})
+    return any("f:replicas" in (entry.get("fieldsV1") or {}).get("f:spec", {}) for entry in _applied(item))
+
+
+def _applied_at(item: Object) -> str | None:
+    return max((entry["time"] for entry in _applied(item) if "time" in entry), default=None)
+
+
+def _applied(item: Object) -> list[Object]:
+    """What our field manager applied, as the API server notes it."""
+    return [
+        entry
         for entry in item["metadata"].get("managedFields") or []
-    )
+        if entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply"
+    ]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 
 from quire_operator.api import LLMService
+from quire_operator.builders.identity import COMPONENT_LABEL
 from quire_operator.kubeapi.client import Object
+from quire_operator.kubeapi.trimming import APPLIED_AT
 from quire_operator.reconcile.faults import Fault, is_ready, template_hash
+from quire_operator.reconcile.workloads import condition
 
 GROUP_LABEL = "leaderworkerset.sigs.k8s.io/name"
 INDEX_LABEL = "leaderworkerset.sigs.k8s.io/group-index"
@@ -21,6 +25,20 @@ def serving_leaders(leaders: Sequence[Object], pods: Sequence[Object], size: int
     """
     ready = Counter(_kin(pod) for pod in pods if is_ready(pod) and not pod["metadata"].get("deletionTimestamp"))
     return [leader for leader in leaders if is_ready(leader) and ready[_kin(leader)] >= size]
+
+
+def last_progress(groups: Object, pods: Sequence[Object]) -> float:
+    """When groups last came closer to what is asked for, in seconds since the epoch.
+
+    That is our last change of them, the moment at which LeaderWorkerSet began to make more of them or to make lost ones
+    anew, or that at which a leader was ready. Of pods that fail nothing is left: their group is made anew.
+    """
+    began = condition(groups, "Progressing")
+    # a worker is ready as soon as it runs, and so in each group that fails
+    leaders = [pod for pod in pods if is_ready(pod) and _component(pod) == "engine"]
+    moments = [groups.get(APPLIED_AT), began.get("lastTransitionTime")]
+    moments += [condition(leader, "Ready").get("lastTransitionTime") for leader in leaders]
+    return max((datetime.fromisoformat(moment).timestamp() for moment in moments if moment), default=float("inf"))
 
 
 def as_group(service: LLMService, pods: Sequence[Object], fault: Fault) -> Fault:
@@ -44,6 +62,11 @@ def _nodes(pods: Sequence[Object], index: str) -> list[str]:
 
 def _kin(pod: Object) -> tuple[str | None, str | None]:
     return _index(pod), template_hash(pod)
+
+
+def _component(pod: Object) -> str | None:
+    found: str | None = (pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL)
+    return found
 
 
 def _index(pod: Object) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from quire_operator.api import LLMService
 from quire_operator.builders.circumstances import Capabilities
 from quire_operator.builders.claim import cache_claim_name
+from quire_operator.builders.deployment import progress_deadline
 from quire_operator.builders.scaling import Obstacle
 from quire_operator.builders.stopped_rollout import StoppedRollout
 from quire_operator.kubeapi.client import Object
@@ -16,7 +17,7 @@ from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.children import Problem
 from quire_operator.reconcile.environment import Environment
 from quire_operator.reconcile.faults import Fault, pod_fault, template_hash
-from quire_operator.reconcile.groups import as_group
+from quire_operator.reconcile.groups import as_group, last_progress
 from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.replicas import Replicas, count_replicas
 from quire_operator.reconcile.workloads import condition, predecessor, template_of, workload_key
@@ -44,6 +45,9 @@ class Observation:
 
     environment: Environment = NOTHING_KNOWN
     """What the service finds in its namespace."""
+
+    now: float = 0.0
+    """Seconds since the epoch."""
 
     def workload(self, service: LLMService) -> Object | None:
         """What runs the engines, as last seen."""
@@ -74,14 +78,16 @@ def fault_of(service: LLMService, observation: Observation) -> Fault | None:
         fault = _without_node(service, observation, fault)
     if fault is None and predecessor(service, observation.children) is None:
         fault = _lone_group(service, observation.replicas(service))
-    if is_late(workload):
-        seconds = workload["spec"].get("progressDeadlineSeconds")
+    if is_late(workload) or groups_late_in(service, observation) == 0:
+        seconds = workload["spec"].get("progressDeadlineSeconds") or progress_deadline(service)
         if fault is not None:
             return Fault(fault.reason, f"no progress for {seconds} s: {fault.message}", True)
         text = (
             f"the rollout has made no progress for {seconds} s, and its pods give no reason: see their Events, "
             "or raise spec.probes.startupSeconds if the model takes longer to load"
         )
+        if service.spec.parallelism.nodes > 1:
+            text += ". A group whose pod ends is made anew with all its pods: follow their logs to see one end"
         return Fault("ProgressDeadlineExceeded", text, True)
     return fault
 
@@ -90,6 +96,17 @@ def is_late(workload: Object) -> bool:
     """Whether a rollout has made no progress until its deadline. LeaderWorkerSet knows of none."""
     progressing = condition(workload, "Progressing")
     return progressing.get("reason") == "ProgressDeadlineExceeded" and progressing.get("status") == "False"
+
+
+def groups_late_in(service: LLMService, observation: Observation) -> float | None:
+    """Seconds after which groups that make no progress are late, 0 when they are; None where nothing is waited for."""
+    groups = observation.workload(service)
+    if groups is None or service.spec.parallelism.nodes == 1:
+        return None
+    replicas = observation.replicas(service)
+    if replicas.rolled_out or (replicas.ready and not replicas.older):
+        return None  # more of what serves is wanted: a matter of load and of free nodes
+    return max(0.0, last_progress(groups, observation.pods) + progress_deadline(service) - observation.now)
 
 
 def _without_node(service: LLMService, observation: Observation, fault: Fault) -> Fault:

@@ -33,7 +33,7 @@ from quire_operator.reconcile.events import (
 )
 from quire_operator.reconcile.hand_edits import HandEdits
 from quire_operator.reconcile.needed import still_needed
-from quire_operator.reconcile.observation import Observation
+from quire_operator.reconcile.observation import Observation, groups_late_in
 from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, serves_already, was_accepted
 from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
@@ -219,6 +219,7 @@ class Reconciler:
             cache.retry_after if cache is not None else None,
             AGAIN_SECONDS if unfit is not None else None,
             _STUCK_SECONDS if stuck is not None else None,
+            (groups_late_in(service, observation) or None) if refusal is None else None,
         )
         return _result(refusal, outcome, wrote, soonest, self._refused_for(key, outcome))
 
@@ -272,7 +273,8 @@ class Reconciler:
     def _observe(self, key: Key, deleted: Iterable[ChildKey]) -> Observation:
         gone = set(deleted)
         children = {child: live for child, live in self._surroundings.children(key).items() if child not in gone}
-        return Observation(children, self._surroundings.pods(key), self._surroundings.capabilities)
+        pods, capabilities = self._surroundings.pods(key), self._surroundings.capabilities
+        return Observation(children, pods, capabilities, now=time.time())
 
     def _remember(self, key: Key, outcome: Outcome) -> None:
         for (kind, _), item in outcome.applied.items():
