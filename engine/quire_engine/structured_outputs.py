@@ -12,6 +12,16 @@ MAX_CHOICES = 4096
 _NAMED_IN_MESSAGES = "json, regex, choice, grammar, json_object, structural_tag"
 
 
+@dataclass(frozen=True)
+class AfterReasoning:
+    """The tags around reasoning, which a form leaves free. `begun` says that the prompt ends inside of it already;
+    else an answer may begin with the start tag, or come at once."""
+
+    start: str
+    end: str
+    begun: bool
+
+
 @dataclass(kw_only=True)
 class StructuredOutputsParams:
     """A constraint on an answer's text; exactly one of `KINDS`. Names are vLLM's, but for `calls`.
@@ -22,7 +32,7 @@ class StructuredOutputsParams:
     `one_call`, as [{"name": ..., "parameters": ...}, ...], and has the tools' names with the JSON schemas of their
     parameters as text; `structural_tag`, an object or text, for free text with parts of a form in it (see
     `structured.structural_tag`). Between JSON's parts there is whitespace as in `whitespace_pattern`, a regex, or none
-    with `disable_any_whitespace`.
+    with `disable_any_whitespace`. With `after_reasoning` the form holds for what follows reasoning.
     Raises `ValueError` that names the field, the value and the limit; whether the text means anything is found out
     when it is compiled.
     """
@@ -36,6 +46,7 @@ class StructuredOutputsParams:
     whitespace_pattern: str | None = None
     calls: list[tuple[str, str]] | None = None
     one_call: bool = False
+    after_reasoning: AfterReasoning | None = None
     structural_tag: str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:

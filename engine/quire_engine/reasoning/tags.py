@@ -15,8 +15,11 @@ class ReasoningTags:
 
     def begun_by(self, prompt: str) -> bool:
         """Whether an answer to a prompt that ends so begins inside."""
-        tail = prompt.rstrip()
-        return tail.endswith(self.start) or (self.begun and not tail.endswith(self.end))
+        return prompt.rstrip().endswith(self.start) or (self.begun and not self.ended_by(prompt))
+
+    def ended_by(self, prompt: str) -> bool:
+        """Whether a prompt that ends so has an empty reasoning, and its answer none."""
+        return prompt.rstrip().endswith(self.end)
 
 
 TAGS = {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quire_engine.reasoning.parser import ReasoningParser
 from quire_engine.reasoning.tags import TAGS
+from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.answer_parser import AnswerParser, call_id, short_call_id
 from quire_engine.server.errors import ApiError
 from quire_engine.server.protocol.chat import ChatCompletionRequest
 from quire_engine.server.protocol.tools import NamedToolChoice
+from quire_engine.structured_outputs import AfterReasoning
 from quire_engine.tools.calls import CallParser
 from quire_engine.tools.events import ToolParser
 from quire_engine.tools.forced import REQUIRED, NamedCall
@@ -44,12 +47,18 @@ class AnswerFormats:
                 param="tool_choice",
             )
 
-    def keeps_special_tokens(self, request: ChatCompletionRequest) -> bool:
-        """Whether the format is written with special tokens, which texts leave out otherwise."""
+    def shaped(self, params: SamplingParams, request: ChatCompletionRequest, prompt: list[int]) -> SamplingParams:
+        """`params` such that an answer to `prompt` can be read: special tokens that mark something are in its text,
+        which is left out otherwise, and its form holds for what follows reasoning."""
         markers = [*self._auto.markers] if request.may_call and self._auto is not None else []
         if self._tags is not None:
             markers += [self._tags.start, self._tags.end]
-        return any(marker in self._special for marker in markers)
+            if params.structured_outputs is not None and not self._tags.ended_by(tail := self._tail(prompt)):
+                after = AfterReasoning(self._tags.start, self._tags.end, self._tags.begun_by(tail))
+                params = replace(params, structured_outputs=replace(params.structured_outputs, after_reasoning=after))
+        if any(marker in self._special for marker in markers):
+            params = replace(params, skip_special_tokens=False)
+        return params
 
     def parser(self, request: ChatCompletionRequest, prompt: list[int]) -> AnswerParser | None:
         """What reads one answer to the tokens `prompt`; None where all of it is content."""
@@ -76,5 +85,7 @@ class AnswerFormats:
     def _reasoning(self, prompt: list[int]) -> ReasoningParser | None:
         if self._tags is None:
             return None
-        tail = self._tokenizer.decode(prompt[-_TAIL_TOKENS:], skip_special_tokens=False)
-        return ReasoningParser(self._tags, begun=self._tags.begun_by(str(tail)))
+        return ReasoningParser(self._tags, begun=self._tags.begun_by(self._tail(prompt)))
+
+    def _tail(self, prompt: list[int]) -> str:
+        return str(self._tokenizer.decode(prompt[-_TAIL_TOKENS:], skip_special_tokens=False))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from quire_engine.server.answer_formats import AnswerFormats
 from quire_engine.server.answer_parser import AnswerParser, AnswerPart
@@ -91,8 +91,7 @@ class Chat:
         asked = request.max_completion_tokens if newer else request.max_tokens
         room = self._prompts.max_tokens(ids, asked, "max_completion_tokens" if newer else "max_tokens")
         params = await self._parameters.of(request, [room])
-        if self._formats.keeps_special_tokens(request):
-            params = [replace(own, skip_special_tokens=False) for own in params]
+        params = [self._formats.shaped(own, request, ids) for own in params]
         pieces = self._generation.run(
             [ids], params, priority=request.priority or 0, cache_salt=request.cache_salt, images=images
         )

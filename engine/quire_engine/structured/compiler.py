@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from quire_engine.core.grammar import BusyError
 from quire_engine.structured.grammar_text import grammar_text
 from quire_engine.structured.panics import panics_as_errors
+from quire_engine.structured.reasoning_grammar import CompiledReasoning, with_reasoning
 from quire_engine.structured_outputs import StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class CompiledGrammar:
 
     matcher: LLMatcher  # at the beginning: to be copied, never to be moved itself
     end_tokens: tuple[int, ...]  # which the matcher allows where the grammar may end
+    reasoning: CompiledReasoning | None = None  # what may come before
 
 
 class TooManyGrammarsError(BusyError):
@@ -129,14 +131,30 @@ class GrammarCompiler:
             raise ValueError("structured outputs need llguidance: pip install llguidance") from error
         vocabulary = self._vocabulary()
         end_tokens = tuple(vocabulary.eos_tokens)
+        grammar, tags = grammar_text(wanted), wanted.after_reasoning
         with panics_as_errors():
-            matcher = LLMatcher(vocabulary, grammar_text(wanted), log_level=0, limits=_limits())
+            matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=_limits())
             reason = _fault(matcher, end_tokens)
         if reason is not None:
             for i, (name, schema) in enumerate(wanted.calls or ()):
                 self._check_call(f"structured_outputs.calls.{i}, {name}, cannot be used: ", schema)
             raise ValueError(f"structured_outputs.{wanted.kind} cannot be used: {reason}")
-        return CompiledGrammar(matcher, end_tokens)
+        if tags is None:
+            return CompiledGrammar(matcher, end_tokens)
+        with panics_as_errors():
+            inside, at_start = (
+                LLMatcher(
+                    vocabulary,
+                    with_reasoning(grammar, tags, vocabulary, begun=begun),
+                    log_level=0,
+                    limits=_limits(),
+                )
+                for begun in (True, tags.begun)
+            )
+        for one in (inside, at_start):
+            if one.is_error():
+                raise ValueError(f"structured_outputs.{wanted.kind} cannot follow reasoning: {reason_of(one)}")
+        return CompiledGrammar(at_start, end_tokens, CompiledReasoning(tags, inside, vocabulary))
 
     def _check_call(self, message: str, schema: str) -> None:
         """Raise `ValueError` where it is this schema of several that cannot be used."""

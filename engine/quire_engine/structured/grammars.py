@@ -8,17 +8,14 @@ from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quire_engine.core.grammar import GrammarState
 from quire_engine.sampling_params import SamplingParams
-from quire_engine.structured.compiler import Compilation, CompiledGrammar, GrammarCompiler, allowed_text, reason_of
-from quire_engine.structured.panics import panics_as_errors
+from quire_engine.structured.compiler import Compilation, GrammarCompiler
+from quire_engine.structured.match import Limits, Match
+from quire_engine.structured.reasoned_match import ReasonedMatch
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
-
-# Processor time that an answer may spend on its grammar: a little at first, for what is found out only once, and
-# so much for each token. Steps wait for it.
-_FIRST_SECONDS = 1.0
-_SECONDS_PER_TOKEN = 0.01
 
 
 class CompiledGrammars:
@@ -54,51 +51,18 @@ class PendingMatch:
     def wait(self, seconds: float) -> None:
         wait([self._compilation.future], seconds)
 
-    def start(self) -> Match:
+    def start(self) -> GrammarState:
         """Raises `ValueError` for a grammar that cannot be used, and `BusyError` where its turn did not come."""
         self._compilation.leave()
         if not self._compilation.future.done() or self._compilation.future.cancelled():
             raise self._compilation.overdue()
-        return Match(self._compilation.future.result(), self._ends, self._num_bytes)
+        grammar = self._compilation.future.result()
+        limits = Limits(self._ends, grammar.end_tokens, self._num_bytes)
+        reasoning = grammar.reasoning
+        if reasoning is not None and reasoning.tags.begun:
+            return ReasonedMatch(reasoning, limits, None)
+        match = Match(grammar.matcher.deep_copy(), limits)
+        return match if reasoning is None else ReasonedMatch(reasoning, limits, match)
 
     def leave(self) -> None:
         self._compilation.leave()
-
-
-class Match:
-    """One answer's place in its grammar. `ends` may come exactly where the grammar may end."""
-
-    def __init__(self, grammar: CompiledGrammar, ends: frozenset[int], num_bytes: int) -> None:
-        self._matcher, self._own_ends = grammar.matcher.deep_copy(), grammar.end_tokens
-        self._ends, self._num_bytes = ends, num_bytes
-        self._seconds_left = _FIRST_SECONDS
-        self.allowed = b""
-        self.finished = False
-        self._look_ahead()
-
-    def advance(self, token: int) -> None:
-        """Move past `token`. Raises `ValueError` where the answer cannot go on."""
-        started = time.thread_time()
-        with panics_as_errors():
-            moved = self._matcher.consume_token(token)
-        if not moved:
-            raise ValueError(f"structured_outputs: the answer cannot go on: {reason_of(self._matcher)}")
-        self._look_ahead()
-        self._seconds_left += _SECONDS_PER_TOKEN - (time.thread_time() - started)
-        if self._seconds_left < 0:
-            raise ValueError("structured_outputs: the grammar takes too long to follow: write one less ambiguous")
-
-    def _look_ahead(self) -> None:
-        with panics_as_errors():
-            mask = allowed_text(self._matcher, self._own_ends)
-        if self._matcher.is_error():
-            raise ValueError(f"structured_outputs: the answer cannot go on: {reason_of(self._matcher)}")
-        mask = mask.ljust(self._num_bytes, b"\0")[: self._num_bytes]  # the model's tokens, in whole words
-        accepting = self._matcher.is_accepting()
-        self.finished = mask.count(0) == len(mask)
-        if self.finished and not accepting:
-            raise ValueError("structured_outputs: the answer cannot go on: none of the model's tokens continues it")
-        if accepting:
-            for token in self._ends:
-                mask[token // 8] |= 1 << token % 8
-        self.allowed = bytes(mask)

@@ -109,9 +109,26 @@ anything = st.recursive(
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
     max_leaves=6,
 )
+tool = st.fixed_dictionaries(
+    {
+        "type": st.just("function") | anything,
+        "function": st.fixed_dictionaries(
+            {"name": st.sampled_from(["f", "g"]) | st.text() | anything},
+            optional={"parameters": st.just({"type": "object", "properties": {"a": {"type": "null"}}}) | anything},
+        )
+        | anything,
+    }
+)
+call = st.fixed_dictionaries(
+    {
+        "function": st.fixed_dictionaries({"name": st.just("f") | anything, "arguments": st.text() | anything})
+        | anything
+    },
+    optional={"id": st.text() | anything, "type": anything},
+)
 message = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "tool"]) | anything, "content": st.text() | anything},
-    optional={"name": anything, "tool_calls": anything},
+    optional={"name": anything, "tool_calls": st.lists(call, max_size=2) | anything, "reasoning": st.text() | anything},
 )
 options = {
     **dict.fromkeys(("temperature", "top_p", "min_p"), st.floats(0, 1) | anything),
@@ -131,6 +148,11 @@ options = {
     **dict.fromkeys(
         ("add_generation_prompt", "continue_final_message", "add_special_tokens"), st.booleans() | anything
     ),
+    "tools": st.lists(tool, max_size=3) | anything,
+    "tool_choice": st.sampled_from(["required", "none", "auto"])
+    | st.just({"type": "function", "function": {"name": "f"}})
+    | anything,
+    "parallel_tool_calls": st.booleans() | anything,
     "documents": st.lists(st.dictionaries(st.just("text"), st.text())) | anything,
     "logprobs": st.integers(0, 3) | st.booleans() | anything,
     **dict.fromkeys(("top_logprobs", "prompt_logprobs"), st.integers(0, 3) | anything),

@@ -14,7 +14,7 @@ from tests.engine.server.conftest import Server, launch
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '\\n' }}{% endfor %}"
-    "{% if thinking is undefined or thinking %}<think>{% else %}</think>{% endif %}"
+    "{% if thinking is undefined %}<think>{% elif not thinking %}</think>{% else %}So:{% endif %}"
 )
 
 
@@ -51,6 +51,33 @@ def test_what_is_written_inside_the_tags_is_reasoning_streamed_or_not(thinker: S
 def test_what_is_written_behind_them_is_content(thinker: Server) -> None:
     message = ask(thinker, chat_template_kwargs={"thinking": False}).json()["choices"][0]["message"]
     assert message["content"]
+    assert message["reasoning"] is None
+
+
+def test_reasoning_is_free_of_the_form_that_the_answer_is_held_to(thinker: Server) -> None:
+    form = {"structured_outputs": {"choice": ["yes", "no"]}}
+    choice = ask(thinker, **form).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (None, "length")
+    assert choice["message"]["reasoning"] == ask(thinker).json()["choices"][0]["message"]["reasoning"]
+
+
+def test_an_answer_without_reasoning_has_the_form_from_the_beginning(thinker: Server) -> None:
+    tag = httpx.post(f"{thinker.url}/tokenize", json={"prompt": "<think>", "add_special_tokens": False}).json()
+    fields: dict[str, Any] = {"logit_bias": {str(tag["tokens"][0]): -100}, "chat_template_kwargs": {"thinking": "?"}}
+    form = {"structured_outputs": {"choice": ["yes", "no"]}}
+    message = ask(thinker, **fields, **form).json()["choices"][0]["message"]
+    assert (message["content"] in ("yes", "no"), message["reasoning"]) == (True, None)
+    tools = {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}
+    choice = ask(thinker, **fields, **tools, parallel_tool_calls=False, max_tokens=60).json()["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert (call["function"]["name"], call["function"]["arguments"]) == ("f", "{}")
+    assert choice["finish_reason"] == "tool_calls"
+
+
+def test_a_form_holds_at_once_where_the_prompt_has_ended_reasoning(thinker: Server) -> None:
+    form = {"structured_outputs": {"choice": ["yes", "no"]}}
+    message = ask(thinker, chat_template_kwargs={"thinking": False}, **form).json()["choices"][0]["message"]
+    assert message["content"] in ("yes", "no")
     assert message["reasoning"] is None
 
 

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from quire_engine.sampling_params import SamplingParams
-from quire_engine.structured.grammars import CompiledGrammars, Match
+from quire_engine.structured.grammars import CompiledGrammars
+from quire_engine.structured.match import Match
 from quire_engine.structured.vocabulary import vocabulary_of
 from quire_engine.structured_outputs import StructuredOutputsParams
 from tests.engine.structured.conftest import byte_level_tokenizer
