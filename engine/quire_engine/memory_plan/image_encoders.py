@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from quire_engine.memory_plan.architectures import Config, positive_int
+from quire_engine.memory_plan.config_fields import Config, positive_int
 
 _MOST_TILES = 64
 _USUAL_CROPS = 36

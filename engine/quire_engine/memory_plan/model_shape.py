@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from quire_engine.memory_plan.architectures import normalised, positive_int
+from quire_engine.memory_plan.architectures import normalised
+from quire_engine.memory_plan.config_fields import positive_int
 from quire_engine.memory_plan.image_encoders import image_sizes
 
 BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quire_engine.layers.norm import NormSpec
-from quire_engine.memory_plan.architectures import positive_int, unused_tensors
+from quire_engine.memory_plan.architectures import unused_tensors
+from quire_engine.memory_plan.config_fields import positive_int
 from quire_engine.memory_plan.model_shape import ModelShape
 from quire_engine.memory_plan.weight_sizes import COMPUTED
 from quire_engine.models.attention_block import AttentionSpec

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from quire_engine.layers.rotary import RopeSettings
 from quire_engine.layers.routing import RouterSpec
-from quire_engine.memory_plan.architectures import positive_int
+from quire_engine.memory_plan.config_fields import positive_int
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.decoder_layer import LayerSpec, MixerSpec
 from quire_engine.models.latent_block import LatentAttentionSpec

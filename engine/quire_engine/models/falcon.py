@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from quire_engine.layers.norm import NormSpec
-from quire_engine.memory_plan.architectures import positive_int
+from quire_engine.memory_plan.config_fields import positive_int
 from quire_engine.memory_plan.model_shape import ModelShape
 from quire_engine.models.attention_block import AlibiSpec, AttentionSpec
 from quire_engine.models.decoder import DecoderSpec

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from quire_engine.layers.routing import RouterSpec
-from quire_engine.memory_plan.architectures import positive_int
+from quire_engine.memory_plan.config_fields import positive_int
 from quire_engine.models.decoder import DecoderSpec, EmbeddingSpec
 from quire_engine.models.decoder_layer import LayerSpec
 from quire_engine.models.llama import llama_attention, llama_layer

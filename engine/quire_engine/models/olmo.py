@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quire_engine.layers.norm import HeadNormSpec, NormSpec
-from quire_engine.memory_plan.architectures import positive_int
+from quire_engine.memory_plan.config_fields import positive_int
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.llama import llama_attention, llama_layer, rms_norm, rope_of
 from quire_engine.models.settings import Config, layer_kinds, optional_number

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from quire_engine.layers.adapter import DOWN, UP
-from quire_engine.memory_plan.architectures import positive_int
+from quire_engine.memory_plan.config_fields import positive_int
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.naming import Naming, Source
 from quire_engine.models.phi3 import phi3

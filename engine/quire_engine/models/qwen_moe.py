@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from quire_engine.layers.norm import HeadNormSpec
 from quire_engine.layers.routing import RouterSpec
-from quire_engine.memory_plan.architectures import positive_int
+from quire_engine.memory_plan.config_fields import positive_int
 from quire_engine.models.attention_block import AttentionSpec
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.decoder_layer import LayerSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quire_engine.memory_plan.architectures import positive_int
+from quire_engine.memory_plan.config_fields import positive_int
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.llama import llama_attention, llama_layer
 from quire_engine.models.qwen2 import qwen_windows
