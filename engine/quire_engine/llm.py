@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
+from quire_engine.chat_messages import Message, holds_images, without_images
 from quire_engine.config import EngineConfig
 from quire_engine.core.images import PromptImage
 from quire_engine.core.messages import BeamAnswer, EngineOutput, EngineRequest
@@ -16,6 +17,7 @@ from quire_engine.core.pooling import PoolingParams
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.engine import build_engine
 from quire_engine.interrupts import interrupts_held
+from quire_engine.multimodal.image_files import ImageFile
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.multimodal.prompt_data import files_of
 from quire_engine.request_embedding import EmbeddingRequestOutput, embed_all
@@ -31,6 +33,7 @@ from quire_engine.sampling_params import BeamSearchParams, SamplingParams
 from quire_engine.startup_error import StartupError
 from quire_engine.text.bad_words import with_bad_words
 from quire_engine.text.detokenizer import IncrementalDetokenizer
+from quire_engine.text.image_parts import takes_parts
 from quire_engine.text.token_bytes import TokenBytes
 from quire_engine.text.tokenizer import check_vocabulary, load_tokenizer
 
@@ -49,7 +52,6 @@ class PromptDict(TypedDict, total=False):
 
 
 Prompt = str | PromptDict
-Message = Mapping[str, Any]
 
 
 @dataclass
@@ -111,7 +113,7 @@ class LLM:
         params = self._params_for(every, sampling_params)
         texts = [p if isinstance(p, str) else p.get("prompt") for p in every]
         token_ids = [self._token_ids(p) for p in every]
-        images = [self._add_images(p, ids) for p, ids in zip(every, token_ids, strict=True)]
+        images = [self._add_images(_files_of(p), ids) for p, ids in zip(every, token_ids, strict=True)]
         salts = [_salt(p) for p in every]
         if priority is not None and self.config.scheduling_policy != "priority":
             raise ValueError('priority is given and scheduling_policy is not "priority": set it, or leave priority out')
@@ -130,13 +132,12 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation or a list of them, each a list of `{"role": ..., "content": ...}`.
 
-        Raises `ValueError` when the tokenizer has no chat template and none is given, and for images: `generate` takes
-        those.
+        A content may be a list of parts: texts, and images as `image_url` with a data URL or as `image_pil`. Raises
+        `ValueError` when the tokenizer has no chat template and none is given, and for what cannot be taken.
         """
         several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations: list[Any] = list(messages) if several else [messages]
-        if any(_holds_images(message) for conversation in conversations for message in conversation):
-            raise ValueError("chat takes text alone: give images to generate, as multi_modal_data")
+        conversations, files = self._images_apart(conversations, chat_template)
         texts = [
             str(
                 self._tokenizer.apply_chat_template(
@@ -150,7 +151,8 @@ class LLM:
         ]
         # The template writes the special tokens itself.
         token_ids = [self._encode(text, add_special_tokens=False) for text in texts]
-        return self._run(texts, token_ids, self._params_for(texts, sampling_params), use_tqdm)
+        images = [self._add_images(own, ids) for own, ids in zip(files, token_ids, strict=True)]
+        return self._run(texts, token_ids, self._params_for(texts, sampling_params), use_tqdm, images=images)
 
     def beam_search(
         self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = False
@@ -230,10 +232,20 @@ class LLM:
             return self._encode(prompt["prompt"])
         raise ValueError(f"a prompt has the keys {sorted(prompt)}: it needs prompt or prompt_token_ids")
 
-    def _add_images(self, prompt: Prompt, token_ids: list[int]) -> tuple[PromptImage, ...]:
+    def _images_apart(self, conversations: list[Any], template: str | None) -> tuple[list[Any], list[list[ImageFile]]]:
+        """Conversations as the chat template reads them, and the images in each."""
+        images = self.info.images
+        if images is None:
+            if any(holds_images(message) for conversation in conversations for message in conversation):
+                raise ValueError("this model takes text alone: leave the images out")
+            return conversations, [[] for _ in conversations]
+        token = str(self._tokenizer.convert_ids_to_tokens(images.token_id))
+        in_parts = takes_parts(self._tokenizer, template, token)
+        apart = [without_images(conversation, token, in_parts=in_parts) for conversation in conversations]
+        return [messages for messages, _ in apart], [files for _, files in apart]
+
+    def _add_images(self, files: Sequence[ImageFile], token_ids: list[int]) -> tuple[PromptImage, ...]:
         """The prompt's images. Their places in `token_ids` become as long as they are."""
-        data = None if isinstance(prompt, str) else prompt.get("multi_modal_data")
-        files = files_of(data) if data else []
         if not files:
             return ()
         if self.info.images is None:
@@ -352,10 +364,9 @@ class LLM:
         return made
 
 
-def _holds_images(message: Message) -> bool:
-    content = message.get("content")
-    parts = content if isinstance(content, list) else []
-    return any(isinstance(part, Mapping) and "image" in str(part.get("type")) for part in parts)
+def _files_of(prompt: Prompt) -> list[ImageFile]:
+    data = None if isinstance(prompt, str) else prompt.get("multi_modal_data")
+    return files_of(data) if data else []
 
 
 def _salt(prompt: Prompt) -> str | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quire_engine.core.images import ImageTokens, PromptImage
 from quire_engine.multimodal.data_url import bytes_of
@@ -14,15 +13,13 @@ from quire_engine.server.errors import ApiError
 from quire_engine.server.image_download import ImageDownload
 from quire_engine.server.image_urls import is_fetched
 from quire_engine.server.protocol.chat import ChatMessage
+from quire_engine.text.image_parts import takes_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
-
 _AT_ONCE = 2  # a large image takes a hundred megabytes while it is looked at
 _MOST_BYTES = 128 << 20  # that one request sends to the engine
-_PROBE = "colour"
 
 
 class ChatImages:
@@ -39,7 +36,7 @@ class ChatImages:
         self._tokens, self._download = tokens, download or ImageDownload()
         self._free = asyncio.Semaphore(_AT_ONCE)
         self.token = None if tokens is None else str(tokenizer.convert_ids_to_tokens(tokens.token_id))
-        self.in_parts = self.token is not None and _takes_parts(tokenizer, template, self.token)
+        self.in_parts = self.token is not None and takes_parts(tokenizer, template, self.token)
         """Whether the template puts image tokens where it finds parts that are images."""
 
     async def files(self, messages: list[ChatMessage], copies: int) -> list[ImageFile]:
@@ -103,14 +100,3 @@ def _read(url: str, fetched: bytes | None, tokens: ImageTokens) -> ImageFile:
     file = checked(bytes_of(url) if fetched is None else fetched)
     tokens.count.of(file.width, file.height)  # whether the model takes an image of this size
     return file
-
-
-def _takes_parts(tokenizer: PreTrainedTokenizerBase, template: str | None, token: str) -> bool:
-    """Whether a template gives images their token, and texts in parts their place; others take plain texts."""
-    chat: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _PROBE}]}]
-    try:
-        text = str(tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False))
-    except Exception as error:  # noqa: BLE001  a template is its author's code: it raises what it likes
-        log.debug("the chat template takes no content in parts: %s", error)
-        return False
-    return text.count(token) == 1 and _PROBE in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import shutil
 from collections.abc import Callable
@@ -32,6 +33,8 @@ ASKED: list[Asked] = [
     (f"{IMAGE}{IMAGE}", [picture(4), picture(4)]),
     (f"USER: {IMAGE}\nwhat is it? ", [picture(5)]),
 ]
+
+PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,51 @@ def test_files_of_other_formats_are_taken_offline(llava: Llava, kind: str) -> No
     (result,) = load(llava).generate({"prompt": text, "multi_modal_data": {"image": data}}, PARAMS, use_tqdm=False)
     expected = llava.answer(text, [Image.open(io.BytesIO(data)).convert("RGB")], NEW_TOKENS)
     assert result.outputs[0].token_ids == expected
+
+
+@pytest.mark.parametrize("case", [CASES[0], TILED[0]])
+@pytest.mark.parametrize("template", [None, PLAIN], ids=["parts", "plain texts"])
+def test_chats_with_images_are_answered_offline(
+    llavas: Callable[[str], Llava], case: str, template: str | None
+) -> None:
+    llava, (one, two) = llavas(case), (picture(1), picture(2, 50, 20))
+    url = f"data:image/png;base64,{base64.b64encode(file_of(two)).decode()}"
+    chats: list[Any] = [
+        [{"role": "user", "content": "hello"}],
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_pil", "image_pil": one},
+                    {"type": "image_url", "image_url": {"url": url}},
+                    {"type": "text", "text": "which?"},
+                ],
+            }
+        ],
+    ]
+    ends = ("USER: ", " ASSISTANT:") if template is None else ("user: ", "\n")
+    asked: list[Asked] = [
+        (f"{ends[0]}hello{ends[1]}", []),
+        (f"{ends[0]}{IMAGE}\n{IMAGE}\nwhich?{ends[1]}", [one, two]),
+    ]
+    results = load(llava).chat(chats, PARAMS, use_tqdm=False, chat_template=template)
+    expected = [llava.answer(text, images, NEW_TOKENS) for text, images in asked]
+    assert [result.outputs[0].token_ids for result in results] == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}, "no image is fetched"),
+        ({"type": "image_url", "image_url": 5}, "image_url is 5: it must be"),
+        ({"type": "image_pil", "image_pil": "cat.png"}, "image_pil is a str: it must be a PIL image"),
+        ({"type": "video_url", "video_url": {"url": "data:,"}}, "a part has the type 'video_url': give text"),
+        ({"type": "image_pil", "image_pil": picture(1, 1, 200)}, "1 x 200 pixels: a side must be"),
+    ],
+)
+def test_what_is_wrong_with_a_chat_offline_is_said(llava: Llava, part: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(llava).chat([{"role": "user", "content": [part]}], PARAMS, use_tqdm=False)
 
 
 @pytest.mark.parametrize(

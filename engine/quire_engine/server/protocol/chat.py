@@ -24,6 +24,7 @@ from quire_engine.server.protocol.tools import (
 from quire_engine.server.protocol.usage import Usage
 from quire_engine.server.request_ids import answer_id
 from quire_engine.structured_outputs import StructuredOutputsParams
+from quire_engine.text.image_parts import template_content
 
 
 class ImageUrl(BaseModel):
@@ -72,13 +73,8 @@ class ChatMessage(BaseModel):
     def as_template_input(self, image_token: str | None = None, *, in_parts: bool = False) -> dict[str, Any]:
         """The message as chat templates expect it: its parts joined, or as a list for those that see images."""
         parts = self.content or []
-        if isinstance(parts, str):
-            parts = [ContentPart(type="text", text=parts)]
-        content: str | list[dict[str, str]]
-        if in_parts:
-            content = [{"type": "image"} if p.text is None else {"type": "text", "text": p.text} for p in parts]
-        else:
-            content = "".join(f"{image_token}\n" if p.text is None else p.text for p in parts)
+        texts = [parts] if isinstance(parts, str) else [part.text for part in parts]
+        content = template_content(texts, image_token, in_parts=in_parts)
         made = {**(self.model_extra or {}), "role": self.role, "content": content}
         if self.tool_calls:  # some templates ask only whether the key is there
             made["tool_calls"] = [call.as_template_input() for call in self.tool_calls]
