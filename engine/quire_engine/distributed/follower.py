@@ -29,7 +29,7 @@ from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
 
-_GATHER_SECONDS = 2.0  # so long the order to end may take that rank 0 gave before it went
+_GATHER_SECONDS = 1.5  # so long the order to end may take that rank 0 gave before it went
 _LINGER_MILLISECONDS = 1000
 _RETRY_SECONDS, _REMINDER_SECONDS = 5, 30.0
 # What may differ between nodes: each has its own number, and may keep the model elsewhere.

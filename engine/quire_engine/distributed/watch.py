@@ -17,8 +17,10 @@ from quire_engine.startup_error import StartupError
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25
-# A silent peer, on a machine that has gone, is given up after so long. A process that ends is noticed at once.
-_HEARTBEAT_SECONDS, _LOST_SECONDS = 2, 10
+# A process that ends is noticed at once. A machine that fell silent is missed by the kernel, which waits so long for
+# its kernel to acknowledge heartbeats: whatever a rank is doing, loading or a long step, that does not wait for it. One
+# whose kernel lives and which answers nobody is given up after longer.
+_HEARTBEAT_SECONDS, _UNACKNOWLEDGED_SECONDS, _LOST_SECONDS = 0.5, 2.5, 10
 # When one rank goes, the others stumble: what they say counts less than how it ended.
 _STUMBLED, _LOST, _EXITED, _FAILED, _KILLED = range(5)
 
@@ -38,8 +40,9 @@ def quiet(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
         (zmq.RCVHWM, 0),
         (zmq.LINGER, 2000),
         (zmq.IPV6, 1),
-        (zmq.HEARTBEAT_IVL, _HEARTBEAT_SECONDS * 1000),
+        (zmq.HEARTBEAT_IVL, int(_HEARTBEAT_SECONDS * 1000)),
         (zmq.HEARTBEAT_TIMEOUT, _LOST_SECONDS * 1000),
+        (zmq.TCP_MAXRT, int(_UNACKNOWLEDGED_SECONDS * 1000)),  # TCP_USER_TIMEOUT of RFC 5482
     ):
         socket.setsockopt(option, value)
     return socket

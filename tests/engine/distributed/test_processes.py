@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def second_namespace() -> Iterator[list[str]]:
         # It takes root, which neither every developer nor every container has.
         pytest.skip(f"no network namespaces can be made here: {error}")
     yield inside
+    subprocess.run(
+        ["ip", "link", "del", here], check=True
+    )  # the namespace's end, which takes it along, is not waited for
     subprocess.run(["ip", "netns", "del", name], check=True)
 
 
@@ -166,6 +170,32 @@ def test_a_node_whose_leader_goes_away_ends_with_the_cause(two_nodes: tuple[Serv
     leader.process.kill()
     assert follower.process.wait(15) == 1
     assert f"EngineFailed: node 0 at {LEADER} went away" in follower.termination_message
+
+
+def test_both_ends_of_a_wire_that_is_cut_give_up_with_the_cause(two_nodes: tuple[Server, Server]) -> None:
+    """No connection is closed by anybody: neither hears of the other again."""
+    leader, follower = two_nodes
+    engines = [children(node.process.pid)[0] for node in two_nodes]
+    subprocess.run(["ip", "link", "set", f"q{os.getpid()}a", "down"], check=True)
+    # Within 5 s, and what it takes two servers to end on a busy machine. Those that answer nobody are given 10.
+    assert [node.process.wait(9) for node in two_nodes] == [1, 1]
+    assert leader.termination_message == "EngineFailed: rank 1 on node 1 went away"
+    assert follower.termination_message.startswith(f"EngineFailed: node 0 at {LEADER} went away")
+    until(lambda: all(map(gone, engines)), 5)
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_nothing_for_longer_than_that_is_waited_for(two_nodes: tuple[Server, Server]) -> None:
+    """All of its threads stand still: no step, and nothing while loading, stops more of them."""
+    leader, follower = two_nodes
+    (engine,) = children(follower.process.pid)
+    stream = Stream(f"http://{LEADER}:{leader.port}", 500)
+    until(lambda: bool(stream.lines))
+    os.kill(engine, signal.SIGSTOP)
+    time.sleep(6)
+    os.kill(engine, signal.SIGCONT)
+    assert stream.join()[-1] == "data: [DONE]"
+    assert [node.process.poll() for node in two_nodes] == [None, None]
 
 
 def test_a_flag_that_differs_between_nodes_is_named() -> None:
