@@ -18,10 +18,8 @@ from quire_engine.distributed.follower import Follower
 from quire_engine.distributed.launch import die_with_parent
 from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.leader import MASTER_PORT
-from quire_engine.distributed.messages import Release, Run
 from quire_engine.distributed.watch import RanksLostError
 from quire_engine.engine import build_engine, build_rank
-from quire_engine.execution.model_runner import ModelRunner
 from quire_engine.failure import failure_of
 from quire_engine.logs import configure_logging
 from quire_engine.startup_error import StartupError
@@ -80,7 +78,7 @@ def _follow(options: wire.LaunchOptions, requests: zmq.Socket[bytes], replies: z
     try:
         built = build_rank(config, follower, _on_phase(replies))
         replies.send(wire.encode(wire.Ready(built.info)))
-        cause = _run_steps(built.runner, follower, requests, replies)
+        cause = follower.run(built.runner.execute, requests, lambda data: _answer(data, replies))
     except Exception as error:
         follower.fail(error)
         raise
@@ -91,27 +89,14 @@ def _follow(options: wire.LaunchOptions, requests: zmq.Socket[bytes], replies: z
     replies.send(wire.encode(wire.Released()))
 
 
-def _run_steps(
-    runner: ModelRunner, follower: Follower, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]
-) -> str | None:
-    """Run node 0's steps and answer this node's pings. Returns why node 0 ended, where it failed."""
-    poller = zmq.Poller()
-    poller.register(requests, zmq.POLLIN)
-    poller.register(follower.steps, zmq.POLLIN)
-    while True:
-        ready = dict(poller.poll())
-        if requests in ready:
-            match wire.decode_to_engine(requests.recv()):
-                case wire.Ping():
-                    replies.send(wire.encode(wire.Pong(EngineStats())))
-                case wire.Stop():
-                    return None
-        if follower.steps in ready:
-            match follower.receive():
-                case Run(step):
-                    runner.execute(step)
-                case Release(cause):
-                    return cause
+def _answer(data: bytes, replies: zmq.Socket[bytes]) -> bool:
+    """Answer this node's server, which has nothing to do but ping. False when the process should end."""
+    match wire.decode_to_engine(data):
+        case wire.Ping():
+            replies.send(wire.encode(wire.Pong(EngineStats())))
+        case wire.Stop():
+            return False
+    return True
 
 
 def _on_phase(replies: zmq.Socket[bytes]) -> Callable[[str, float], None]:

@@ -11,7 +11,7 @@ import msgspec
 
 from quire_engine.distributed.follower import Follower, comes_of_another
 from quire_engine.distributed.launch import die_with_parent
-from quire_engine.distributed.messages import RankOptions, Release, Run
+from quire_engine.distributed.messages import RankOptions
 from quire_engine.engine import build_rank
 from quire_engine.logs import configure_logging
 from quire_engine.startup_error import StartupError
@@ -35,12 +35,7 @@ def run(options: RankOptions) -> int:
     follower = Follower(options.config, options.rank, options.host, options.port, _end)
     try:
         built = build_rank(options.config, follower)
-        while True:
-            match follower.receive():
-                case Run(step):
-                    built.runner.execute(step)
-                case Release(cause):
-                    return 0 if cause is None else 1
+        return 0 if follower.run(built.runner.execute) is None else 1
     except Exception as error:
         if not isinstance(error, StartupError) and not comes_of_another(error):
             log.exception("rank %d failed", options.rank)

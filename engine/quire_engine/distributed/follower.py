@@ -18,9 +18,10 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed import DistError
 
 from quire_engine.config import EngineConfig
+from quire_engine.core.step import Step
 from quire_engine.distributed.launch import launch
 from quire_engine.distributed.layout import Layout
-from quire_engine.distributed.messages import Failed, RankOptions, ToRank, decode_to_rank, encode
+from quire_engine.distributed.messages import Failed, RankOptions, Release, Run, decode_to_rank, encode
 from quire_engine.distributed.place import Place, address_towards, in_url, join
 from quire_engine.distributed.watch import Watch, quiet
 from quire_engine.failure import failure_of
@@ -55,7 +56,7 @@ class Follower:
         self._context = zmq.Context()
         self._sending = threading.Lock()
         self._reports = quiet(self._context.socket(zmq.PUSH))
-        self.steps = quiet(self._context.socket(zmq.PULL))
+        self._steps = quiet(self._context.socket(zmq.PULL))
         self._watch = Watch(_GATHER_SECONDS, lambda cause: self._tell_and_end(cause, on_lost))
         self._watch.add_peer(self._reports, f"EngineFailed: node 0 at {host} went away: its log says why")
         self._reports.connect(self._store.get("reports").decode())
@@ -78,14 +79,34 @@ class Follower:
                 )
                 self._processes.append(launch(options))
                 self._watch.add_child(rank, self._processes[-1])
-        port = self.steps.bind_to_random_port(f"tcp://{in_url(self._address)}")
+        port = self._steps.bind_to_random_port(f"tcp://{in_url(self._address)}")
         self._store.set(f"steps/{self.rank}", f"tcp://{in_url(self._address)}:{port}")
         self._place = join(self._store, self.layout, self.rank, device, self._address)
         return self._place
 
-    def receive(self) -> ToRank:
-        """The next thing to do: waits for it."""
-        return decode_to_rank(self.steps.recv())
+    def run(
+        self,
+        execute: Callable[[Step], object],
+        beside: zmq.Socket[bytes] | None = None,
+        heed: Callable[[bytes], bool] = lambda _: True,
+    ) -> str | None:
+        """Run rank 0's steps until it releases this rank. Returns why it ended, where it failed.
+
+        `heed` is given what comes on the socket `beside`, between steps, and is false where this rank is to end.
+        """
+        poller = zmq.Poller()
+        for socket in (self._steps, *([] if beside is None else [beside])):
+            poller.register(socket, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll())
+            if beside in ready and beside is not None and not heed(beside.recv()):
+                return None
+            if self._steps in ready:
+                match decode_to_rank(self._steps.recv()):
+                    case Run(step):
+                        execute(step)
+                    case Release(cause):
+                        return cause
 
     def fail(self, error: Exception) -> None:
         """Tell rank 0 that this rank cannot go on."""
