@@ -78,7 +78,22 @@ class Embeddings:
         self._client, self._inputs, self._metrics, self._pooling = client, inputs, metrics, pooling
 
     async def embed(self, request: EmbeddingRequest, model: str) -> EmbeddingResponse:
-        """Raises `ApiError` for what the model or the engine refuses, and when the engine is gone."""
+        """Raises `ApiError` as `vectors` does."""
+        vectors, usage = await self.vectors(request)
+        encode = _as_base64 if request.encoding_format == "base64" else list
+
+        def answer() -> EmbeddingResponse:
+            data = [EmbeddingData(index=i, embedding=encode(vector)) for i, vector in enumerate(vectors)]
+            return EmbeddingResponse(model=model, data=data, usage=usage)
+
+        # There may be millions of numbers, and other answers should not wait for them.
+        return await asyncio.to_thread(answer) if len(vectors) > 1 else answer()
+
+    async def vectors(self, request: EmbeddingRequest) -> tuple[list[list[float]], Usage]:
+        """The vectors of a request's inputs, and what they cost.
+
+        Raises `ApiError` for what the model or the engine refuses, and when the engine is gone.
+        """
         if request.dimensions is not None:
             try:
                 self._pooling.check_dimensions(request.dimensions)
@@ -94,15 +109,8 @@ class Embeddings:
         prompts = await self._inputs.token_ids(request)
         params = PoolingParams(request.dimensions, request.normalize)
         vectors = await self._run(prompts, params, request.priority or 0, request.cache_salt)
-        encode = _as_base64 if request.encoding_format == "base64" else list
         count = sum(map(len, prompts))
-
-        def answer() -> EmbeddingResponse:
-            data = [EmbeddingData(index=i, embedding=encode(vector)) for i, vector in enumerate(vectors)]
-            return EmbeddingResponse(model=model, data=data, usage=Usage(prompt_tokens=count, total_tokens=count))
-
-        # There may be millions of numbers, and other answers should not wait for them.
-        return await asyncio.to_thread(answer) if len(vectors) > 1 else answer()
+        return vectors, Usage(prompt_tokens=count, total_tokens=count)
 
     async def _run(
         self, prompts: list[list[int]], params: PoolingParams, priority: int, cache_salt: str | None

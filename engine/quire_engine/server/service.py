@@ -15,6 +15,7 @@ from quire_engine.server.lifecycle import Lifecycle, State
 from quire_engine.server.metrics import Metrics
 from quire_engine.server.protocol.models import ModelCard
 from quire_engine.server.responses import Responses
+from quire_engine.server.scores import Scores
 from quire_engine.server.settings import ServerSettings
 from quire_engine.server.tokenization import Tokenization
 
@@ -26,7 +27,7 @@ class Service:
     """What the routes work with.
 
     Once the tokenizer and the engine are there, `tokenization` is, and `completions`, `chat` and `responses`, or
-    `embeddings`, by what the model does.
+    `embeddings` and `scores`, by what the model does.
     """
 
     settings: ServerSettings
@@ -40,6 +41,7 @@ class Service:
     chat: Chat | None = None
     responses: Responses | None = None
     embeddings: Embeddings | None = None
+    scores: Scores | None = None
     tokenization: Tokenization | None = None
 
     def health(self) -> tuple[int, str]:
@@ -72,6 +74,16 @@ class Service:
         """Raises `ApiError` where the model generates no text."""
         if part is None:
             raise ApiError(400, f"{self.model_names[0]} makes embeddings and generates no text: use /v1/embeddings")
+        return part
+
+    def of_vectors(self, part: _Part | None) -> _Part:
+        """Raises `ApiError` where the model makes no vectors."""
+        if part is None:
+            raise ApiError(
+                400,
+                f"{self.model_names[0]} generates text and makes no embeddings: use /v1/chat/completions or "
+                "/v1/completions, or start the server with --task embed",
+            )
         return part
 
     def check_queue(self) -> None:

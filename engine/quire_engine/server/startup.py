@@ -27,6 +27,7 @@ from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol.models import ModelCard
 from quire_engine.server.request_log import RequestLog
 from quire_engine.server.responses import Responses
+from quire_engine.server.scores import Scores
 from quire_engine.server.service import Service
 from quire_engine.server.tokenization import Tokenization
 from quire_engine.startup_error import StartupError
@@ -112,6 +113,7 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
     if info.pooling is not None:
         inputs = Inputs(prompts, tokenizer, limit)
         service.embeddings = Embeddings(service.client, inputs, service.metrics, info.pooling)
+        service.scores = Scores(service.embeddings)
         return
     requests = RequestLog(wanted=not settings.disable_log_requests)
     generation = Generation(service.client, tokenizer, service.metrics, requests)

@@ -164,3 +164,54 @@ def test_a_model_of_vectors_refuses_to_generate_and_says_what_to_use(embedder: S
 def test_a_model_of_text_refuses_to_embed_and_says_what_to_use(server: Server) -> None:
     with pytest.raises(openai.BadRequestError, match=r"use /v1/chat/completions .*--task embed"):
         server.client().embeddings.create(model="tiny", input="a")
+
+
+def test_a_score_is_the_cosine_of_two_texts_vectors(embedder: Server, model: PreTrainedModel) -> None:
+    def cosines(pairs: list[tuple[str, str]]) -> torch.Tensor:
+        return torch.stack([vector(model, ids(a)) @ vector(model, ids(b)) for a, b in pairs])
+
+    def scores(path: str, text_1: Any, text_2: Any) -> list[float]:
+        answer = httpx.post(f"{embedder.url}{path}", json={"model": "bert", "text_1": text_1, "text_2": text_2}).json()
+        assert [one["index"] for one in answer["data"]] == [*range(len(answer["data"]))]
+        tokens = sum(len(ids(text)) for one in (text_1, text_2) for text in ([one] if isinstance(one, str) else one))
+        assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] == tokens
+        return [one["score"] for one in answer["data"]]
+
+    same(scores("/score", "abc", "abd"), cosines([("abc", "abd")]))
+    same(scores("/v1/score", "abc", ["x", "abc"]), cosines([("abc", "x"), ("abc", "abc")]))
+    same(scores("/score", ["a", "b"], ["x", "y"]), cosines([("a", "x"), ("b", "y")]))
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+def test_the_nearest_documents_come_first(embedder: Server, model: PreTrainedModel, path: str) -> None:
+    documents = ["zzzz", {"text": "abc"}, "abd"]
+    texts = ["zzzz", "abc", "abd"]
+    body = {"model": "bert", "query": "abc", "documents": documents}
+    wanted = torch.stack([vector(model, ids("abc")) @ vector(model, ids(text)) for text in texts])
+    answer = httpx.post(embedder.url + path, json=body).json()
+    order = [one["index"] for one in answer["results"]]
+    assert order == wanted.argsort(descending=True).tolist()
+    assert order[0] == 1
+    same([one["relevance_score"] for one in answer["results"]], wanted[order])
+    assert [one["document"]["text"] for one in answer["results"]] == [texts[i] for i in order]
+    best = httpx.post(embedder.url + path, json={**body, "top_n": 1}).json()["results"]
+    assert best == answer["results"][:1]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("/score", {"text_1": ["a", "b"], "text_2": ["a"]}, "text_1 holds 2 texts and text_2 1"),
+        ("/score", {"text_1": "a", "text_2": []}, "text_2 is empty"),
+        ("/score", {"text_1": "a", "text_2": "a" * 500}, "text_1 or text_2 has 502 tokens"),
+        ("/score", {"text_1": "a"}, "text_2 is missing"),
+        ("/score", {"text_1": "a", "text_2": ["a"] * 2048}, "hold 2049 texts: one request takes 2048"),
+        ("/rerank", {"query": "a", "documents": []}, "documents"),
+        ("/rerank", {"query": "a", "documents": ["a"], "top_n": -1}, "top_n"),
+        ("/rerank", {"query": "a", "documents": [5]}, "documents.0"),
+    ],
+)
+def test_what_cannot_be_scored_is_a_400(embedder: Server, path: str, body: dict[str, Any], says: str) -> None:
+    answer = httpx.post(embedder.url + path, json=body)
+    assert answer.status_code == 400, answer.text
+    assert says in answer.json()["error"]["message"]
