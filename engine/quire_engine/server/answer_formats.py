@@ -77,10 +77,10 @@ class AnswerFormats:
     def _tools(self, request: ChatCompletionRequest) -> ToolParser | None:
         if isinstance(request.tool_choice, NamedToolChoice):
             return NamedCall(request.tool_choice.function.name)
-        names = [tool.function.name for tool in request.tools or ()]
+        offered = {tool.function.name: tool.function.parameters for tool in request.tools or ()}
         if request.tool_choice == "required":
-            return CallParser(REQUIRED, names)
-        return CallParser(self._auto, names) if request.may_call and self._auto is not None else None
+            return CallParser(REQUIRED, offered)
+        return CallParser(self._auto, offered) if request.may_call and self._auto is not None else None
 
     def _reasoning(self, prompt: list[int]) -> ReasoningParser | None:
         if self._tags is None:

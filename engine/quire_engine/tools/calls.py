@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +28,11 @@ class CallReader(Protocol):
         """Whether a call came of it, whole or not."""
         ...
 
+    @property
+    def unread(self) -> str:
+        """Where it is faulty, what it had held back and stands before the place that `read` returned."""
+        ...
+
     def read(self, text: str, at: int) -> int: ...
 
     def finish(self) -> None: ...
@@ -42,7 +47,10 @@ class Place:
     before: Sequence[str]  # what stands between the marker and here, with it
 
 
-Reader = Callable[[EventList, Collection[str], Place], CallReader | None]
+Offered = Mapping[str, Mapping[str, object] | None]
+"""The tools that an answer may call: JSON schemas of their arguments by their names."""
+
+Reader = Callable[[EventList, Offered, Place], CallReader | None]
 
 
 @dataclass(frozen=True)
@@ -65,15 +73,16 @@ class CallFormat:
 
 
 class CallParser:
-    """A `ToolParser` of one format, for an answer that may call the tools `names`."""
+    """A `ToolParser` of one format."""
 
-    def __init__(self, format: CallFormat, names: Collection[str] = ()) -> None:
-        self._format, self._names = format, names
+    def __init__(self, format: CallFormat, offered: Offered) -> None:
+        self._format, self._offered = format, offered
         self._events = EventList()
         self._markers = re.compile("|".join(re.escape(m) for m in format.markers) or r"(?!)")
         self._longest = max((len(m) for m in format.markers), default=1)
         self._state = self._begin if format.bare else self._text
         self._held = ""  # perhaps the beginning of a marker
+        self._unread = ""  # of a call that was none
         self._call: CallReader | None = None
         self._before: list[str] = []  # since the marker or the last call
         self._first = True  # no call since the marker
@@ -84,6 +93,8 @@ class CallParser:
         at = 0
         while at < len(text):
             at = self._state(text, at)
+            if self._unread:
+                text, at, self._unread = self._unread + text[at:], 0, ""
         return self._events.take()
 
     def finish(self) -> list[Event]:
@@ -141,7 +152,7 @@ class CallParser:
             return len(text)
         char = text[at]
         place = Place(char, self._first, self._before if self._first else ())
-        self._call = self._format.reader(self._events, self._names, place)
+        self._call = self._format.reader(self._events, self._offered, place)
         if self._call is not None:
             self._state, self._before = self._in_call, []
         elif char in _SEPARATORS:
@@ -158,6 +169,7 @@ class CallParser:
             self._call, self._first, self._state = None, False, self._between
         elif self._call.faulty:
             self._opened = self._opened and self._call.started
+            self._unread = self._call.unread
             self._call, self._state = None, self._text
         return at
 

@@ -7,6 +7,7 @@ from quire_engine.tools.hermes import HERMES, json_calls
 from quire_engine.tools.llama import LLAMA3_JSON
 from quire_engine.tools.mistral import MISTRAL
 from quire_engine.tools.pythonic import PYTHONIC
+from quire_engine.tools.qwen3_coder import QWEN3_CODER
 
 FORMATS = {
     "granite": CallFormat(json_calls, opening=("<|tool_call|>", "<tool_call>"), closing=("</tool_call>",)),
@@ -22,4 +23,6 @@ FORMATS = {
     "olmo3": PYTHONIC,
     "phi4_mini_json": CallFormat(json_calls, opening=("functools",)),
     "pythonic": PYTHONIC,
+    "qwen3_coder": QWEN3_CODER,
+    "qwen3_xml": QWEN3_CODER,
 }

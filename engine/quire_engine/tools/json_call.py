@@ -23,6 +23,7 @@ class JsonCall:
         self.ended = False
         self.faulty = False
         self.started = False
+        self.unread = ""  # it holds nothing back
         self._events, self._names = events, names
         self._raw = list(before)  # until the call has started
         self._expected = "{"  # or: key, key or }, colon, value, more

@@ -22,6 +22,7 @@ class _NamedCall:
     def __init__(self, events: EventList, before: Sequence[str]) -> None:
         self.ended = False
         self.faulty = False
+        self.unread = ""  # it holds nothing back
         self._events, self._before = events, list(before)
         self._head: list[str] = []
         self._length = 0

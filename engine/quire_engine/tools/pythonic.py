@@ -25,6 +25,7 @@ class PythonCall:
     def __init__(self, events: EventList, names: Collection[str], before: Sequence[str]) -> None:
         self.ended = False
         self.faulty = False
+        self.unread = ""  # it holds nothing back
         self._events, self._names, self._before = events, names, list(before)
         self._word: list[str] = []  # the name of the tool, or of an argument
         # What is expected: the tool's name; an argument or the end; the rest of an argument's name; = behind it; a

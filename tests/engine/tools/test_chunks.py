@@ -16,7 +16,7 @@ from quire_engine.tools.events import ArgumentsDelta, CallEnded, CallStarted, Co
 from quire_engine.tools.forced import REQUIRED, NamedCall
 from quire_engine.tools.formats import FORMATS
 
-NAMES = ("f", "get_time")
+OFFERED = {"f": {"properties": {"a": {"type": "string"}}}, "get_time": None}
 PARSERS = [*{id(format): name for name, format in FORMATS.items()}.values(), "required", "named"]
 FRAGMENTS = sorted(
     {marker for format in FORMATS.values() for marker in format.markers}
@@ -39,6 +39,7 @@ FRAGMENTS = sorted(
         ": ",
         "é",
     }
+    | {"<function=f>", "<function=", "<parameter=a>", "<parameter=b>", "</parameter>", "</function>", "</", "<", ">"}
     | {"<tool", "_call>", "<|python", "functool", "null", "1", '"x"'}
 )
 
@@ -46,7 +47,7 @@ FRAGMENTS = sorted(
 def parser_of(format: str) -> ToolParser:
     if format == "named":
         return NamedCall("f")
-    return CallParser(REQUIRED if format == "required" else FORMATS[format], NAMES)
+    return CallParser(REQUIRED if format == "required" else FORMATS[format], OFFERED)
 
 
 def events_of(format: str, pieces: list[str]) -> list[Event]:
@@ -113,10 +114,15 @@ def test_any_python_literals_arrive_as_json(calls: list[dict[str, Any]]) -> None
 @pytest.mark.parametrize("format", PARSERS)
 @pytest.mark.parametrize(
     "unit",
-    ["<", " ", "[", '{"a":', '<tool_call>{"name": "f", ', "[TOOL_CALLS]", "f(a=[", "\\"],
+    ["<", " ", "[", '{"a":', '<tool_call>{"name": "f", ', "[TOOL_CALLS]", "f(a=[", "\\", "</parameter", "<function=f>"],
 )
 def test_each_character_costs_the_same(format: str, unit: str) -> None:
-    prefix = {"pythonic": "[f(a='", "hermes": '<tool_call>{"name": "f", "arguments": {"a": "', "named": '{"a": "'}
+    prefix = {
+        "qwen3_xml": "<tool_call><function=f><parameter=a>",
+        "pythonic": "[f(a='",
+        "hermes": '<tool_call>{"name": "f", "arguments": {"a": "',
+        "named": '{"a": "',
+    }
     for begin in ("", prefix.get(format, "")):
         small, large = (work(format, begin + unit * (size // len(unit))) for size in (400, 1600))
         assert large < 5 * small

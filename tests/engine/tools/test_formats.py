@@ -11,12 +11,13 @@ from quire_engine.tools.events import ArgumentsDelta, CallEnded, CallStarted, Co
 from quire_engine.tools.forced import REQUIRED, NamedCall
 from quire_engine.tools.formats import FORMATS
 
-NAMES = ("get_weather", "get_time", "math.add")
+WEATHER = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+OFFERED = {"get_weather": WEATHER, "get_time": None, "math.add": {}}
 OSLO = '{"city": "Oslo"}'
 
 
 def parsed(format: str, text: str) -> list[Event]:
-    parser = CallParser(REQUIRED if format == "required" else FORMATS[format], NAMES)
+    parser = CallParser(REQUIRED if format == "required" else FORMATS[format], OFFERED)
     return joined([*parser.feed(text), *parser.finish()])
 
 
@@ -97,6 +98,19 @@ def call(name: str, arguments: str) -> list[Event]:
             '<function_calls>get_weather(city="Oslo")\nget_time()</function_calls>',
             [*call("get_weather", OSLO), *call("get_time", "{}")],
         ),
+        (
+            "qwen3_coder",
+            'Well.\n<tool_call>\n<function=get_weather>\n<parameter=city>\nOs"lo\n</parameter>\n'
+            "<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=get_time>\n"
+            "</function>\n</tool_call>",
+            [Content("Well."), *call("get_weather", '{"city": "Os\\"lo", "days": 2}'), *call("get_time", "{}")],
+        ),
+        (
+            "qwen3_coder",
+            '<tool_call><function=math.add><parameter=a>True</parameter><parameter=b>{"c": [1]}</parameter>'
+            "<parameter=c>two\nlines</parameter><parameter=d>NaN</parameter></function></tool_call>",
+            call("math.add", '{"a": true, "b": {"c": [1]}, "c": "two\\nlines", "d": "NaN"}'),
+        ),
         ("granite", f'<|tool_call|>[{{"name": "get_weather", "arguments": {OSLO}}}]', call("get_weather", OSLO)),
         (
             "jamba",
@@ -151,6 +165,9 @@ def test_calls_are_found_as_models_write_them(format: str, text: str, expected: 
         ("pythonic", "[get_time]"),
         ("pythonic", "Use [get_time()] for it."),
         ("required", "[{"),
+        ("qwen3_coder", "<tool_call>\n<function=get_weather"),
+        ("qwen3_coder", "<tool_call>\n<func>x</func></tool_call>"),
+        ("qwen3_coder", "<tool_call>\n<function=></function></tool_call>"),
     ],
 )
 def test_what_is_no_call_is_content_to_the_letter(format: str, text: str) -> None:
@@ -164,6 +181,9 @@ def test_what_is_no_call_is_content_to_the_letter(format: str, text: str) -> Non
         ("hermes", '<tool_call>{"name": "f", "arguments": {"a": oops}}', '{"a": ', "oops}}"),
         ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 01}}', '{"a": 0', "1}}"),
         ("mistral", "[TOOL_CALLS]f{'a': 1}", "{", "'a': 1}"),
+        ("qwen3_coder", "<tool_call><function=f><parameter=a>1</parameter>so", '{"a": 1', "so"),
+        ("qwen3_coder", "<tool_call><function=f><param=a>", "{", "<param=a>"),
+        ("qwen3_coder", "<tool_call><function=get_weather><parameter=city>Os\nl</par", '{"city": "Os\\nl</par', ""),
         ("pythonic", "[get_time(a=1, 2)]", '{"a": 1', "2)]"),
         ("pythonic", "[get_time(a=1, {})]", '{"a": 1', "{})]"),
         ("pythonic", "[get_time(a=later)]", '{"a": ', "later)]"),
@@ -185,7 +205,7 @@ def test_control_characters_in_strings_are_escaped() -> None:
 
 
 def test_arguments_come_as_they_are_written() -> None:
-    parser = CallParser(FORMATS["hermes"], NAMES)
+    parser = CallParser(FORMATS["hermes"], OFFERED)
     assert parser.feed('<tool_call>{"name": "f", "argu') == []
     assert parser.feed('ments": {"a') == [CallStarted("f"), ArgumentsDelta('{"a')]
     assert parser.feed('": 1') == [ArgumentsDelta('": 1')]
@@ -193,7 +213,7 @@ def test_arguments_come_as_they_are_written() -> None:
 
 
 def test_text_is_held_back_only_while_it_may_be_a_marker() -> None:
-    parser = CallParser(FORMATS["hermes"], NAMES)
+    parser = CallParser(FORMATS["hermes"], OFFERED)
     assert parser.feed("a <tool") == [Content("a")]
     assert parser.feed("s> b") == [Content(" <tools> b")]
 
