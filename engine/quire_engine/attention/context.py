@@ -34,6 +34,7 @@ class AttentionContext:
     decode_blocks: torch.Tensor  # [num_decodes, max_blocks] int64
     prefills: list[PrefillSpan]
     lengths: torch.Tensor | None = None  # [num_tokens] int64: what each is rotated for; of `RotationByLength` alone
+    axes: torch.Tensor | None = None  # [3, num_tokens] int64: time, height and width; None where all are the position
     adapted: torch.Tensor | None = None  # [n] int64: rows that an adapter changes; None where it changes none
     groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)  # by sliding window, filled on demand
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from quire_engine.core.cropped_images import CroppedCount
+from quire_engine.core.merged_patches import MergedCount
 from quire_engine.core.tiles import TiledCount
 
 
@@ -35,7 +36,7 @@ class FixedCount(msgspec.Struct, frozen=True, tag=True):
         return self.num_tokens
 
 
-ImageCount = FixedCount | TiledCount | CroppedCount
+ImageCount = FixedCount | TiledCount | CroppedCount | MergedCount
 """How many tokens an image has, by its size. Its `of` raises `ValueError` for a size that the model does not take.
 
 It crosses processes: each kind is a tagged struct of plain values."""

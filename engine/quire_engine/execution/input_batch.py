@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from quire_engine.attention.context import AttentionContext, PrefillSpan
+from quire_engine.core.merged_patches import MergedCount
 from quire_engine.core.step import ScheduledSequence, Step
+from quire_engine.execution.image_positions import ImagePositions
 from quire_engine.execution.prompt_logprobs import PromptLogprobs, PromptRows
 from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.sampling.sampler import SamplingBatch
@@ -42,8 +44,12 @@ class InputBatch:
         device: torch.device,
         rotates_by_length: bool = False,
         adapts_images: bool = False,
+        grids: MergedCount | None = None,
     ) -> None:
-        """`sampling` is None on ranks that do not sample. With `adapts_images` prompts with images have an adapter."""
+        """`sampling` is None on ranks that do not sample. With `adapts_images` prompts with images have an adapter.
+
+        `grids` are of a model whose tokens have positions by time, height and width.
+        """
         self._block_size = block_size
         self._device = device
         self._sampling = sampling
@@ -53,6 +59,8 @@ class InputBatch:
         self._tables = np.zeros((max_num_seqs, max_blocks_per_seq), dtype=np.int64)
         self._rotated_for = np.zeros(max_num_seqs, dtype=np.int64) if rotates_by_length else None
         self._adapted = np.zeros(max_num_seqs, dtype=bool) if adapts_images else None
+        self._grids = grids
+        self._image_positions: dict[str, ImagePositions] = {}  # of sequences with images, where there are `grids`
         # Token ids, positions, slots and, where asked for, lengths side by side: one copy takes them to the device.
         pinned = device.type == "cuda"
         self._staging = torch.zeros(
@@ -65,6 +73,7 @@ class InputBatch:
         """Bring the rows up to date with what the step removes, adds and grows."""
         for request_id in step.removed:
             row = self._rows.pop(request_id)
+            self._image_positions.pop(request_id, None)
             self._free_rows.append(row)
             if self._sampling is not None:
                 self._sampling.remove(row)
@@ -77,6 +86,8 @@ class InputBatch:
                 self._rotated_for[row] = sequence.rotated_for
             if self._adapted is not None:
                 self._adapted[row] = bool(sequence.images)
+            if self._grids is not None and sequence.images:
+                self._image_positions[sequence.request_id] = ImagePositions(sequence.images, self._grids)
             self._prompt_logprobs.add(sequence)
         for scheduled in step.scheduled:
             if scheduled.new_block_ids:
@@ -110,6 +121,7 @@ class InputBatch:
             torch.from_numpy(tables).to(self._device),
             spans,
             None if self._rotated_for is None else inputs[3],
+            self._axes([*decodes, *prompts]),
             None if self._adapted is None else self._adapted_rows([*decodes, *prompts], self._adapted),
         )
 
@@ -166,6 +178,15 @@ class InputBatch:
             lengths = np.arange(sequence.start + 1, sequence.end + 1)
             np.maximum(lengths, rotated_for[self._rows[sequence.request_id]], out=self._staged[3, first:last])
             first = last
+
+    def _axes(self, sequences: list[ScheduledSequence]) -> torch.Tensor | None:
+        """Each token's time, height and width; None where no sequence has images."""
+        if not any(s.request_id in self._image_positions for s in sequences):
+            return None
+        plain = ImagePositions((), self._grids) if self._grids is not None else None
+        parts = [self._image_positions.get(s.request_id, plain) for s in sequences]
+        axes = [p.of(s.start, s.end) for p, s in zip(parts, sequences, strict=True) if p is not None]
+        return torch.from_numpy(np.concatenate(axes, axis=1)).to(self._device)
 
     def _adapted_rows(self, sequences: list[ScheduledSequence], adapted: np.ndarray) -> torch.Tensor | None:
         """The batch's rows of sequences that are adapted."""

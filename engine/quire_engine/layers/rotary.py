@@ -26,6 +26,7 @@ class RopeSettings:
     parameters: Mapping[str, object]
     max_position_embeddings: int
     interleaved: bool = False  # pairs are neighbours, not half of `dim` apart
+    axes: tuple[int, ...] = ()  # pairs that time, height and width turn, where tokens have positions on each
 
     @staticmethod
     def from_config(
@@ -140,6 +141,24 @@ class DynamicRotaryEmbedding(RotaryEmbedding):
         return torch.where(lengths > original, 1.0 / bases**exponents, self.inverse_frequencies)
 
 
+class AxesRotaryEmbedding(RotaryEmbedding):
+    """M-RoPE (Wang et al., 2024, Qwen2-VL, section 2.1): some pairs turn by time, some by height, others by width."""
+
+    axis_of_pair: torch.Tensor  # [dim / 2] int64
+
+    def __init__(self, settings: RopeSettings) -> None:
+        super().__init__(settings)
+        axes = [axis for axis, pairs in enumerate(settings.axes) for _ in range(pairs)]
+        self.register_buffer("axis_of_pair", torch.tensor(axes), persistent=False)
+
+    def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        axes = current_context().axes
+        if axes is None:  # the same on all
+            return super().forward(positions, dtype)
+        angles = axes[self.axis_of_pair].T.float()[:, None, :] * self.frequencies()
+        return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
+
+
 def lengths_of_tokens() -> torch.Tensor:
     """What each token of the batch is rotated for, [num_tokens] int64."""
     lengths = current_context().lengths
@@ -149,6 +168,8 @@ def lengths_of_tokens() -> torch.Tensor:
 
 def rotary_embedding(settings: RopeSettings) -> RotaryEmbedding:
     """The embedding of the type that `settings` name."""
+    if settings.axes:
+        return AxesRotaryEmbedding(settings)
     match settings.rope_type:
         case "longrope":
             return LongRotaryEmbedding(settings)

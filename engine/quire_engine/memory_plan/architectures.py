@@ -105,6 +105,8 @@ def _read(architecture: Architecture, config: dict[str, object]) -> dict[str, ob
 def _read_decoder(architecture: Architecture, config: dict[str, object]) -> dict[str, object]:
     """What the decoder's `text_config` says, among the whole model's own settings."""
     text = config.get("text_config")
+    if text is None and architecture.flat:
+        text = config
     if not isinstance(text, dict):
         raise ValueError(f"config.json: text_config is {text!r}: it must be an object")
     kind = text.get("model_type", "llama")

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from quire_engine.memory_plan.config_fields import Config, positive_int
 
 _MOST_TILES = 64
+# Of the image processors of the models as they were published.
 _USUAL_CROPS = 36
+_USUAL_PIXELS = 16384 * 28 * 28
 _USUAL_GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
@@ -35,9 +37,7 @@ class ClipSizes:
     @staticmethod
     def of(config: Config) -> ClipSizes:
         """From config.json's `vision_config`. Raises `ValueError` that names the field that is wrong."""
-        found = config.get("vision_config")
-        if not isinstance(found, dict):
-            raise ValueError(f"config.json: vision_config is {found!r}: it must be an object")
+        found = _vision_config(config)
         return ClipSizes(
             hidden_size=positive_int(found, "hidden_size", default=1024),
             intermediate_size=positive_int(found, "intermediate_size", default=4096),
@@ -49,10 +49,15 @@ class ClipSizes:
         )
 
 
-def image_sizes(config: Config, architecture: str, hidden_size: int) -> ImageSizes | None:
-    """None for a model of text. Raises `ValueError` for a config.json whose encoder has no sizes."""
+def image_sizes(
+    config: Config, architecture: str, hidden_size: int, settings: Config | None = None
+) -> ImageSizes | None:
+    """None for a model of text. Raises `ValueError` for a config.json whose encoder has no sizes.
+
+    `settings` are the image processor's, and the usual ones where they are not known: some say how large images may be.
+    """
     read = _READERS.get(architecture)
-    return None if read is None else read(config, hidden_size)
+    return None if read is None else read(config, hidden_size, settings or {})
 
 
 def tile_grids(config: Config, tile: int) -> tuple[tuple[int, int], ...]:
@@ -87,14 +92,14 @@ def elements_at_once(
     return patches * max(layer, projector) + 3 * pixels  # which come in float32, and are converted
 
 
-def _llava(config: Config, hidden_size: int) -> ImageSizes:
+def _llava(config: Config, hidden_size: int, _: Config) -> ImageSizes:
     sizes = ClipSizes.of(config)
     with_class = config.get("vision_feature_select_strategy") == "full"
     tokens = (sizes.image_size // sizes.patch_size) ** 2 + with_class
     return ImageSizes(tokens=tokens, elements=_clip_elements(config, sizes, 1, hidden_size))
 
 
-def _llava_next(config: Config, hidden_size: int) -> ImageSizes:
+def _llava_next(config: Config, hidden_size: int, _: Config) -> ImageSizes:
     sizes = ClipSizes.of(config)
     side = sizes.image_size // sizes.patch_size
     grids = tile_grids(config, sizes.image_size)
@@ -115,14 +120,13 @@ def _clip_elements(config: Config, sizes: ClipSizes, pictures: int, hidden_size:
     )
 
 
-def _phi4_multimodal(config: Config, hidden_size: int) -> ImageSizes:
-    """One picture at a time goes through the encoder. How many there may be, its image processor may say otherwise."""
-    found = config.get("vision_config")
-    if not isinstance(found, dict):
-        raise ValueError(f"config.json: vision_config is {found!r}: it must be an object")
+def _phi4_multimodal(config: Config, hidden_size: int, settings: Config) -> ImageSizes:
+    """One picture at a time goes through the encoder."""
+    found = _vision_config(config)
+    crops = positive_int(settings, "dynamic_hd", default=_USUAL_CROPS)
     width, size = positive_int(found, "hidden_size", default=1152), positive_int(found, "image_size", default=448)
     patches = (size // positive_int(found, "patch_size", default=14)) ** 2
-    pixels, pictures = 3 * size**2, 1 + _USUAL_CROPS
+    pixels, pictures = 3 * size**2, 1 + crops
     layers = elements_at_once(
         patches=patches,
         hidden_size=width,
@@ -135,14 +139,44 @@ def _phi4_multimodal(config: Config, hidden_size: int) -> ImageSizes:
     mask = positive_int(found, "num_attention_heads", default=16) * patches**2
     # A token for four patches; one crop above the other has the most lines, each of which ends with one more.
     side = int(patches**0.5) // 2
-    tokens = _USUAL_CROPS * side * (side + 1) + 1 + side * (side + 1)
+    tokens = crops * side * (side + 1) + 1 + side * (side + 1)
     features = pictures * patches // 4 * width
     joined = 4 * features + tokens * (width + 4 * hidden_size)
     return ImageSizes(tokens=tokens, elements=3 * pictures * pixels + max(features + layers + mask, joined))
 
 
-_READERS: Mapping[str, Callable[[Config, int], ImageSizes]] = {
+def _qwen2_vl(config: Config, hidden_size: int, settings: Config) -> ImageSizes:
+    found = _vision_config(config)
+    width = positive_int(found, "embed_dim", default=1280)
+    patch, merge = positive_int(found, "patch_size", default=14), positive_int(found, "spatial_merge_size", default=2)
+    size = settings.get("size")
+    largest = size.get("longest_edge") if isinstance(size, dict) else None
+    pixels = positive_int({"max_pixels": settings.get("max_pixels") or largest}, "max_pixels", default=_USUAL_PIXELS)
+    tokens = max(1, pixels // (patch * merge) ** 2)
+    frames = positive_int(found, "temporal_patch_size", default=2)
+    return ImageSizes(
+        tokens=tokens,
+        elements=elements_at_once(
+            patches=tokens * merge**2,
+            hidden_size=width,
+            intermediate_size=width * positive_int(found, "mlp_ratio", default=4),
+            taken=0,
+            decoder_size=hidden_size,
+            pixels=tokens * merge**2 * 3 * frames * patch**2,
+        ),
+    )
+
+
+def _vision_config(config: Config) -> Config:
+    found = config.get("vision_config")
+    if not isinstance(found, dict):
+        raise ValueError(f"config.json: vision_config is {found!r}: it must be an object")
+    return found
+
+
+_READERS: Mapping[str, Callable[[Config, int, Config], ImageSizes]] = {
     "LlavaForConditionalGeneration": _llava,
     "LlavaNextForConditionalGeneration": _llava_next,
     "Phi4MultimodalForCausalLM": _phi4_multimodal,
+    "Qwen2VLForConditionalGeneration": _qwen2_vl,
 }

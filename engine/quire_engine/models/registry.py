@@ -35,6 +35,7 @@ from quire_engine.models.phi import phi
 from quire_engine.models.phi3 import phi3
 from quire_engine.models.phi4_multimodal import phi4_multimodal
 from quire_engine.models.qwen2 import qwen2
+from quire_engine.models.qwen2_vl import qwen2_vl
 from quire_engine.models.qwen3 import qwen3
 from quire_engine.models.qwen_moe import olmoe, qwen2_moe, qwen3_moe
 from quire_engine.models.settings import Config
@@ -89,6 +90,7 @@ FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {
     "LlavaForConditionalGeneration": llava,
     "LlavaNextForConditionalGeneration": llava_next,
     "Phi4MultimodalForCausalLM": phi4_multimodal,
+    "Qwen2VLForConditionalGeneration": qwen2_vl,
 }
 
 ENCODERS: dict[str, Callable[[Config], DecoderSpec]] = {

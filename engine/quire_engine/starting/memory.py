@@ -8,6 +8,7 @@ import torch
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.core_config import CoreConfig
+from quire_engine.core.merged_patches import MergedCount
 from quire_engine.distributed.place import Place
 from quire_engine.execution.device import device_memory
 from quire_engine.execution.image_embedder import ImageEmbedder
@@ -98,6 +99,7 @@ def model_runner(
             device,
             core_config.max_model_len,
         )
+    count = None if core_config.images is None else core_config.images.count
     batch = InputBatch(
         max_num_seqs=core_config.max_running,
         max_num_batched_tokens=core_config.max_num_batched_tokens,
@@ -107,6 +109,7 @@ def model_runner(
         device=device,
         rotates_by_length=core_config.rotation is not None,
         adapts_images=core_config.images is not None and core_config.images.adapted,
+        grids=count if isinstance(count, MergedCount) else None,
     )
     images = None
     if processor is not None and place.stage.first:  # where tokens are embedded

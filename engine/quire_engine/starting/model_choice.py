@@ -13,6 +13,7 @@ from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.image_adapter import image_adapter
 from quire_engine.loading.image_processor import image_settings
 from quire_engine.memory_plan.architectures import makes_embeddings
+from quire_engine.memory_plan.image_encoders import image_sizes
 from quire_engine.memory_plan.quantization import Quantization, quantization_of, served_quantization
 from quire_engine.models.decoder import CausalLM, DecoderSpec
 from quire_engine.models.registry import decoder_spec, embedding_spec, has_family
@@ -32,9 +33,13 @@ def _with_image_settings(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSp
     """The same, as the files beside config.json say: how many tokens an image has, and whether it has an adapter."""
     if spec.vision is None:
         return spec
-    vision = spec.vision.prepared_by(image_settings(checkpoint.directory))
-    adapted = image_adapter(checkpoint.directory, spec.shape.architecture) is not None
-    return replace(spec, vision=replace(vision, adapted=adapted))
+    shape, settings = spec.shape, image_settings(checkpoint.directory)
+    vision = spec.vision.prepared_by(settings)
+    sizes = image_sizes(checkpoint.config, shape.architecture, shape.hidden_size, settings)
+    if sizes is not None:
+        shape = replace(shape, image_tokens=sizes.tokens, image_elements=sizes.elements)
+    adapted = image_adapter(checkpoint.directory, shape.architecture) is not None
+    return replace(spec, shape=shape, vision=replace(vision, adapted=adapted))
 
 
 def spec_of_embeddings(spec: DecoderSpec | TransformersSpec, longest: int | None) -> DecoderSpec:

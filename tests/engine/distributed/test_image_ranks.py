@@ -18,6 +18,7 @@ from tests.engine.distributed.rank_pool import RankPool
 from tests.engine.distributed.test_answers import LAYOUTS, engine
 from tests.engine.multimodal.llava_checkpoint import CASES, TILED, file_of, make_llava, picture
 from tests.engine.multimodal.phi4_checkpoint import make_phi4
+from tests.engine.multimodal.qwen2_checkpoint import make_qwen2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,3 +68,13 @@ def test_ranks_share_the_adapter_of_prompts_with_images(ranks: RankPool, layout:
     expected = [phi4.answer(text, images, 8) for text, images in asked]
     sizes = {"max_model_len": 2048, "num_gpu_blocks_override": 300, "max_num_batched_tokens": 300}
     assert answers_of(tmp_path, layout, asked, phi4.tokenizer.encode, **sizes) == expected
+
+
+@pytest.mark.parametrize("layout", ["TP 2", "PP 2", pytest.param("TP 2 x PP 2", marks=pytest.mark.slow)])
+def test_all_ranks_place_images_by_time_height_and_width(ranks: RankPool, layout: str, tmp_path: Path) -> None:
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
+    qwen2 = make_qwen2(tmp_path)
+    both = [picture(2, 130, 70), picture(3, 20, 50)]
+    asked: Asked = [("no image", []), ("<|image_pad|> a?", [picture(1)]), ("<|image_pad|> and <|image_pad|> b?", both)]
+    expected = [qwen2.answer(text, images, 8) for text, images in asked]
+    assert answers_of(tmp_path, layout, asked, qwen2.tokenizer.encode, max_num_batched_tokens=16) == expected

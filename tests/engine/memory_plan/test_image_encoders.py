@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from quire_engine.layers.linear import create_weights
+from quire_engine.memory_plan.image_encoders import image_sizes
 from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.memory_plan.plan import activation_bytes
 from quire_engine.models.registry import decoder_spec
@@ -23,7 +24,8 @@ from tests.engine.models.families import CASES
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LARGER: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "image_size": 64}
-WITH_IMAGES = [name for name, (_, settings) in CASES.items() if "vision_config" in settings]
+# Of Qwen2-VL images are as large as the image processor lets them be: see below.
+WITH_IMAGES = [name for name, (_, own) in CASES.items() if "vision_config" in own and not name.startswith("Qwen2VL")]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -84,6 +86,46 @@ def test_encoding_the_largest_image_takes_what_is_planned(name: str) -> None:
     assert len(rows) == spec.shape.image_tokens
     taken = live.most + 4 * sum(x.numel() for x in inputs.values())
     assert taken <= 4 * spec.shape.image_elements <= 2.5 * taken
+
+
+OTHERS = {
+    "Phi4MultimodalForCausalLM: images": (
+        {"hidden_size": 64, "intermediate_size": 256},
+        {"dynamic_hd": 30},
+        (64, 1920),
+    ),
+    "Qwen2VLForConditionalGeneration: positions by time, height and width": (
+        {"embed_dim": 64, "mlp_ratio": 4},
+        {"max_pixels": 4096},
+        (64, 64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@torch.inference_mode()
+def test_encoding_the_largest_image_that_its_processor_lets_through_takes_what_is_planned(name: str) -> None:
+    larger, settings, (width, height) = OTHERS[name]
+    family, own = CASES[name]
+    own = own | {"vision_config": own["vision_config"] | larger}
+    config = getattr(transformers, family.config)(**copy.deepcopy(own)).to_dict()
+    spec = decoder_spec(config | {"architectures": [family.architecture]})
+    assert spec.vision is not None
+    vision = spec.vision.prepared_by(settings)
+    encoder = vision.build(spec.shape.hidden_size).eval()
+    create_weights(encoder, None)
+    for parameter in encoder.parameters():
+        parameter.zero_()
+    inputs = {name: torch.ones(shape) for name, shape in vision.inputs(width, height).items()}
+    inputs["image_sizes"] = torch.tensor([[height, width]])
+    inputs["image_grid_thw"] = torch.tensor([[1, height // 4, width // 4]])
+    given = 4 * sum(x.numel() for name, x in inputs.items() if name.endswith("pixel_values"))
+    with LiveBytes() as live:
+        rows = encoder(inputs)
+    sizes = image_sizes(config, family.architecture, spec.shape.hidden_size, settings)
+    assert sizes is not None
+    assert len(rows) == sizes.tokens
+    assert live.most + given <= 4 * sizes.elements <= 2.5 * (live.most + given)
 
 
 def test_the_plan_of_a_real_model_sets_memory_aside_for_its_largest_image() -> None:

@@ -49,6 +49,22 @@ PHI4_MULTIMODAL: dict[str, Any] = SIZES | {
         "audio_token_id": 97,
     },
 }
+QWEN2_VL: dict[str, Any] = {
+    "text_config": LONGER
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+    "vision_config": {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 64,
+        "num_heads": 4,
+        "patch_size": 4,
+        "mlp_ratio": 2,
+    },
+    "image_token_id": 96,
+    "video_token_id": 97,
+    "vision_start_token_id": 98,
+    "vision_end_token_id": 99,
+}
 
 WITH_IMAGES = [
     Family(
@@ -101,6 +117,16 @@ WITH_IMAGES = [
                 },
                 "tie_word_embeddings": True,
             },
+        },
+    ),
+    Family(
+        models="Qwen2-VL (images)",
+        architecture="Qwen2VLForConditionalGeneration",
+        config="Qwen2VLConfig",
+        cases={
+            "positions by time, height and width": QWEN2_VL,
+            "tied head, another activation of the encoder": QWEN2_VL
+            | {"tie_word_embeddings": True, "vision_config": QWEN2_VL["vision_config"] | {"hidden_act": "gelu"}},
         },
     ),
 ]

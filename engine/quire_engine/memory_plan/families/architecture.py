@@ -32,3 +32,6 @@ class Architecture:
 
     decoders: Mapping[str, tuple[str, Config]] = field(default_factory=dict)
     """Where the decoder's sizes stand in `text_config`: its class and what may be left out, by its `model_type`."""
+
+    flat: bool = False
+    """Whether the decoder's sizes stand among the whole model's own settings where there is no `text_config`."""

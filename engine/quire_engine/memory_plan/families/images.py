@@ -40,9 +40,19 @@ _PHI4_MULTIMODAL = Architecture(
         f"{_PHI4_IMAGES}img_processor.head.",
     ),
 )
+_QWEN2_VL_DECODER: tuple[str, Config] = (
+    "Qwen2ForCausalLM",
+    {"num_key_value_heads": 8, "max_position_embeddings": 32768, "rope_theta": 1e6, "rms_norm_eps": 1e-5},
+)
+_QWEN2_VL = Architecture(
+    decoders={"qwen2_vl_text": _QWEN2_VL_DECODER, "qwen2_vl": _QWEN2_VL_DECODER},
+    flat=True,
+    tower=("visual.", "model.visual."),
+)
 
 WITH_IMAGES: dict[str, Architecture] = {
     "LlavaForConditionalGeneration": _LLAVA,
     "LlavaNextForConditionalGeneration": _LLAVA,
     "Phi4MultimodalForCausalLM": _PHI4_MULTIMODAL,
+    "Qwen2VLForConditionalGeneration": _QWEN2_VL,
 }
