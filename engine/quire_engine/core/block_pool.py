@@ -118,6 +118,13 @@ class BlockPool:
                 if self._hash_of[block] is None:
                     self._free.move_to_end(block, last=False)
 
+    def use(self, hashes: Sequence[BlockHash]) -> None:
+        """Have the free blocks that hold `hashes`, the beginning of a sequence, be allocated last, its first of all."""
+        for block_hash in reversed(hashes):
+            block = self._block_of.get(block_hash)
+            if block is not None and self._references[block] == 0:
+                self._free.move_to_end(block)
+
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
         """Raise `AssertionError` unless the references are exactly those of `held`, a block list per holder."""
         counts = Counter(block for blocks in held for block in blocks)

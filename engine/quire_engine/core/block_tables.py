@@ -83,6 +83,8 @@ class BlockTables:
     def stop(self, request: Request) -> None:
         """Take a request's blocks back."""
         self._release(request, len(request.block_ids))
+        # What left the window came free before what is behind it, which nobody finds without it.
+        self.pool.use(request.block_hashes[: request.num_let_go])
         request.block_ids, request.num_let_go = [], 0
         request.num_computed_tokens = request.num_published = request.num_blocks_sent = 0
 

@@ -134,6 +134,16 @@ class EngineCore:
         """Raise `AssertionError` when requests and blocks do not agree."""
         scheduler = self._scheduler
         scheduler.check_integrity()
+        under_way = {
+            request: scheduled
+            for step, requests in self._in_flight
+            for scheduled, request in zip(step.scheduled, requests, strict=True)
+        }
+        for request in scheduler.running.values():
+            assert request.in_flight == (request in under_way), f"{request.request_id} is in a step, or says so"
+            if request.in_flight:
+                beside = under_way[request].samples_after is not None
+                assert (request.num_missing_tokens == 0) == beside, f"{request.request_id} has nothing to compute"
         known = {*self._compiling} | {r.unit[0].request_id for r in (*scheduler.running.values(), *scheduler.waiting)}
         assert known == set(self._requests), f"lost or left over: {known ^ set(self._requests)}"
 

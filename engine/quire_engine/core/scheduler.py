@@ -380,9 +380,12 @@ class Scheduler:
         for request in self.running.values():
             assert request.swapped is None, f"{request.request_id} runs and keeps pages in host memory"
             assert not request.waiting, f"{request.request_id} runs and waits"
+            done = request.group is not None and request.request_id in request.group.choices
             # One that began beside a sibling has no token of its own before its first step has ended.
-            done = request.in_flight or (request.group is not None and request.request_id in request.group.choices)
-            assert request.num_missing_tokens > 0 or done, f"{request.request_id} has nothing to compute"
+            begins = request.in_flight and request.num_output_tokens == 0 and request.group is None
+            assert (request.num_missing_tokens == 0) if done else (request.num_missing_tokens > 0 or begins), (
+                f"{request.request_id} has {request.num_missing_tokens} tokens to compute"
+            )
             held = len(request.block_ids) * self.config.block_size
             assert request.num_computed_tokens <= held, f"{request.request_id} has computed more than it holds"
         for request in self.waiting:

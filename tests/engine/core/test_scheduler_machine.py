@@ -13,11 +13,26 @@ from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.core.request import Request
+from quire_engine.core.rotation import RotationByLength
 from quire_engine.core.scheduler import Scheduler
 from quire_engine.sampling_params import SamplingParams
+from quire_engine.structured_outputs import StructuredOutputsParams
 from tests.engine.core.fake_model import POISON, VOCAB_SIZE, PagedExecutor, Stages, generate, search
+from tests.engine.core.test_grammars import Grammar
 
 EOS = (11, 12, 40)
+
+
+class Compiler:
+    """Makes grammars that allow as many tokens as their regex has characters."""
+
+    def __init__(self, made: list[Grammar]) -> None:
+        self._made = made
+
+    def compile(self, params: SamplingParams) -> Grammar:
+        assert params.structured_outputs is not None
+        self._made.append(Grammar(len(params.structured_outputs.regex or ""), ready=False))
+        return self._made[-1]
 
 
 class LookingAgain(Scheduler):
@@ -44,6 +59,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         use_priority=st.booleans(),
         window=st.sampled_from([None, None, 1, 5, 9]),
         num_stages=st.sampled_from([1, 1, 2, 3]),
+        rotation=st.sampled_from([None, None, RotationByLength("longrope", 9), RotationByLength("dynamic", 6)]),
     )
     def start(
         self,
@@ -57,6 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         use_priority: bool,
         window: int | None,
         num_stages: int,
+        rotation: RotationByLength | None,
     ) -> None:
         self.config = CoreConfig(
             num_blocks=num_blocks,
@@ -70,10 +87,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             use_priority=use_priority,
             window=window,
             num_stages=num_stages,
+            rotation=rotation,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=EOS,
         )
-        self.core = EngineCore(Stages(PagedExecutor(self.config, poison=True), num_stages), self.config)
+        self.grammars: list[Grammar] = []  # in the order of their requests
+        executor = Stages(PagedExecutor(self.config, poison=True), num_stages)
+        self.core = EngineCore(executor, self.config, Compiler(self.grammars))
         self.core._scheduler = LookingAgain(self.config)
         self.requests: dict[str, EngineRequest] = {}
         self.tokens: dict[str, list[int]] = {}
@@ -89,6 +109,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from([None, None, "salt"]),
         ignore_eos=st.booleans(),
         siblings=st.sampled_from([0, 0, 3]),
+        length=st.sampled_from([None, None, 1, 4]),
     )
     def add(
         self,
@@ -100,10 +121,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt: str | None,
         ignore_eos: bool,
         siblings: int,
+        length: int | None,
     ) -> None:
+        """`length` is that of all that the request's grammar allows; a search has none."""
         name = str(len(self.requests))
         params = SamplingParams(
-            n=max(1, width), use_beam_search=width > 0, max_tokens=max_tokens, ignore_eos=ignore_eos
+            n=max(1, width),
+            use_beam_search=width > 0,
+            max_tokens=max_tokens,
+            ignore_eos=ignore_eos,
+            structured_outputs=None if length is None or width else StructuredOutputsParams(regex="x" * length),
         )
         prompt = [1] * begins_alike + tail
         request = EngineRequest(name, prompt, params, priority=priority, cache_salt=salt)
@@ -113,6 +140,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             name = str(len(self.requests))
             self.requests[name], self.tokens[name] = replace(request, request_id=name), []
             self.core.add_request(request.another(name, params))
+
+    @rule()
+    def compile(self) -> None:
+        """All that are asked for by now are there."""
+        for grammar in self.grammars:
+            grammar.ready = True
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -144,6 +177,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "core"):
             return
+        self.compile()
         for _ in range(3000):
             if not self.core.has_work():
                 break
@@ -163,6 +197,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         config, params, prompt = self.config, request.params, request.prompt_token_ids
         longest = config.max_beam_tokens(params) if params.use_beam_search else config.max_tokens
         count = min(params.max_tokens or longest, longest - len(prompt))
+        if params.structured_outputs is not None:
+            count = min(count, len(params.structured_outputs.regex or ""))
         eos = () if params.ignore_eos else EOS
         if params.use_beam_search:
             found = [beam.token_ids for beam in end.beams or []]

@@ -46,6 +46,19 @@ def test_requests_without_their_first_pages_come_back_as_they_were(num_swap_bloc
     assert (core.stats().kv_cache_usage, core.stats().swap_usage) == (0.0, 0.0)
 
 
+def test_of_a_sequence_whose_beginning_left_the_window_the_beginning_is_kept_longest() -> None:
+    """Another takes a part of the pages: what is found again begins at the first one."""
+    core, _ = make_core(window=8, num_blocks=16, max_num_batched_tokens=64)
+    core.add_request(request("first", [1] * 40, max_tokens=9))
+    run(core)
+    core.add_request(request("other", [2] * 30, max_tokens=2))
+    run(core)
+    core.add_request(request("again", [1] * 40, max_tokens=4))
+    outputs = run(core)["again"]
+    assert outputs[0].num_cached_tokens >= 20
+    assert tokens(outputs) == generate([1] * 40, 4, window=8)
+
+
 def test_pages_that_were_let_go_are_found_again_by_those_who_begin_alike() -> None:
     core, _ = make_core(window=8)
     core.add_request(request("first", [1] * 20, max_tokens=4))
