@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from quire_engine.config import EngineConfig
@@ -41,18 +43,6 @@ class Failed(msgspec.Struct, tag=True):
 ToRank = Run | Release
 FromRank = Failed
 
-_encoder = msgspec.msgpack.Encoder()
-_to_rank: msgspec.msgpack.Decoder[ToRank] = msgspec.msgpack.Decoder(ToRank)
-_from_rank: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
-
-
-def encode(message: ToRank | FromRank) -> bytes:
-    return _encoder.encode(message)
-
-
-def decode_to_rank(data: bytes) -> ToRank:
-    return _to_rank.decode(data)
-
-
-def decode_from_rank(data: bytes) -> FromRank:
-    return _from_rank.decode(data)
+encode: Callable[[ToRank | FromRank], bytes] = msgspec.msgpack.Encoder().encode
+decode_to_rank: Callable[[bytes], ToRank] = msgspec.msgpack.Decoder(ToRank).decode
+decode_from_rank: Callable[[bytes], FromRank] = msgspec.msgpack.Decoder(FromRank).decode

@@ -45,6 +45,11 @@ class Lookups(Generic[T]):
                 self._make_room()
         return entry.known
 
+    def known(self, what: Hashable) -> T | None:
+        """What is known, however old."""
+        entry = self._entries.get(what)
+        return entry.known if entry is not None else None
+
     async def close(self) -> None:
         """End what is being read."""
         tasks = [entry.task for entry in self._entries.values() if entry.task is not None]

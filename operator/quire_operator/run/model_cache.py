@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_operator.kubeapi.reflector import Key
 from quire_operator.plan.gpu_memory import Skipped
+from quire_operator.run.lookups import Lookups
 
 logger = logging.getLogger(__name__)
 
 _FAULTY_SECONDS = 600.0
-_MOST_MODELS = 2000
 
 
 @dataclass(frozen=True)
@@ -33,64 +31,35 @@ class Reading:
 Read = Callable[[], Awaitable[Reading]]
 
 
-@dataclass
-class _Entry:
-    known: ModelFacts | Skipped | None = None
-    expires: float = 0.0
-    waiting: set[Key] = field(default_factory=set)
-    task: asyncio.Task[None] | None = None
-
-
 class ModelCache:
-    """`changed` is called with each LLMService that waited for an answer."""
+    """`changed` is called with each LLMService that asked, when there is something new."""
 
     def __init__(self, changed: Callable[[Key], None]) -> None:
-        self._changed = changed
-        self._entries: dict[Hashable, _Entry] = {}
+        self._lookups: Lookups[ModelFacts | Skipped] = Lookups(changed)
 
     def get(
         self, asker: Key, model: Hashable, read: Read, instead: Skipped | None = None
     ) -> ModelFacts | Skipped | None:
         """What is known of `model`; None when it is being read for the first time, by `read`.
 
-        What has grown old is given all the same, and read again. With `instead`, a model that is not known is not
-        read, and that is the answer.
+        What has grown old is given all the same, and read again. With `instead`, a model of which nothing is known is
+        not read, and that is the answer.
         """
-        entry = self._entries.setdefault(model, _Entry())
-        if entry.known is not None and time.monotonic() < entry.expires:
-            return entry.known
-        entry.waiting.add(asker)
-        if entry.task is None:
-            if instead is not None and not isinstance(entry.known, ModelFacts):
-                return instead
-            entry.task = asyncio.create_task(self._read(entry, model, read))
-            self._make_room()
-        return entry.known
+        if instead is not None and self._lookups.known(model) is None:
+            return instead
+        return self._lookups.get(asker, model, lambda: self._read(model, read))
 
     async def close(self) -> None:
         """End what is being read."""
-        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._lookups.close()
 
-    async def _read(self, entry: _Entry, model: Hashable, read: Read) -> None:
+    async def _read(self, model: Hashable, read: Read) -> tuple[ModelFacts | Skipped, float]:
         try:
             reading = await read()
         except Exception:
             logger.exception("reading %s failed", model)
-            reading = Reading(Skipped("UnknownModel", "the model could not be read: see the log"), _FAULTY_SECONDS)
-        finally:
-            entry.task = None
-        entry.expires = time.monotonic() + reading.fresh_seconds
-        if not (reading.is_transient and isinstance(entry.known, ModelFacts)):
-            entry.known = reading.known
-        askers, entry.waiting = entry.waiting, set()
-        for asker in askers:
-            self._changed(asker)
-
-    def _make_room(self) -> None:
-        for key in [key for key, entry in self._entries.items() if entry.task is None]:
-            if len(self._entries) <= _MOST_MODELS:
-                return
-            del self._entries[key]
+            return Skipped("UnknownModel", "the model could not be read: see the log"), _FAULTY_SECONDS
+        before = self._lookups.known(model)
+        if reading.is_transient and isinstance(before, ModelFacts):
+            return before, reading.fresh_seconds
+        return reading.known, reading.fresh_seconds
