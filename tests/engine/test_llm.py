@@ -79,8 +79,8 @@ def test_answers_come_in_the_prompts_order_with_text_tokens_and_times(llm: LLM) 
 
 def test_a_prompt_may_be_text_or_tokens_alone_or_in_a_list(llm: LLM) -> None:
     same = ["abc", {"prompt": "abc"}, {"prompt_token_ids": [97, 98, 99]}]
-    answers = [llm.generate(p, GREEDY, use_tqdm=False)[0].outputs[0].token_ids for p in same]  # type: ignore[arg-type]
-    together = llm.generate(same, GREEDY, use_tqdm=False)  # type: ignore[arg-type]
+    answers = [llm.generate(p, GREEDY, use_tqdm=False)[0].outputs[0].token_ids for p in same]  # type: ignore[arg-type]  # lists are invariant
+    together = llm.generate(same, GREEDY, use_tqdm=False)  # type: ignore[arg-type]  # lists are invariant
     assert answers == [o.outputs[0].token_ids for o in together] == [answers[0]] * 3
 
 
@@ -205,7 +205,7 @@ def test_bad_words_do_not_come_and_a_bias_brings_a_token(llm: LLM) -> None:
 def test_prompts_of_different_salts_share_no_pages_and_a_priority_needs_the_policy(llm: LLM) -> None:
     prompt = "a-prompt-that-fills-three-pages"
     asked = [{"prompt": prompt, "cache_salt": salt} for salt in ("one", "one", "two")]
-    cached = [llm.generate([p], GREEDY, use_tqdm=False)[0].num_cached_tokens for p in asked]  # type: ignore[list-item]
+    cached = [llm.generate([p], GREEDY, use_tqdm=False)[0].num_cached_tokens for p in asked]  # type: ignore[list-item]  # lists are invariant
     assert cached == [0, 24, 0]
     with pytest.raises(ValueError, match="scheduling_policy"):
         llm.generate(["a"], GREEDY, priority=[1])
@@ -232,13 +232,13 @@ def test_a_parameter_out_of_range_is_refused_with_its_name_value_and_limit(
     wrong: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        SamplingParams(**wrong)  # type: ignore[arg-type]
+        SamplingParams(**wrong)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_a_token_that_the_model_lacks_is_refused(llm: LLM) -> None:
     for name, value in (("logit_bias", {VOCAB_SIZE: 1.0}), ("allowed_token_ids", [1, -1]), ("stop_token_ids", [999])):
         with pytest.raises(ValueError, match=f"{name} holds the token.*between 0 and {VOCAB_SIZE - 1}"):
-            llm.generate("a", SamplingParams(**{name: value}), use_tqdm=False)  # type: ignore[arg-type]
+            llm.generate("a", SamplingParams(**{name: value}), use_tqdm=False)  # type: ignore[arg-type]  # wrong on purpose
     llm.core.check_integrity()
 
 

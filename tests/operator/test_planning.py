@@ -22,7 +22,7 @@ def accepted(namespace: Namespace, status: str) -> dict[str, Any]:
         condition = namespace.condition("llama", "Accepted")
         return condition if condition.get("status") == status else None
 
-    return eventually(as_wanted)  # type: ignore[return-value]
+    return eventually(as_wanted)  # type: ignore[return-value]  # it returns only what is not None
 
 
 def reasons(namespace: Namespace, kind: str = "Warning") -> list[str]:

@@ -114,7 +114,7 @@ def _train_tokenizer(recipe: Recipe, corpus: list[Exchange]) -> PreTrainedTokeni
         show_progress=False,
     )
     bpe.train_from_iterator((f"{e.question} {e.answer}" for e in corpus), trainer)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # it has no types
         tokenizer_object=bpe,
         bos_token=BOS,
         eos_token=EOS,
@@ -165,7 +165,7 @@ def _optimise(recipe: Recipe, model: LlamaForCausalLM, rows: torch.Tensor) -> No
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # it has no types
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0 or step == recipe.steps - 1:
@@ -175,7 +175,7 @@ def _optimise(recipe: Recipe, model: LlamaForCausalLM, rows: torch.Tensor) -> No
         if time.thread_time() - cpu_started > recipe.cpu_seconds_at_most:
             log.warning("stopped at step %d: this processor is slow, and its file is one of its own", step + 1)
             break
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()  # type: ignore[no-untyped-call]  # it has no types
 
 
 def _learning_rate_fraction(step: int, recipe: Recipe) -> float:

@@ -31,7 +31,7 @@ def request(
     name: str, prompt: list[int], priority: int = 0, salt: str | None = None, **params: object
 ) -> EngineRequest:
     params = {"ignore_eos": True, "max_tokens": 4} | params
-    return EngineRequest(name, prompt, SamplingParams(**params), priority=priority, cache_salt=salt)  # type: ignore[arg-type]
+    return EngineRequest(name, prompt, SamplingParams(**params), priority=priority, cache_salt=salt)  # type: ignore[arg-type]  # mixed values
 
 
 def run(core: EngineCore) -> dict[str, list[EngineOutput]]:

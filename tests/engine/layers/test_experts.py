@@ -72,7 +72,7 @@ def qwen2() -> tuple[torch.nn.Module, RouterSpec]:
 
 @pytest.mark.parametrize("family", [deepseek_v3, deepseek_v2, mixtral, qwen2])
 def test_tokens_get_the_experts_and_weights_of_transformers_routers(family: object) -> None:
-    theirs, spec = family()  # type: ignore[operator]
+    theirs, spec = family()  # type: ignore[operator]  # a fixture that is called
     ours = Router(spec, HIDDEN)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -191,4 +191,4 @@ def test_plain_weights_are_one_allocation_and_other_methods_have_their_own() -> 
 )
 def test_a_router_that_cannot_be_is_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RouterSpec(**{"num_experts": NUM_EXPERTS, "top_k": TOP_K} | changes)  # type: ignore[arg-type]
+        RouterSpec(**{"num_experts": NUM_EXPERTS, "top_k": TOP_K} | changes)  # type: ignore[arg-type]  # mixed values

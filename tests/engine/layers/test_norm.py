@@ -31,7 +31,7 @@ def test_ranks_norm_their_heads_as_one_alone_norms_all(over: str, size: int) -> 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, HEADS, HEAD_DIM, generator=generator)
     weight = torch.randn(HEADS, HEAD_DIM, generator=generator)
-    spec = HeadNormSpec(over, NormSpec("layer" if "each" in over else "rms", EPS))  # type: ignore[arg-type]
+    spec = HeadNormSpec(over, NormSpec("layer" if "each" in over else "rms", EPS))  # type: ignore[arg-type]  # one of three
     if over == "all heads":
         expected = weight * x * torch.rsqrt(x.square().mean((1, 2), keepdim=True) + EPS)
     else:
@@ -41,7 +41,7 @@ def test_ranks_norm_their_heads_as_one_alone_norms_all(over: str, size: int) -> 
     for rank in range(size):
         with build_for(Together(rank, size, shares=shares)):
             norm = spec.build(HEADS, HEAD_DIM)
-        for name, shard in norm.shards("norm").items():  # type: ignore[operator]
+        for name, shard in norm.shards("norm").items():  # type: ignore[operator]  # only a module to mypy
             whole = weight.flatten() if shard.whole == (HEADS * HEAD_DIM,) else weight
             whole = whole[int(name.split(".")[2])] if "norms" in name else whole
             assert shard.whole == tuple(whole.shape)

@@ -92,7 +92,7 @@ def test_ranks_hold_their_heads_and_together_all_of_them(tmp_path: Path, size: i
                 heads = tensors[f"{name}.{kind}"].unflatten(0, (KV_HEADS, HEAD_DIM))
                 assert torch.equal(own, heads[list(kv)].flatten(0, 1))
         assert torch.equal(block.o.weight, tensors["o.weight"].chunk(size, dim=1)[rank])
-        assert torch.equal(block.o.bias, tensors["o.bias"])  # type: ignore[arg-type]
+        assert torch.equal(block.o.bias, tensors["o.bias"])  # type: ignore[arg-type]  # it has one
     embedding = torch.cat([block.embed.weight for block in blocks])
     assert torch.equal(embedding[:VOCAB], tensors["embed.weight"])
     assert not embedding[VOCAB:].any()

@@ -36,7 +36,7 @@ def test_weights_and_kv_bytes_per_token_are_those_of_the_engine(tmp_path: Path, 
     spec = service(model={"source": "hf://org/name", "dtype": dtype}).spec
     plan = plan_of(spec, ModelFacts.of_directory(tmp_path), Device("CPU", 4 << 30, on_gpu=False))
     core, info = build_engine(EngineConfig(model=str(tmp_path), device="cpu", dtype=dtype, num_gpu_blocks_override=64))
-    model: Any = core._executor._model  # type: ignore[attr-defined]
+    model: Any = core._executor._model  # type: ignore[attr-defined]  # the seam names no model
     assert plan.weights_bytes == sum(p.numel() * p.element_size() for p in model.parameters())
     caches = {cache.data_ptr(): cache for layer in model.attention_layers() for cache in (layer.k_cache, layer.v_cache)}
     allocated = sum(cache.numel() * cache.element_size() for cache in caches.values())

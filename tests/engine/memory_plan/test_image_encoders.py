@@ -74,12 +74,13 @@ def config_of(name: str) -> dict[str, Any]:
 @torch.inference_mode()
 def test_encoding_the_largest_image_takes_what_is_planned(name: str) -> None:
     spec = decoder_spec(config_of(name))
-    assert spec.vision is not None
-    encoder = spec.vision.build(spec.shape.hidden_size).eval()
+    vision = spec.vision
+    assert vision is not None
+    encoder = vision.build(spec.shape.hidden_size).eval()
     create_weights(encoder, None)
     sizes = [(n * 64, m * 64) for n in range(1, 37) for m in range(1, 37) if n * m <= 36]
-    width, height = max(sizes, key=lambda size: spec.vision.count.of(*size))  # type: ignore[union-attr]
-    inputs = {name: torch.ones(shape) for name, shape in spec.vision.inputs(width, height).items()}
+    width, height = max(sizes, key=lambda size: vision.count.of(*size))
+    inputs = {name: torch.ones(shape) for name, shape in vision.inputs(width, height).items()}
     inputs["image_sizes"] = torch.tensor([[height, width]])
     with LiveBytes() as live:
         rows = encoder(inputs)

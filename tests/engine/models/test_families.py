@@ -26,7 +26,7 @@ BLOCK_SIZE = 8
 @torch.no_grad()
 def logits_of(core: EngineCore, prompt: list[int]) -> torch.Tensor:
     """The engine's logits [len(prompt), vocab_size] after each token of `prompt`, computed in one step."""
-    model: Any = core._executor._model  # type: ignore[attr-defined]
+    model: Any = core._executor._model  # type: ignore[attr-defined]  # the seam names no model
     count = len(prompt)
     span = PrefillSpan(0, count, 0, torch.arange(-(-count // BLOCK_SIZE)))
     context = AttentionContext(

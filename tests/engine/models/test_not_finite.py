@@ -37,7 +37,7 @@ def build(tmp_path: Path) -> Build:
             else:
                 weight[row] = math.inf
         flags = {"device": "cpu", "block_size": 8, "max_model_len": 96, "num_gpu_blocks_override": 40} | flags
-        return build_engine(EngineConfig(model=str(save(model, tmp_path)), **flags))[0]  # type: ignore[arg-type]
+        return build_engine(EngineConfig(model=str(save(model, tmp_path)), **flags))[0]  # type: ignore[arg-type]  # mixed values
 
     return build
 

@@ -138,7 +138,7 @@ def test_attention_that_sees_more_than_it_is_told_is_found_out(caplog: pytest.Lo
 def test_the_cache_is_planned_as_it_is_allocated(tmp_path: Path) -> None:
     cls, config = PAGED["helium"]
     core = build(save(make_model(cls, config()), tmp_path), num_gpu_blocks_override=40)
-    model: Any = core._executor._model  # type: ignore[attr-defined]
+    model: Any = core._executor._model  # type: ignore[attr-defined]  # the seam names no model
     allocated = sum(c.numel() * c.element_size() for a in model.attention_layers() for c in (a.k_cache, a.v_cache))
     assert allocated == model.shape.kv_bytes_per_token("float32") * 40 * 8
 

@@ -84,7 +84,7 @@ def test_equal_images_share_pages_and_others_do_not(llava: Llava) -> None:
 
     def cached(image: Image.Image) -> int:
         prompt = {"prompt": text, "multi_modal_data": {"image": image}}
-        (result,) = llm.generate(prompt, PARAMS, use_tqdm=False)  # type: ignore[arg-type]
+        (result,) = llm.generate(prompt, PARAMS, use_tqdm=False)  # type: ignore[arg-type]  # lists are invariant
         return result.num_cached_tokens or 0
 
     assert cached(picture(1)) == 0

@@ -77,7 +77,7 @@ def test_prompts_alone_are_answered_as_in_a_batch(llavas: Callable[[str], Llava]
 @torch.no_grad()
 def logits_of(llm: LLM, llava: Llava, text: str, data: bytes) -> torch.Tensor:
     """The engine's logits [tokens, vocab_size] after each token of a prompt with one image, computed in one step."""
-    model: Any = llm.core._executor._model  # type: ignore[attr-defined]
+    model: Any = llm.core._executor._model  # type: ignore[attr-defined]  # the seam names no model
     embedded = embedder_of(llm)._embed(data)
     ids: list[int] = []
     for token in llava.ids(text):

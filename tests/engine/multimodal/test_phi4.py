@@ -86,7 +86,7 @@ def test_an_image_that_is_far_too_narrow_is_refused(phi4: Phi4) -> None:
 @torch.no_grad()
 def test_logits_about_an_image_are_those_of_transformers(phi4: Phi4, size: tuple[int, int]) -> None:
     llm = load(phi4)
-    model: Any = llm.core._executor._model  # type: ignore[attr-defined]
+    model: Any = llm.core._executor._model  # type: ignore[attr-defined]  # the seam names no model
     image = picture(5, *size)
     inputs = phi4.inputs(f"see {IMAGE} what?", [image])
     ids = inputs["input_ids"][0]
@@ -155,7 +155,7 @@ def test_prompts_with_images_share_no_pages_with_others_which_have_no_adapter(ph
 
 
 def test_the_plan_counts_the_adapter_and_leaves_out_the_encoder_of_sounds(phi4: Phi4) -> None:
-    model: Any = load(phi4).core._executor._model  # type: ignore[attr-defined]
+    model: Any = load(phi4).core._executor._model  # type: ignore[attr-defined]  # the seam names no model
     held = sum(parameter.numel() for parameter in model.parameters())
     assert ModelFacts.of_directory(phi4.directory).weights.elements == held
     assert not any("audio" in name for name, _ in model.named_parameters())

@@ -52,7 +52,7 @@ def planned(directory: Path, **model: Any) -> Any:
 
 def held(directory: Path, **changes: Any) -> int:
     core, _ = build_engine(EngineConfig(model=str(directory), device="cpu", num_gpu_blocks_override=64, **changes))
-    model: Any = core._executor._model  # type: ignore[attr-defined]
+    model: Any = core._executor._model  # type: ignore[attr-defined]  # the seam names no model
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 

@@ -27,7 +27,7 @@ def build(directory: Path, **changes: Any) -> EngineCore:
 
 def answer(core: EngineCore, prompts: list[list[int]], count: int) -> tuple[list[list[int]], list[torch.Tensor]]:
     """Greedy tokens, and the logits of each prompt's last token. One prompt at a time."""
-    model: Any = core._executor._model  # type: ignore[attr-defined]
+    model: Any = core._executor._model  # type: ignore[attr-defined]  # the seam names no model
     answers, logits, plain = [], [], model.logits
     for i, prompt in enumerate(prompts):
         seen: list[torch.Tensor] = []
@@ -72,11 +72,11 @@ def test_float_weights_are_rounded_to_fp8_while_loading(tmp_path: Path) -> None:
     cls, config = FAMILIES["qwen2"]
     model = make_model(cls, config())
     core = build(save(model, tmp_path), quantization="fp8")
-    loaded: Any = core._executor._model  # type: ignore[attr-defined]
+    loaded: Any = core._executor._model  # type: ignore[attr-defined]  # the seam names no model
     proj = loaded.get_submodule("model.layers.1.mlp.down_proj")
     assert proj.weight.dtype == torch.float8_e4m3fn
     means = proj.weight.float() * proj.weight_scale
-    weight = model.model.layers[1].mlp.down_proj.weight  # type: ignore[union-attr, index]
+    weight = model.model.layers[1].mlp.down_proj.weight  # type: ignore[union-attr, index]  # only modules to mypy
     assert ((means - weight).abs() <= weight.abs() / 16 + 1e-3).all()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -92,7 +92,7 @@ def test_a_quantized_model_keeps_no_float_copy(tmp_path: Path) -> None:
     model = make_model(LlamaForCausalLM, LlamaConfig(**sizes))
     for name, form in FORMATS.items():
         core = build(save_quantized(model, tmp_path / name, form))
-        layer = core._executor._model.get_submodule("model.layers.0")  # type: ignore[attr-defined]
+        layer = core._executor._model.get_submodule("model.layers.0")  # type: ignore[attr-defined]  # the seam names no model
         linears = [layer.self_attn.qkv_proj, layer.self_attn.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj]
         held = sum(t.numel() * t.element_size() for m in linears for t in (*m.parameters(), *m.buffers()))
         elements = sum(m.in_features * m.out_features for m in linears)

@@ -43,7 +43,7 @@ class OutputOnly(LogitsProcessor):
         self.inner, self.num_prompt_tokens = inner, num_prompt_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return self.inner(input_ids[:, self.num_prompt_tokens :], scores)  # type: ignore[no-any-return, operator]
+        return self.inner(input_ids[:, self.num_prompt_tokens :], scores)  # type: ignore[no-any-return, operator]  # transformers says nothing of it
 
 
 class Penalties(LogitsProcessor):

@@ -55,7 +55,7 @@ events = st.tuples(st.integers(0, ROWS - 1), st.sampled_from(["come", "grow", "g
 @pytest.mark.parametrize("at_once", [1, 2, 1024])
 @settings(max_examples=40, deadline=None)
 @given(happening=st.lists(events, min_size=4, max_size=20))
-def test_logits_are_those_done_by_hand_whoever_came_and_went(at_once: int, happening: list[tuple]) -> None:  # type: ignore[type-arg]
+def test_logits_are_those_done_by_hand_whoever_came_and_went(at_once: int, happening: list[tuple]) -> None:  # type: ignore[type-arg]  # of several lengths
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("quire_engine.sampling.adjustments.ADJUSTED_PAGES", at_once)
         state = SamplingState(ROWS, VOCAB_SIZE, (), longest=LONGEST)

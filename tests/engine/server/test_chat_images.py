@@ -55,7 +55,7 @@ def test_images_and_texts_are_given_to_a_template_as_it_reads_them(
 
 def test_a_model_of_text_has_its_parts_joined(tokenizer: Any) -> None:
     images = ChatImages(None, tokenizer)
-    message = ChatMessage(role="user", content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])  # type: ignore[list-item]
+    message = ChatMessage(role="user", content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])  # type: ignore[list-item]  # plain dicts, as they are sent
     given = message.as_template_input(images.token, in_parts=images.in_parts)
     assert given == {"role": "user", "content": "ab"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.engine.server.browser import chromium
 from tests.engine.server.conftest import Server, StartServer
@@ -60,7 +60,7 @@ def test_an_answer_is_streamed_and_its_speed_told(page: Page, server: Server) ->
     answer = page.locator(".turn.assistant")
     expect(answer.locator(".figures")).to_have_text(FIGURES)
     asked = {"role": "user", "content": "What is a class?"}
-    whole = server.client().chat.completions.create(model="tiny", messages=[asked], max_tokens=20, temperature=0)  # type: ignore[list-item]
+    whole = server.client().chat.completions.create(model="tiny", messages=[asked], max_tokens=20, temperature=0)  # type: ignore[list-item]  # plain dicts, as they are sent
     assert answer.locator(".text").text_content() == whole.choices[0].message.content
 
 
@@ -99,10 +99,10 @@ def test_stop_ends_the_answer_here_and_in_the_engine(page: Page, server: Server)
     _until_idle(page, server)
 
 
-def _without_end(route: object) -> None:
+def _without_end(route: Route) -> None:
     """Let the engine go on until it is stopped: so small a model may find its end before anybody can press a button."""
-    body = route.request.post_data_json | {"ignore_eos": True}  # type: ignore[attr-defined]
-    route.continue_(post_data=body)  # type: ignore[attr-defined]
+    body = route.request.post_data_json | {"ignore_eos": True}
+    route.continue_(post_data=body)
 
 
 def _until_idle(page: Page, server: Server) -> None:
@@ -164,7 +164,7 @@ def test_a_key_is_asked_for_and_forgotten_with_the_tab(browser: Browser, start_s
 
 
 def test_it_fits_a_phone(browser: Browser, server: Server, tmp_path: Path) -> None:
-    page = browser.new_context(viewport=PHONE).new_page()  # type: ignore[arg-type]
+    page = browser.new_context(viewport=PHONE).new_page()  # type: ignore[arg-type]  # a plain dict, as it is sent
     opened(page, server)
     set_in_settings(page, max_tokens="60")
     say(page, "word" * 60)

@@ -52,9 +52,9 @@ def test_usage_so_far_is_in_each_chunk_when_asked_for(server: Server, path: str)
     client, common = server.client(), {"model": "tiny", "max_tokens": 8, "stream": True, "stream_options": options}
     chunks: list[Any]
     if path == "chat":
-        chunks = list(client.chat.completions.create(messages=BEGUN[:1], **common))  # type: ignore[call-overload]
+        chunks = list(client.chat.completions.create(messages=BEGUN[:1], **common))  # type: ignore[call-overload]  # mixed values
     else:
-        chunks = list(client.completions.create(prompt="Return", **common))  # type: ignore[call-overload]
+        chunks = list(client.completions.create(prompt="Return", **common))  # type: ignore[call-overload]  # mixed values
     counts = [chunk.usage.completion_tokens for chunk in chunks]
     assert counts == sorted(counts)
     assert counts[-1] == counts[-2] == 8

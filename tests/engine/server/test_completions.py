@@ -136,7 +136,7 @@ def test_max_tokens_ends_with_length(server: Server) -> None:
 
 
 def test_a_wish_beyond_the_room_left_is_answered_up_to_the_context(start_server: object) -> None:
-    small = start_server("--max-model-len=64")  # type: ignore[operator]
+    small = start_server("--max-model-len=64")  # type: ignore[operator]  # a fixture that is called
     answer = small.client().completions.create(
         model="tiny", prompt="Return a", max_tokens=64, temperature=0, extra_body={"ignore_eos": True}
     )

@@ -119,9 +119,9 @@ async def test_health_answers_while_a_huge_answer_is_written(monkeypatch: pytest
     monkeypatch.setattr(json_answer, "json_parts", watched)
     engine, metrics, lifecycle = Engine(), Metrics("m"), Lifecycle(0.0, 0.0)
     lifecycle.started()
-    service = Service(ServerSettings(), ApiKeys(()), lifecycle, metrics, engine, ("m",))  # type: ignore[arg-type]
+    service = Service(ServerSettings(), ApiKeys(()), lifecycle, metrics, engine, ("m",))  # type: ignore[arg-type]  # a stand-in
     pooling = Pooling(over="mean", normalised=False, size=SIZE)
-    service.embeddings = Embeddings(engine, Inputs(), metrics, pooling)  # type: ignore[arg-type]
+    service.embeddings = Embeddings(engine, Inputs(), metrics, pooling)  # type: ignore[arg-type]  # a stand-in
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://a") as client:
         asked = asyncio.create_task(client.post("/v1/embeddings", json={"input": ["a"] * COUNT}))
         assert await asyncio.to_thread(begun.wait, 60)

@@ -102,7 +102,7 @@ def test_the_events_of_a_stream_are_typed_numbered_and_add_up(server: Server) ->
 
 def test_the_clients_own_accumulation_of_a_stream_works(server: Server) -> None:
     with server.client().responses.stream(model="tiny", input="Hello!", temperature=0, max_output_tokens=40) as stream:
-        final: Response = stream.get_final_response()  # type: ignore[assignment]
+        final: Response = stream.get_final_response()  # type: ignore[assignment]  # a subclass for parsed ones
     assert final.output_text == respond(server, max_output_tokens=40).output_text
 
 
@@ -115,8 +115,8 @@ def test_a_stream_that_is_cut_ends_incomplete(server: Server) -> None:
 def test_the_client_parses_an_answer_into_a_pydantic_model(server: Server) -> None:
     response = server.client().responses.parse(model="tiny", input="Hello!", text_format=Review)
     assert isinstance(response.output_parsed, Review)
-    assert response.text.format.type == "json_schema"  # type: ignore[union-attr]
-    assert response.text.format.model_dump(by_alias=True)["schema"]["title"] == "Review"  # type: ignore[union-attr]
+    assert response.text.format.type == "json_schema"  # type: ignore[union-attr]  # it is there
+    assert response.text.format.model_dump(by_alias=True)["schema"]["title"] == "Review"  # type: ignore[union-attr]  # it is there
 
 
 def test_any_json_object_is_a_form_too(server: Server) -> None:

@@ -30,7 +30,7 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     )
     values = [{"name": "Ada", "tags": ["a", "b"], "age": n, "ok": n % 2 == 0, "none": None} for n in range(200)]
     bpe.train_from_iterator([json.dumps(v, indent=n % 3 or None) for n, v in enumerate(values)], trainer)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # it has no types
         tokenizer_object=bpe, eos_token=EOS, clean_up_tokenization_spaces=False
     )
 

@@ -171,9 +171,9 @@ def test_logprobs_are_those_of_the_model_without_the_grammar(llm: LLM) -> None:
     wanted = StructuredOutputsParams(regex="[0-9]x")
     params = SamplingParams(temperature=0.0, logprobs=1, max_tokens=1, structured_outputs=wanted)
     prompt = {"prompt_token_ids": llm.get_tokenizer().encode("raw")}
-    constrained_first = llm.generate([prompt], params, use_tqdm=False)[0].outputs[0]  # type: ignore[list-item]
+    constrained_first = llm.generate([prompt], params, use_tqdm=False)[0].outputs[0]  # type: ignore[list-item]  # lists are invariant
     free = SamplingParams(temperature=0.0, logprobs=256, max_tokens=1)
-    free_first = llm.generate([prompt], free, use_tqdm=False)[0].outputs[0]  # type: ignore[list-item]
+    free_first = llm.generate([prompt], free, use_tqdm=False)[0].outputs[0]  # type: ignore[list-item]  # lists are invariant
     assert constrained_first.logprobs is not None
     assert free_first.logprobs is not None
     token = constrained_first.token_ids[0]

@@ -39,7 +39,7 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # it has no types
         tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
     )
 
@@ -210,7 +210,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_never_left(tokenizer: PreTr
 def test_a_tokenizer_that_cannot_be_read_is_an_error_of_the_request_alone() -> None:
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    unread = PreTrainedTokenizerFast(tokenizer_object=words)  # type: ignore[no-untyped-call]
+    unread = PreTrainedTokenizerFast(tokenizer_object=words)  # type: ignore[no-untyped-call]  # it has no types
     grammars = grammars_of(unread, 2)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"structured outputs cannot read this model's tokenizer|cannot be used"):

@@ -56,7 +56,7 @@ def pieces(
     **params: object,
 ) -> tuple[list[str], str | None]:
     """The text of each token, fed one by one, and the stop string."""
-    detokenizer = IncrementalDetokenizer(tokenizer, prompt or [], SamplingParams(max_tokens=None, **params))  # type: ignore[arg-type]
+    detokenizer = IncrementalDetokenizer(tokenizer, prompt or [], SamplingParams(max_tokens=None, **params))  # type: ignore[arg-type]  # mixed values
     out, stop = [], None
     for i, token in enumerate(ids):
         last = i == len(ids) - 1
@@ -215,7 +215,7 @@ def test_the_work_for_a_token_does_not_grow_with_the_text(byte_level: PreTrained
             return str(byte_level.decode(ids, **options))
 
     ids = byte_level.encode(TEXT) * 50
-    detokenizer = IncrementalDetokenizer(Counting(), [], SamplingParams(max_tokens=None, stop=["zq"]))  # type: ignore[arg-type]
+    detokenizer = IncrementalDetokenizer(Counting(), [], SamplingParams(max_tokens=None, stop=["zq"]))  # type: ignore[arg-type]  # a stand-in
     out = "".join(detokenizer.update([token], False)[0] for token in ids)
     assert out == TEXT * 50
     assert decoded < 20 * len(ids)
