@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -37,10 +36,11 @@ from quire_engine.starting.phases import OnPhase, Phases
 from quire_engine.startup_error import StartupError
 from quire_engine.structured.grammars import CompiledGrammars
 from quire_engine.structured.vocabulary import vocabulary_of
+from quire_engine.text.token_bytes import TokenBytes
 from quire_engine.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from llguidance import LLTokenizer
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -182,16 +182,18 @@ def _started(config: EngineConfig, built: BuiltRank, executor: Executor) -> tupl
     gpu_blocks, cpu_blocks = (info.num_blocks, info.num_swap_blocks) if on_gpu else (0, info.num_blocks)
     log.info("# GPU blocks: %d, # CPU blocks: %d", gpu_blocks, cpu_blocks)
     grammars = CompiledGrammars(
-        partial(_load_vocabulary, config, core_config.vocab_size), core_config.vocab_size, core_config.eos_token_ids
+        lambda: vocabulary_of(_load_tokenizer(config), core_config.vocab_size),
+        core_config.vocab_size,
+        core_config.eos_token_ids,
+        lambda: TokenBytes(_load_tokenizer(config)),
     )
     return EngineCore(executor, core_config, grammars), info
 
 
-def _load_vocabulary(config: EngineConfig, vocab_size: int) -> LLTokenizer:
-    tokenizer = load_tokenizer(
+def _load_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:
+    return load_tokenizer(
         config.tokenizer or config.model,
         revision=config.revision if config.tokenizer is None else None,
         trust_remote_code=config.trust_remote_code,
         download_dir=config.download_dir,
     )
-    return vocabulary_of(tokenizer, vocab_size)

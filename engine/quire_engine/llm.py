@@ -352,9 +352,11 @@ class LLM:
         del parent.outputs[len(beams) :]
         for answer, found in zip(parent.outputs, beams, strict=True):
             detokenizer = IncrementalDetokenizer(self._tokenizer, parent.prompt_token_ids, params)
-            answer.text, _ = detokenizer.update(found.token_ids, True, ended_by_token=found.finish_reason == "stop")
+            answer.text, stop = detokenizer.update(found.token_ids, True, ended_by_token=found.ended_by_token)
             answer.token_ids, answer.cumulative_logprob = found.token_ids, found.cumulative_logprob
             answer.finish_reason, answer.stop_reason = found.finish_reason, found.stop_reason
+            if stop is not None:
+                answer.finish_reason, answer.stop_reason = "stop", stop
 
     def _by_token(self, entry: TokenLogprobs) -> dict[int, Logprob]:
         """The token first, then the likeliest ones that are not it."""

@@ -36,7 +36,7 @@ class SamplingParams:
     `use_beam_search` looks for the likeliest answers instead of sampling: with `num_sequences` beams, of which the `n`
     with the best sum of logprobs / length ** `length_penalty` are given out once the search ends, as `early_stopping`
     says (see `core.beam_search`). What shapes sampling then has no effect, and what changes logits is refused.
-    `structured_outputs` is the form that the answer is held to.
+    `structured_outputs` is the form that the answer is held to, beams as well.
     Raises `ValueError` that names the field, the value and the limit.
     """
 
@@ -189,7 +189,6 @@ class SamplingParams:
 
 
 NOT_WITH_BEAMS = (
-    "stop",
     "logprobs",
     "prompt_logprobs",
     "presence_penalty",
@@ -199,7 +198,6 @@ NOT_WITH_BEAMS = (
     "allowed_token_ids",
     "bad_words",
     "bad_words_token_ids",
-    "structured_outputs",
 )
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quire_engine.core.step import TokenLogprobs
-from quire_engine.sampling_params import EarlyStopping
+from quire_engine.sampling_params import MAX_LOGPROBS, EarlyStopping
+
+# Of a beam and the token to follow it, whether the answer goes on behind that: its text may end it. None for a token
+# that may not come.
+GoesOn = Callable[[int, int], bool | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +38,8 @@ class Hypothesis:
     path: Path  # with the token that ended it
     cumulative_logprob: float
     score: float  # cumulative_logprob / path.length ** length_penalty
-    ended: bool  # by one of the tokens that end an answer, and not by its length
+    ended: bool  # and not cut at its greatest length
+    by_text: bool  # ended by what it says, and not by a token for it
 
 
 @dataclass(slots=True)
@@ -49,8 +55,9 @@ class BeamSearch:
     """The `width` most likely continuations of a prompt, a token at a time.
 
     Decides as `transformers` does in `generate(num_beams=width, do_sample=False)`. Of all beams' continuations, those
-    that end and are among the `width` best become hypotheses, of which the `width` with the best scores stay; the
-    `width` best that do not end go on. The search is done at `max_tokens`, or once there are `width` hypotheses and
+    that end, by a token or by their text, and are among the `width` best become hypotheses, of which the `width` with
+    the best scores stay; the `width` best that do not end go on. The search is done at `max_tokens`, or once there are
+    `width` hypotheses and
 
     - `early_stopping` is true; or
     - it is false, and the best beam's score, at its present length, is no better than the worst hypothesis'; or
@@ -66,8 +73,11 @@ class BeamSearch:
         ends: Mapping[int, int | None],
         length_penalty: float,
         early_stopping: EarlyStopping,
+        by_text: bool = False,
     ) -> None:
+        """`by_text` says that answers may end by their text, so that nobody can say how many tokens end one."""
         self.width = width
+        self._num_spare = width if by_text else 0
         self.ends = ends  # tokens that end an answer
         self.hypotheses: list[Hypothesis] = []  # the best first
         self.done = False
@@ -76,16 +86,20 @@ class BeamSearch:
 
     @property
     def num_choices(self) -> int:
-        """The likeliest tokens that each beam has to name: `width` that go on, whichever ones end."""
-        return self.width + len(self.ends)
+        """The likeliest tokens that each beam has to name: `width` that go on, whichever ones end by a token."""
+        return min(self.width + len(self.ends) + self._num_spare, MAX_LOGPROBS)
 
     def advance(
-        self, beams: Sequence[Path | None], scores: Sequence[float], choices: Sequence[TokenLogprobs]
+        self,
+        beams: Sequence[Path | None],
+        scores: Sequence[float],
+        choices: Sequence[TokenLogprobs],
+        goes_on: GoesOn = lambda beam, token: True,
     ) -> list[Continuation]:
         """The beams' continuations to go on with, the best first; of no use when the search is `done`.
 
         `beams` are their tokens, None before the first, and `scores` the sums of their logprobs; `choices` name the
-        likeliest tokens that follow each. Beams are of one length.
+        likeliest tokens that follow each. Beams are of one length. There may be fewer continuations than beams.
         """
         length = 1 if beams[0] is None else beams[0].length + 1
         may_end = length > self._min_tokens
@@ -93,19 +107,29 @@ class BeamSearch:
             Continuation(beam, token, score + logprob)
             for beam, (score, choice) in enumerate(zip(scores, choices, strict=True))
             for token, logprob in zip(choice.top_ids, choice.top_logprobs, strict=True)
-            if may_end or token not in self.ends
+            if logprob > -math.inf and (may_end or token not in self.ends)
         ]
         candidates.sort(key=lambda c: -c.cumulative_logprob)
         at_limit = length == self._max_tokens
-        for found in candidates[: self.width]:
-            ended = found.token_id in self.ends
-            if ended or at_limit:
+        going_on: list[Continuation] = []
+        rank = 0
+        for found in candidates:
+            by_token = found.token_id in self.ends
+            lasts = not by_token and goes_on(found.beam, found.token_id)
+            if lasts is None:
+                continue
+            if rank < self.width and (at_limit or not lasts):
                 path = Path(found.token_id, beams[found.beam], length)
                 score = self._score(found.cumulative_logprob, length)
-                self.hypotheses.append(Hypothesis(path, found.cumulative_logprob, score, ended))
+                by_text = not lasts and not by_token
+                self.hypotheses.append(Hypothesis(path, found.cumulative_logprob, score, not lasts, by_text))
+            if lasts and len(going_on) < self.width:
+                going_on.append(found)
+            rank += 1
+            if rank >= self.width and len(going_on) == self.width:
+                break
         self.hypotheses.sort(key=lambda h: -h.score)
         del self.hypotheses[self.width :]
-        going_on = [c for c in candidates if c.token_id not in self.ends][: self.width]
         self.done = at_limit or not going_on or not self._can_improve(going_on[0].cumulative_logprob, length)
         return going_on
 

@@ -11,12 +11,19 @@ class BusyError(ValueError):
     """Nothing is wrong with what was asked for: later there is room for it."""
 
 
+def needs_grammar(params: SamplingParams) -> bool:
+    """Whether the engine has to follow an answer's text. Stop strings are looked for by whoever makes text of tokens;
+    but a beam that has ended makes room for another.
+    """
+    return params.structured_outputs is not None or (params.use_beam_search and bool(params.stop))
+
+
 class GrammarState(Protocol):
     """How far one answer has come in its grammar. A preempted request keeps it, as it keeps its tokens."""
 
     @property
-    def allowed(self) -> bytes:
-        """The tokens that may come next: bit i % 8 of byte i // 8 for token i, in words of 32 bits."""
+    def allowed(self) -> bytes | None:
+        """The tokens that may come next: bit i % 8 of byte i // 8 for token i, in words of 32 bits. None for all."""
         ...
 
     @property
@@ -26,6 +33,10 @@ class GrammarState(Protocol):
 
     def advance(self, token: int) -> None:
         """Move past a sampled token. Raises `ValueError` where the answer cannot go on."""
+        ...
+
+    def fork(self) -> GrammarState:
+        """One that is as far, and goes on by itself."""
         ...
 
 
@@ -54,5 +65,8 @@ class Grammars(Protocol):
     """Compiles what requests ask for, beside the steps."""
 
     def compile(self, params: SamplingParams) -> PendingGrammar:
-        """Begin to compile `params.structured_outputs`. Raises `BusyError` when too many are waiting for it."""
+        """Begin to compile what the answer's text is held to, or, beside beams, ended by: see `needs_grammar`.
+
+        Raises `BusyError` when too many are waiting for it.
+        """
         ...

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from quire_engine.core.beam_group import BeamGroup
 from quire_engine.core.core_config import CoreConfig
-from quire_engine.core.grammar import BusyError, Grammars, GrammarState
+from quire_engine.core.grammar import BusyError, Grammars, GrammarState, needs_grammar
 from quire_engine.core.grammar_queue import GrammarQueue
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, ErrorKind, FinishReason
 from quire_engine.core.pipeline import Pipeline, pipeline_of
@@ -23,6 +23,7 @@ from quire_engine.core.step import NO_TOKEN, Closing, Executor, Step, StepResult
 log = logging.getLogger(__name__)
 
 _GRAMMAR_SECONDS = 0.02
+_NOTHING_FITS = "structured_outputs: none of the tokens that the request allows continues the answer"
 _NOT_FINITE = (
     "the model gave no finite {what} for this request: look whether its checkpoint holds NaN or infinite weights, and "
     "whether --dtype reaches as far as its numbers do (float16 ends at 65504, bfloat16 and float32 do not)"
@@ -62,10 +63,13 @@ class EngineCore:
                     f"request_id {request.request_id!r} is of a request that is still there: use a new one"
                 )
             queued = self._to_request(request, sibling)
-            if request.params.structured_outputs is None:
+            if not needs_grammar(request.params):
                 self._scheduler.add(queued)
             elif self._grammars is None:
-                raise ValueError("structured_outputs is set and this engine compiles no grammars: leave it out")
+                raise ValueError(
+                    "structured_outputs, or stop beside use_beam_search, is set and this engine follows no text: leave "
+                    "it out"
+                )
             else:
                 self._compiling.add(queued, self._grammars.compile(request.params))
             self._requests[queued.request_id] = queued
@@ -236,13 +240,15 @@ class EngineCore:
 
     def _search_on(self, group: BeamGroup) -> list[EngineOutput]:
         """End a round of a beam search. The last one gives out the answers."""
-        group.end_round(self._scheduler.fork)
+        group.end_round(self._scheduler.fork, self._scheduler.drop)
         if not group.search.done:
             return []
         request = group.members[0]
         self._scheduler.remove(request)
         del self._requests[request.request_id]
         answers = group.answers()
+        if not answers:
+            return [EngineOutput(request.request_id, [], "error", error=group.fault or _NOTHING_FITS)]
         cached = request.num_cached_tokens or 0
         reason, started = answers[0].finish_reason, request.started_at
         return [
@@ -323,7 +329,7 @@ class EngineCore:
         )
         if request.params.use_beam_search:
             ends, longest = self.config.ends(request.params), self.config.max_beam_tokens(request.params)
-            BeamGroup.lead(queued, ends, longest)
+            BeamGroup.lead(queued, ends, longest, by_text=needs_grammar(request.params))
         return queued
 
     def _refuse(self, request_id: str, message: str, kind: ErrorKind) -> None:
@@ -337,8 +343,9 @@ def _are_numbers(logprobs: list[TokenLogprobs]) -> bool:
 def _follow(grammar: GrammarState, token: int, output: EngineOutput) -> None:
     """Move the grammar past a token, which may be its last one, or say that the answer cannot go on."""
     try:
-        if not grammar.allowed[token // 8] >> token % 8 & 1:
-            raise ValueError("structured_outputs: none of the tokens that the request allows continues the answer")
+        allowed = grammar.allowed
+        if allowed is not None and not allowed[token // 8] >> token % 8 & 1:
+            raise ValueError(_NOTHING_FITS)
         if output.finish_reason == "stop":
             return
         grammar.advance(token)

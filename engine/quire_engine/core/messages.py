@@ -49,6 +49,12 @@ class BeamAnswer:
     cumulative_logprob: float
     finish_reason: FinishReason
     stop_reason: int | None = None
+    ended_by_text: bool = False  # with finish_reason "stop": by a stop string, or where nothing may follow
+
+    @property
+    def ended_by_token(self) -> bool:
+        """Whether the last token only ends the answer, and is no part of it."""
+        return self.finish_reason == "stop" and not self.ended_by_text
 
 
 @dataclass

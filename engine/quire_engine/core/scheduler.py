@@ -123,6 +123,14 @@ class Scheduler:
         child.waiting = False
         self.running[child.request_id] = child
 
+    def drop(self, member: Request) -> None:
+        """Have one of the running beams of a search hold nothing any more. The search keeps its place."""
+        del self.running[member.request_id]
+        self._tables.stop(member)
+        if member.announced:
+            self._removed.append(member.request_id)
+            member.announced = False
+
     def schedule(self) -> Step:
         """The next step. Empty only when nothing runs or waits, or while other steps are under way.
 
@@ -366,11 +374,7 @@ class Scheduler:
 
     def _stop(self, request: Request) -> None:
         for member in request.unit:
-            del self.running[member.request_id]
-            self._tables.stop(member)
-            if member.announced:
-                self._removed.append(member.request_id)
-                member.announced = False
+            self.drop(member)
         self._num_places -= request.num_places
 
     def check_integrity(self) -> None:
@@ -410,6 +414,7 @@ def _new_sequence(request: Request) -> NewSequence:
         token_ids=list(request.token_ids) if request.params.looks_back else [],
         prompt_logprobs_from=request.num_prompt_logprobs + 1,
         rotated_for=request.rotated_for,
+        ranks_allowed=request.group is not None,
         pooling=request.pooling,
         images=request.images,
     )

@@ -24,6 +24,7 @@ class NewSequence:
     token_ids: list[int] = field(default_factory=list)  # all that are known, where `params.looks_back`
     prompt_logprobs_from: int = 1  # the first position whose prompt logprobs, if asked for, are still wanted
     rotated_for: int = 0  # the length that its keys are rotated for, where that matters: see `RotationByLength`
+    ranks_allowed: bool = False  # its likeliest tokens are wanted among those that it may have, and not among all
     pooling: PoolingParams | None = None  # its hidden states make one vector, once the prompt is through
     images: tuple[PromptImage, ...] = ()  # in the order of their tokens
 

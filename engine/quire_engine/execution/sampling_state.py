@@ -45,6 +45,7 @@ class SamplingState:
         self._table = TokenTable(self._device, num_rows * seen_pages(vocab_size, longest))
         self._forbidden = ForbiddenTokens(vocab_size, eos_token_ids)
         self._allowed: dict[int, np.ndarray] = {}  # mask words
+        self._ranks_allowed: set[int] = set()
 
     def add(self, row: int, sequence: NewSequence) -> None:
         """Meet a request, whose known tokens are those of `sequence`."""
@@ -58,6 +59,8 @@ class SamplingState:
         self._seeds[row] = sequence.seed
         if params.logprobs is not None:
             self._logprobs[row] = params.logprobs
+        if sequence.ranks_allowed:
+            self._ranks_allowed.add(row)
         if params.looks_back:
             self._num_known[row] = len(sequence.token_ids)
         if params.allowed_token_ids is not None:
@@ -68,6 +71,7 @@ class SamplingState:
     def remove(self, row: int) -> None:
         for by_row in (self._logprobs, self._num_known, self._allowed):
             by_row.pop(row, None)
+        self._ranks_allowed.discard(row)
         self._table.remove(row)
         self._forbidden.remove(row)
 
@@ -109,6 +113,7 @@ class SamplingState:
             forbidden=self._forbidden_in(rows, lengths),
             mask=self._mask(rows, allowed or [None] * len(rows)),
             logprobs=logprobs,
+            ranks_allowed=[i for i, row in enumerate(rows) if row in self._ranks_allowed and allowed and allowed[i]],
         )
 
     def _forbidden_in(self, rows: Sequence[int], lengths: Sequence[int]) -> Forbidden | None:

@@ -31,11 +31,14 @@ class Ranked:
         ]
 
 
-def rank(logits: torch.Tensor, token_ids: torch.Tensor, count: int) -> Ranked:
-    """Find `token_ids` [rows] int64 and the `count` likeliest tokens in `logits` [rows, vocab_size] float32."""
+def rank(logits: torch.Tensor, token_ids: torch.Tensor, count: int, among: torch.Tensor | None = None) -> Ranked:
+    """Find `token_ids` [rows] int64 and the `count` likeliest tokens in `logits` [rows, vocab_size] float32.
+
+    `among` are the same logits, -infinity for tokens that are not to be among the likeliest.
+    """
     total = logits.logsumexp(-1, keepdim=True)
     own = logits.gather(-1, token_ids[:, None])
-    top, top_ids = logits.topk(min(count, logits.shape[-1]), dim=-1)
+    top, top_ids = (logits if among is None else among).topk(min(count, logits.shape[-1]), dim=-1)
     return Ranked(token_ids, (own - total).squeeze(-1), (logits > own).sum(-1) + 1, top_ids, top - total)
 
 

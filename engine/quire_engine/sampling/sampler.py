@@ -34,6 +34,7 @@ class SamplingBatch:
     mask: TokenMask | None = None  # what alone may come
     # (row, how many of the likeliest tokens) where logprobs are asked for
     logprobs: list[tuple[int, int]] = field(default_factory=list)
+    ranks_allowed: list[int] = field(default_factory=list)  # rows whose likeliest tokens are of those in their mask
 
 
 @dataclass(slots=True)
@@ -52,7 +53,13 @@ def choose(logits: torch.Tensor, batch: SamplingBatch) -> Chosen:
     on_device = torch.tensor(rows, dtype=torch.int64).to(logits.device)
     raw = logits[on_device]  # a copy, before anything is forbidden or scaled
     token_ids = sample(logits, batch)
-    ranked = rank(raw, token_ids[on_device].clamp_min(0), max(counts))
+    among = raw
+    if batch.ranks_allowed:
+        where = set(batch.ranks_allowed)
+        limited = [i for i, row in enumerate(rows) if row in where]
+        among = raw.clone()
+        among[limited] = logits[[rows[i] for i in limited]]
+    ranked = rank(raw, token_ids[on_device].clamp_min(0), max(counts), among)
     return Chosen(token_ids.tolist(), dict(zip(rows, ranked.as_lists(counts), strict=True)))
 
 

@@ -155,12 +155,12 @@ class Generation:
         for i, beam in enumerate(beams):
             times = replace(sequence.times, first_of_prompt=i == 0)
             self._metrics.observe_tokens(times, len(beam.token_ids), now)
-            self._end(times, beam.finish_reason, now)
             detokenizer = IncrementalDetokenizer(self._tokenizer, request.prompt_token_ids, request.params)
-            text, _ = detokenizer.update(beam.token_ids, True, ended_by_token=beam.finish_reason == "stop")
-            pieces.append(
-                Piece(sequence.index + i, text, beam.token_ids, beam.finish_reason, beam.stop_reason, num_cached_tokens)
-            )
+            text, stop = detokenizer.update(beam.token_ids, True, ended_by_token=beam.ended_by_token)
+            reason: FinishReason = beam.finish_reason if stop is None else "stop"
+            self._end(times, reason, now)
+            stop_reason = stop or beam.stop_reason
+            pieces.append(Piece(sequence.index + i, text, beam.token_ids, reason, stop_reason, num_cached_tokens))
         return pieces
 
     def _end(self, times: RequestTimes, reason: str, now: float) -> None:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from quire_engine.core.grammar import BusyError
 from quire_engine.structured.grammar_text import grammar_text
@@ -19,6 +19,8 @@ from quire_engine.structured_outputs import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+T = TypeVar("T")
 
 MAX_KEPT = 64
 MAX_WAITING = 256
@@ -109,6 +111,10 @@ class GrammarCompiler:
         self._kept.move_to_end(key)
         compilation.num_waiting += 1
         return compilation
+
+    def run(self, work: Callable[[], T]) -> Future[T]:
+        """Do something else on the thread, in its turn: transformers is not to be imported by two threads at once."""
+        return self._start_thread().submit(work)
 
     def _start_thread(self) -> ThreadPoolExecutor:
         if self._thread is None:

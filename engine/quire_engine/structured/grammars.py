@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quire_engine.core.grammar import GrammarState
+from quire_engine.core.grammar import GrammarState, PendingGrammar
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.structured.compiler import Compilation, GrammarCompiler
 from quire_engine.structured.match import Limits, Match
 from quire_engine.structured.reasoned_match import ReasonedMatch
+from quire_engine.structured.stop_strings import PendingWatch
+from quire_engine.text.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -22,14 +24,34 @@ class CompiledGrammars:
     """The core's `Grammars` for a model of `vocab_size` tokens that ends answers with `eos_token_ids`."""
 
     def __init__(
-        self, load_vocabulary: Callable[[], LLTokenizer], vocab_size: int, eos_token_ids: tuple[int, ...]
+        self,
+        load_vocabulary: Callable[[], LLTokenizer],
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        load_token_bytes: Callable[[], TokenBytes] | None = None,
     ) -> None:
+        """`load_token_bytes` is called once, on the compiler's thread, before the first stop strings."""
         self._compiler = GrammarCompiler(load_vocabulary)
+        self._load_token_bytes = load_token_bytes
+        self._token_bytes: Future[TokenBytes] | None = None
         self._num_bytes = -(-vocab_size // 32) * 4
         self._eos_token_ids = eos_token_ids
 
-    def compile(self, params: SamplingParams) -> PendingMatch:
-        """Begin to compile `params.structured_outputs`. Raises `BusyError` when too many are waiting for it."""
+    def compile(self, params: SamplingParams) -> PendingGrammar:
+        """As the core's `Grammars` says. Raises `ValueError` for stop strings where tokens have no text."""
+        if not (params.use_beam_search and params.stop):
+            return self._pending_match(params)
+        tokens = self._start_loading()
+        return PendingWatch(tokens, params, self._pending_match(params) if params.structured_outputs else None)
+
+    def _start_loading(self) -> Future[TokenBytes]:
+        if self._load_token_bytes is None:
+            raise ValueError("stop is set beside use_beam_search and this engine has no tokenizer: leave it out")
+        if self._token_bytes is None:
+            self._token_bytes = self._compiler.run(self._load_token_bytes)
+        return self._token_bytes
+
+    def _pending_match(self, params: SamplingParams) -> PendingMatch:
         assert params.structured_outputs is not None
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos_token_ids)}
         compilation = self._compiler.submit(params.structured_outputs)

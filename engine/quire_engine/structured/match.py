@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,6 +62,12 @@ class Match:
         self._seconds_left += _SECONDS_PER_TOKEN - (time.thread_time() - started)
         if self._seconds_left < 0:
             raise ValueError("structured_outputs: the grammar takes too long to follow: write one less ambiguous")
+
+    def fork(self) -> Match:
+        """One that is as far, and goes on by itself."""
+        other = copy.copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
 
     def _look_ahead(self) -> None:
         with panics_as_errors():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from quire_engine.structured.match import Limits, Match
 from quire_engine.structured.reasoning_grammar import CompiledReasoning
 
@@ -47,6 +49,12 @@ class ReasonedMatch:
             self._follow_head(self._head + text)
         elif self._tail is not None:
             self._follow_tail(self._tail + text)
+
+    def fork(self) -> ReasonedMatch:
+        """One that is as far, and goes on by itself."""
+        other = copy.copy(self)
+        other._match = None if self._match is None else self._match.fork()
+        return other
 
     def _follow_head(self, head: bytes) -> None:
         """See whether the answer begins with reasoning."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from quire_engine.core.core_config import CoreConfig
@@ -49,8 +50,13 @@ def search(
     length_penalty: float = 1.0,
     n: int = 1,
     window: int = 0,
+    allowed: Callable[[list[int]], Collection[int]] = lambda output: range(VOCAB_SIZE),
+    over: Callable[[list[int]], bool] = lambda output: False,
 ) -> list[list[int]]:
-    """The `n` best answers of a beam search that looks at every continuation of every beam."""
+    """The `n` best answers of a beam search that looks at every continuation of every beam.
+
+    `allowed` are the tokens that may follow an output, and `over` says whether an output is whole as it is.
+    """
     running: list[tuple[float, list[int]]] = [(0.0, [])]
     found: list[tuple[float, list[int]]] = []
     for length in range(1, count + 1):
@@ -59,12 +65,16 @@ def search(
                 (score + logprob, [*output, token])
                 for score, output in running
                 for token, logprob in enumerate(log_probabilities((prompt + output)[-window:]))
+                if token in allowed(output)
             ),
             reverse=True,
         )
-        over = [(s / length**length_penalty, o) for s, o in every[:width] if o[-1] in eos or length == count]
-        found = sorted(found + over, reverse=True)[:width]
-        running = [(s, o) for s, o in every if o[-1] not in eos][:width]
+        ends = {id(o) for _, o in every if o[-1] in eos or over(o)}
+        whole = [(s / length**length_penalty, o) for s, o in every[:width] if id(o) in ends or length == count]
+        found = sorted(found + whole, reverse=True)[:width]
+        running = [(s, o) for s, o in every if id(o) not in ends][:width]
+        if not running:
+            break
         if len(found) == width and running[0][0] / length**length_penalty <= found[-1][0]:
             break
     return [output for _, output in found[:n]]
@@ -104,6 +114,7 @@ class PagedExecutor:
     config: CoreConfig
     tables: dict[str, list[int]] = field(default_factory=dict)
     num_logprobs: dict[str, int] = field(default_factory=dict)  # of the requests that ask for any
+    rank_allowed: set[str] = field(default_factory=set)  # of these, those that want them of what is allowed
     pages: list[list[int | None]] = field(default_factory=list)
     host_pages: list[list[int | None]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
@@ -122,11 +133,14 @@ class PagedExecutor:
         for request_id in step.removed:
             del self.tables[request_id]
             self.num_logprobs.pop(request_id, None)
+            self.rank_allowed.discard(request_id)
         for new in step.new:
             assert new.request_id not in self.tables
             self.tables[new.request_id] = []
             if new.params.logprobs is not None:
                 self.num_logprobs[new.request_id] = new.params.logprobs
+            if new.ranks_allowed:
+                self.rank_allowed.add(new.request_id)
         assert len(self.tables) <= config.max_num_seqs
         for block, page in step.swap_out:
             self.host_pages[page] = list(self.pages[block])
@@ -165,6 +179,9 @@ class PagedExecutor:
 
     def _rank(self, s: ScheduledSequence) -> TokenLogprobs:
         logprobs = log_probabilities(self._read(s.request_id, s.end))
+        if s.allowed is not None and s.request_id in self.rank_allowed:
+            may_come = [s.allowed[token // 8] >> token % 8 & 1 for token in range(VOCAB_SIZE)]
+            logprobs = [logprob if may else -math.inf for logprob, may in zip(logprobs, may_come, strict=True)]
         best = sorted(range(VOCAB_SIZE), key=lambda token: -logprobs[token])[: self.num_logprobs[s.request_id]]
         return TokenLogprobs(best[0], logprobs[best[0]], 1, best, [logprobs[token] for token in best])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -10,8 +12,9 @@ from quire_engine.core.block_pool import BlockPool
 from quire_engine.core.messages import EngineRequest
 from quire_engine.core.request import Request
 from quire_engine.sampling_params import SamplingParams
-from tests.engine.core.fake_model import generate, search
-from tests.engine.core.test_loop import EngineCore, make_core, request, run, tokens
+from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate, search
+from tests.engine.core.test_grammars import FORM
+from tests.engine.core.test_loop import CONFIG, EngineCore, make_core, request, run, tokens
 
 
 def beams(name: str, prompt: list[int], width: int, **params: object) -> EngineRequest:
@@ -197,3 +200,118 @@ def test_a_search_that_can_never_run_is_refused(
     core.add_request(beams("s", prompt, width))
     (output,) = run(core)["s"]
     assert message in (output.error or "")
+
+
+@dataclass
+class Rule:
+    """Lets tokens come by what came before, and ends the answer where one of `last` comes."""
+
+    allowed_after: Callable[[list[int]], Collection[int]] = lambda output: range(VOCAB_SIZE)
+    last: Collection[int] = ()
+    never: Collection[int] = ()  # allowed, and refused when they come
+    output: list[int] = field(default_factory=list)
+
+    @property
+    def allowed(self) -> bytes:
+        mask = bytearray(-(-VOCAB_SIZE // 32) * 4)
+        for token in self.allowed_after(self.output):
+            mask[token // 8] |= 1 << token % 8
+        return bytes(mask)
+
+    @property
+    def finished(self) -> bool:
+        return self.output[-1:] != [] and self.output[-1] in self.last
+
+    def advance(self, token: int) -> None:
+        assert token in self.allowed_after(self.output)
+        if token in self.never:
+            raise ValueError("it cannot go on")
+        self.output.append(token)
+
+    def fork(self) -> Rule:
+        return replace(self, output=list(self.output))
+
+
+@dataclass
+class Ready:
+    """A grammar that is there at once."""
+
+    rule: Rule
+
+    def compile(self, _: object) -> Ready:
+        return self
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self, seconds: float) -> None:
+        raise AssertionError
+
+    def leave(self) -> None:
+        raise AssertionError
+
+    def start(self) -> Rule:
+        return self.rule
+
+
+def constrained(rule: Rule, **changes: object) -> EngineCore:
+    config = replace(CONFIG, **changes)  # type: ignore[arg-type]  # mixed values
+    return EngineCore(PagedExecutor(config), config, Ready(rule))
+
+
+def narrow(output: list[int]) -> Collection[int]:
+    """One token, then three, then one, and so on: beams grow fewer and more."""
+    return range(5, 97) if len(output) % 4 == 0 else [len(output) % 7] if len(output) % 2 else range(20, 23)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("ends", [(), tuple(range(0, 97, 9))], ids=["cut", "end by themselves"])
+@pytest.mark.parametrize("changes", [{}, {"num_blocks": 16, "num_swap_blocks": 40}], ids=["room", "pressure"])
+def test_beams_follow_a_grammar_as_a_search_does_that_looks_at_everything(
+    width: int, ends: tuple[int, ...], changes: dict[str, int]
+) -> None:
+    core = constrained(Rule(narrow, ends), **changes)
+    core.add_request(request("a", [9] * 24, max_tokens=20))
+    core.add_request(beams("s", [1] * 6, width, structured_outputs=FORM))
+    outputs = run(core)
+    (output,) = outputs["s"]
+    assert output.beams is not None, output.error
+    wanted = search([1] * 6, width, 8, n=width, allowed=narrow, over=lambda output: output[-1] in ends)
+    assert [beam.token_ids for beam in output.beams] == wanted
+    for beam in output.beams:
+        ended = beam.token_ids[-1] in ends
+        assert (beam.finish_reason, beam.ended_by_text) == (("stop", True) if ended else ("length", False))
+        assert not beam.ended_by_token
+    assert tokens(outputs["a"]) == generate([9] * 24, 20)
+    assert core.stats().num_preemptions > 0 or width < 4 or not changes
+    assert (core.stats().kv_cache_usage, core.stats().swap_usage) == (0.0, 0.0)
+
+
+def test_end_tokens_and_ends_of_the_grammar_end_beams_alike() -> None:
+    core = constrained(Rule(last=range(0, 97, 9)), eos_token_ids=(4, 14, 24))
+    core.add_request(beams("s", [1, 2], 3, structured_outputs=FORM, ignore_eos=False))
+    wanted = search([1, 2], 3, 8, (4, 14, 24), n=3, over=lambda output: output[-1] % 9 == 0)
+    assert answers(core) == {"s": wanted}
+
+
+def test_a_beam_whose_grammar_gives_up_leaves_its_place_to_others() -> None:
+    never = range(0, 97, 2)
+    core = constrained(Rule(never=never))
+    core.add_request(beams("s", [1, 2], 3, structured_outputs=FORM, max_tokens=3))
+    (found,) = answers(core).values()
+    assert len(found) == 3
+    assert not any(token in never for output in found for token in output)
+
+
+def test_a_search_none_of_whose_beams_can_go_on_says_why() -> None:
+    core = constrained(Rule(never=range(97)))
+    core.add_request(beams("s", [1, 2], 3, structured_outputs=FORM))
+    (output,) = run(core)["s"]
+    assert (output.finish_reason, output.error) == ("error", "it cannot go on")
+    assert core.stats().kv_cache_usage == 0.0
+
+
+def test_beams_of_which_none_may_come_are_an_error() -> None:
+    core = constrained(Rule(lambda output: [5] if not output else []))
+    core.add_request(beams("s", [1, 2], 2, structured_outputs=FORM))
+    assert run(core)["s"][0].finish_reason == "error"

@@ -45,6 +45,9 @@ class Grammar:
             raise self.fault
         return self
 
+    def fork(self) -> Grammar:
+        return replace(self, taken=list(self.taken))
+
     @property
     def finished(self) -> bool:
         return len(self.taken) == self.length

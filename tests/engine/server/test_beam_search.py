@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import httpx
@@ -52,10 +53,20 @@ def test_chats_are_searched_too(server: Server) -> None:
     assert len({choice["message"]["content"] for choice in answer["choices"]}) == 2
 
 
+def test_beams_end_with_a_stop_string_and_are_held_to_a_form(server: Server) -> None:
+    changes = {"structured_outputs": {"regex": "[a-z]+;[a-z]*"}, "stop": [";"], "max_tokens": 16, "prompt": "Return"}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body(**changes), timeout=60).json()
+    assert len(answer["choices"]) == 3
+    for choice in answer["choices"]:
+        assert re.fullmatch("[a-z]+", choice["text"])
+        stopped = choice["stop_reason"] == ";"
+        assert choice["finish_reason"] == ("stop" if stopped else "length")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stop": ["x"]}, "stop does not work with use_beam_search"),
+        ({"bad_words": ["x"]}, "bad_words does not work with use_beam_search"),
         ({"logprobs": 1}, "logprobs does not work with use_beam_search"),
         ({"length_penalty": 11}, "length_penalty is 11"),
         ({"early_stopping": "soon"}, "early_stopping"),

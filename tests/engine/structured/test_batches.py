@@ -190,8 +190,3 @@ def test_one_bad_grammar_in_a_batch_is_an_error_and_the_next_call_works(llm: LLM
     assert not llm.core.has_work()
     assert is_whole(1, llm.generate("c", constrained(1), use_tqdm=False)[0].outputs[0].text)
     llm.core.check_integrity()
-
-
-def test_a_beam_search_takes_no_form() -> None:
-    with pytest.raises(ValueError, match="structured_outputs does not work with use_beam_search"):
-        SamplingParams(use_beam_search=True, structured_outputs=DIGITS)
