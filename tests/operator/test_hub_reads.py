@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 import pytest
 from aiohttp.web import Application, AppRunner, FileResponse, Request, Response, StreamResponse, TCPSite
+from safetensors.numpy import save_file
 
 from e2e.hub_server import Hub, make_server
 from quire_engine.memory_plan.model_facts import ModelFacts
@@ -57,6 +59,20 @@ async def test_a_model_on_the_hub_is_what_it_is_on_disk(tmp_path: Path, start_hu
     assert (facts.shape, facts.weights, facts.longest) == (on_disk.shape, on_disk.weights, on_disk.longest)
     assert facts.commit == server.commit("org/small")
     assert not [name for name in server.sent if "(part)" not in name], "a whole file was sent"
+
+
+async def test_the_adapter_of_prompts_with_images_is_counted_as_on_disk(tmp_path: Path, start_hub: StartHub) -> None:
+    config = SMALL | {"architectures": ["Phi4MultimodalForCausalLM"], "vision_config": {}}
+    directory = write_checkpoint(tmp_path, config)
+    without = ModelFacts.of_directory(directory).weights.elements
+    (directory / "vision-lora").mkdir()
+    layer = "base_model.model.model.layers.0.self_attn.o_proj"
+    adapter = {f"{layer}.lora_A.weight": np.zeros((8, 64)), f"{layer}.lora_B.weight": np.zeros((64, 8))}
+    save_file(adapter, directory / "vision-lora" / "adapter_model.safetensors")
+    url, _ = start_hub({"org/small": directory})
+    facts = await read(url)
+    assert facts.weights == ModelFacts.of_directory(directory).weights
+    assert facts.weights.elements == without + 2 * 8 * 64
 
 
 async def test_a_commit_is_asked_for_as_it_is_written(tmp_path: Path, start_hub: StartHub) -> None:

@@ -29,15 +29,15 @@ class ImagePositions:
             position = image.start + shift
             shift += max(rows, columns) - image.num_tokens
             self._spans.append((image.start, image.end, position, columns, shift))
-        self._last_shift = shift
-        self._end = images[-1].end if images else 0
+        self.shift = shift
+        """How far the positions of what follows the last image are from its places in the prompt."""
+
+        self.end = images[-1].end if images else 0
+        """Behind the last image."""
 
     def of(self, start: int, end: int) -> np.ndarray:
         """Of the tokens from `start` to `end`, [3, end - start] int64."""
         result = np.broadcast_to(np.arange(start, end), (AXES, end - start)).copy()
-        if start >= self._end:
-            result += self._last_shift
-            return result
         for first, last, position, columns, shift in self._spans:
             a, b = max(first, start), min(last, end)
             if a < b:

@@ -10,7 +10,7 @@ import torch
 from quire_engine.attention.context import AttentionContext, PrefillSpan
 from quire_engine.core.merged_patches import MergedCount
 from quire_engine.core.step import ScheduledSequence, Step
-from quire_engine.execution.image_positions import ImagePositions
+from quire_engine.execution.image_positions import AXES, ImagePositions
 from quire_engine.execution.prompt_logprobs import PromptLogprobs, PromptRows
 from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.sampling.sampler import SamplingBatch
@@ -61,6 +61,7 @@ class InputBatch:
         self._adapted = np.zeros(max_num_seqs, dtype=bool) if adapts_images else None
         self._grids = grids
         self._image_positions: dict[str, ImagePositions] = {}  # of sequences with images, where there are `grids`
+        self._shifts = np.zeros(max_num_seqs, dtype=np.int64)  # of positions behind a sequence's images
         # Token ids, positions, slots and, where asked for, lengths side by side: one copy takes them to the device.
         pinned = device.type == "cuda"
         self._staging = torch.zeros(
@@ -86,8 +87,10 @@ class InputBatch:
                 self._rotated_for[row] = sequence.rotated_for
             if self._adapted is not None:
                 self._adapted[row] = bool(sequence.images)
+            self._shifts[row] = 0
             if self._grids is not None and sequence.images:
-                self._image_positions[sequence.request_id] = ImagePositions(sequence.images, self._grids)
+                own = self._image_positions[sequence.request_id] = ImagePositions(sequence.images, self._grids)
+                self._shifts[row] = own.shift
             self._prompt_logprobs.add(sequence)
         for scheduled in step.scheduled:
             if scheduled.new_block_ids:
@@ -181,12 +184,18 @@ class InputBatch:
 
     def _axes(self, sequences: list[ScheduledSequence]) -> torch.Tensor | None:
         """Each token's time, height and width; None where no sequence has images."""
-        if not any(s.request_id in self._image_positions for s in sequences):
+        if not self._image_positions:
             return None
-        plain = ImagePositions((), self._grids) if self._grids is not None else None
-        parts = [self._image_positions.get(s.request_id, plain) for s in sequences]
-        axes = [p.of(s.start, s.end) for p, s in zip(parts, sequences, strict=True) if p is not None]
-        return torch.from_numpy(np.concatenate(axes, axis=1)).to(self._device)
+        counts = [len(s.token_ids) for s in sequences]
+        shifts = np.repeat(self._shifts[[self._rows[s.request_id] for s in sequences]], counts)
+        axes = np.tile(self._staged[1, : len(shifts)] + shifts, (AXES, 1))
+        first = 0
+        for sequence, count in zip(sequences, counts, strict=True):
+            own = self._image_positions.get(sequence.request_id)
+            if own is not None and sequence.start < own.end:
+                axes[:, first : first + count] = own.of(sequence.start, sequence.end)
+            first += count
+        return torch.from_numpy(axes).to(self._device)
 
     def _adapted_rows(self, sequences: list[ScheduledSequence], adapted: np.ndarray) -> torch.Tensor | None:
         """The batch's rows of sequences that are adapted."""

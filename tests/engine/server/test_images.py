@@ -15,7 +15,9 @@ import transformers
 from PIL import Image
 
 from tests.engine.multimodal.llava_checkpoint import IMAGE, Llava, file_of, make_llava, picture
-from tests.engine.server.conftest import Server, launch
+from tests.engine.multimodal.phi4_checkpoint import make_phi4
+from tests.engine.multimodal.qwen2_checkpoint import make_qwen2
+from tests.engine.server.conftest import Server, StartServer, launch
 from tests.engine.server.image_host import IMAGE_FILE, ImageHost, image_host
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -195,3 +197,17 @@ def test_large_images_for_many_answers_are_a_400(seeing: Server) -> None:
     error = refused(seeing, shown("what is it?", large), n=100)
     assert error.param == "n"
     assert "for 100 answers: the product must be at most 134217728" in error.message
+
+
+@pytest.mark.parametrize("family", ["Phi-4", "Qwen2-VL"])
+def test_images_of_any_shape_are_answered_by_models_that_cut_or_resize_them(
+    start_server: StartServer, tmp_path: Path, family: str
+) -> None:
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
+    made = make_phi4(tmp_path) if family == "Phi-4" else make_qwen2(tmp_path)
+    image, place = picture(3, 130, 70), "<|image|>" if family == "Phi-4" else "<|image_pad|>"
+    rendered = f"<user>{place}what is it?"
+    server = start_server("--dtype=float32", model=tmp_path)
+    answer = ask(server, shown("what is it?", url_of(file_of(image))), "tiny", logit_bias={"96": -100})
+    assert answer.choices[0].message.content == made.tokenizer.decode(made.answer(rendered, [image], 8))
+    assert answer.usage.prompt_tokens == made.inputs(rendered, [image])["input_ids"].shape[1]
