@@ -15,10 +15,11 @@ HTTP_SERVER_BYTES = 128 << 20
 # Tokens whose keys and values attention may copy at once into a scratch buffer.
 GATHERED_TOKENS = 32768
 # Rows of queries that attend at once, which bounds the mask of a long prompt, and scores that are written out at once
-# where torch has no fused attention. A score is in float32, with what it is made of and what is made of it.
+# where torch has no fused attention. A soft-capped one takes 12 bytes, with what it is made of and what is made of it,
+# one with ALiBi 17, with its bias: so it is measured.
 QUERY_ROWS = 512
 SCORES = 1 << 24
-_SCORE_BYTES = 12
+SCORE_BYTES = 17
 # Tokens whose logits a request adjusts, in pages of so many, at 12 bytes each; pages that are worked on at once, and
 # the bytes that this takes for each token: places and ids of 8, values, counts and what they are made of.
 SEEN_PAGE = 256
@@ -218,7 +219,7 @@ def score_bytes(request: MemoryRequest) -> int:
     mask = rows * longest * (1 + 1 + item)
     if not shape.writes_scores:
         return mask
-    scores = max(SCORES, shape.num_heads * max(longest, GATHERED_TOKENS)) * _SCORE_BYTES
+    scores = max(SCORES, shape.num_heads * max(longest, GATHERED_TOKENS)) * SCORE_BYTES
     # Keys, and after them values, are copied for the heads that share them.
     return mask + scores + longest * shape.num_heads * shape.head_dim * item
 

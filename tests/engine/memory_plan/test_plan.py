@@ -78,7 +78,7 @@ def test_scores_that_are_written_out_have_their_place_in_the_plan() -> None:
         ON_GPU, shape=replace(LLAMA_8B, intermediate_size=1), max_model_len=131072, max_num_batched_tokens=512
     )
     bent = replace(narrow, shape=replace(narrow.shape, writes_scores=True))
-    scores = 32 * 131072 * 128 * 2 + 12 * max(1 << 24, 32 * 131072)  # copied keys, and scores of 12 bytes
+    scores = 32 * 131072 * 128 * 2 + 17 * max(1 << 24, 32 * 131072)  # copied keys, and scores of 17 bytes
     assert activation_bytes(bent) - activation_bytes(narrow) <= scores
     assert score_bytes(bent) - score_bytes(narrow) == scores
     assert score_bytes(narrow) == 512 * 131072 * 4
