@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import resource
 import signal
 import socket
 import time
@@ -34,6 +35,7 @@ BACKLOG = 4096
 def serve(config: EngineConfig, settings: ServerSettings) -> int:
     """Serve until SIGTERM or until the engine fails. Returns the process's exit status."""
     configure_logging(settings.uvicorn_log_level, settings.log_format)
+    _raise_file_limit()
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
@@ -53,6 +55,13 @@ def serve(config: EngineConfig, settings: ServerSettings) -> int:
     else:
         failure = uvloop.run(_Process(config, settings, listener, keys).run())
     return 0 if failure is None else give_up(failure)
+
+
+def _raise_file_limit() -> None:
+    """Each stream is a file, and container runtimes begin with 1024 of them where many more are allowed."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # a kernel with a lower bound of its own: it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(host: str, port: int) -> socket.socket:
