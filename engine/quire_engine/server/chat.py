@@ -65,9 +65,9 @@ class Chat:
             choices = []
             for i, text in enumerate(answers.texts):
                 message, reason = _message(started.parser(), text, role, echo)
-                logprobs = chat_logprobs(text.logprobs, self._tokens) if request.logprobs else None
-                choice = ChatChoice(index=i, message=message, logprobs=logprobs, finish_reason=reason)
-                choice.stop_reason = text.stop_reason
+                choice = ChatChoice(index=i, message=message, finish_reason=reason, stop_reason=text.stop_reason)
+                if request.logprobs:  # set later, as pydantic would look at each of them with Python's lock held
+                    choice.logprobs = chat_logprobs(text.logprobs, self._tokens)
                 choices.append(choice)
             made = ChatCompletionResponse(model=model, choices=choices, usage=count.as_usage())
             if request.prompt_logprobs is not None:

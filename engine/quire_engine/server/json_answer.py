@@ -49,13 +49,14 @@ def json_parts(value: object, *, only_set: bool = False) -> Iterator[bytes]:
 
 
 def _items(values: list[object], only_set: bool) -> Iterator[bytes]:
-    if any(isinstance(value, BaseModel | list) for value in values):
+    kinds = set(map(type, values))
+    if any(issubclass(kind, BaseModel | list) for kind in kinds):
         for i, value in enumerate(values):
             if i:
                 yield b","
             yield from json_parts(value, only_set=only_set)
         return
-    step = _ENTRIES if isinstance(values[-1], dict) else _VALUES
+    step = _ENTRIES if dict in kinds else _VALUES
     for i in range(0, len(values), step):
         if i:
             yield b","
