@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -35,19 +34,6 @@ ASKED: list[Asked] = [
 ]
 
 PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def llavas(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Callable[[str], Llava]:
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
-    made: dict[str, Llava] = {}
-
-    def get(case: str) -> Llava:
-        if case not in made:
-            made[case] = make_llava(tmp_path_factory.mktemp("llava"), case)
-        return made[case]
-
-    return get
 
 
 @pytest.fixture(scope="module")

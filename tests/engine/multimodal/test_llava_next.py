@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
@@ -20,7 +19,7 @@ from quire_engine.llm import LLM
 from quire_engine.models.language_model import ImageRows
 from quire_engine.startup_error import StartupError
 from tests.engine.multimodal.asking import NEW_TOKENS, PARAMS, Asked, answers, embedder_of, load
-from tests.engine.multimodal.llava_checkpoint import CASES, IMAGE, TILED, Llava, file_of, make_llava, picture
+from tests.engine.multimodal.llava_checkpoint import CASES, IMAGE, TILED, Llava, file_of, picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,19 +33,6 @@ ASKED: list[Asked] = [
     (f"flat {IMAGE}, small {IMAGE}", [picture(7, 190, 2), picture(8, 1, 1)]),
 ]
 USUAL = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-
-
-@pytest.fixture(scope="module")
-def llavas(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Callable[[str], Llava]:
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
-    made: dict[str, Llava] = {}
-
-    def get(case: str) -> Llava:
-        if case not in made:
-            made[case] = make_llava(tmp_path_factory.mktemp("llava"), case)
-        return made[case]
-
-    return get
 
 
 @pytest.mark.parametrize("case", TILED)

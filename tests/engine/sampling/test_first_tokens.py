@@ -13,23 +13,12 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineRequest
 from quire_engine.engine import build_engine
 from quire_engine.sampling_params import SamplingParams
-from tests.engine.models.checkpoints import FAMILIES, MAX_MODEL_LEN, VOCAB_SIZE, make_model, save
+from tests.engine.models.checkpoints import MAX_MODEL_LEN, VOCAB_SIZE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 REQUESTS = 3000
 PROMPT = [5, 9, 9, 77, 3, 12, 40, 9, 101]
-
-
-@pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    cls, config = FAMILIES["llama"]
-    return make_model(cls, config())
-
-
-@pytest.fixture(scope="module")
-def model_dir(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(model, tmp_path_factory.mktemp("first-tokens"))
 
 
 def first_tokens(model_dir: Path, params: list[SamplingParams]) -> torch.Tensor:

@@ -16,23 +16,12 @@ from quire_engine.engine import build_engine
 from quire_engine.memory_plan import plan
 from quire_engine.sampling.logprobs import rank_hidden
 from quire_engine.sampling_params import SamplingParams
-from tests.engine.models.checkpoints import FAMILIES, MAX_MODEL_LEN, VOCAB_SIZE, make_model, mixed_prompts, save
+from tests.engine.models.checkpoints import MAX_MODEL_LEN, VOCAB_SIZE, mixed_prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPTS = mixed_prompts(12, 60, seed=3)
 ANSWER = 12
-
-
-@pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    cls, config = FAMILIES["llama"]
-    return make_model(cls, config())
-
-
-@pytest.fixture(scope="module")
-def model_dir(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(model, tmp_path_factory.mktemp("logprobs"))
 
 
 class Answer:

@@ -28,7 +28,7 @@ from quire_engine.memory_plan.plan import SEEN_PAGE
 from quire_engine.sampling.adjustments import FORBIDDEN
 from quire_engine.sampling.sampler import sample, shape
 from quire_engine.sampling_params import SamplingParams
-from tests.engine.models.checkpoints import FAMILIES, MAX_MODEL_LEN, VOCAB_SIZE, make_model, mixed_prompts, save
+from tests.engine.models.checkpoints import FAMILIES, MAX_MODEL_LEN, VOCAB_SIZE, make_model, mixed_prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -125,11 +125,6 @@ def model() -> PreTrainedModel:
     made.config.eos_token_id = EOS
     made.generation_config.eos_token_id = EOS
     return made
-
-
-@pytest.fixture(scope="module")
-def model_dir(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(model, tmp_path_factory.mktemp("processors"))
 
 
 @pytest.mark.parametrize(

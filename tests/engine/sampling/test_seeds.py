@@ -11,17 +11,11 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineRequest
 from quire_engine.engine import build_engine
 from quire_engine.sampling_params import SamplingParams
-from tests.engine.models.checkpoints import FAMILIES, MAX_MODEL_LEN, make_model, mixed_prompts, save
+from tests.engine.models.checkpoints import MAX_MODEL_LEN, mixed_prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPTS = mixed_prompts(16, 60)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cls, config = FAMILIES["llama"]
-    return save(make_model(cls, config()), tmp_path_factory.mktemp("seeds"))
 
 
 def answers(model_dir: Path, seeds: list[int | None], **settings: Any) -> tuple[list[list[int]], int]:
