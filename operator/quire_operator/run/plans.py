@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_operator.api import ClaimSource, LLMService, parse_source
+from quire_operator.builders.cached_model import model_name
 from quire_operator.kubeapi.client import Client
 from quire_operator.kubeapi.errors import ApiError, UnreachableError
 from quire_operator.kubeapi.reflector import Key
@@ -24,6 +26,7 @@ from quire_operator.settings import Settings
 from quire_operator.sources.hub import HubError, HubModel
 
 _PASSING = ("HubUnreachable", "NotReadYet")
+_OF_THE_HUB = ("HubUnreachable", "ModelGated", "ModelUnknownToHub")
 
 
 class Plans:
@@ -67,6 +70,8 @@ class Plans:
         if facts is None:
             return None
         if isinstance(facts, Skipped):
+            if facts.reason in _OF_THE_HUB and _was_read(service):
+                return _as_read(service, facts)
             again = RETRY_SECONDS if facts.reason in _PASSING else None
             return Planned(plan=skipped_plan(self._explained(service, facts)), again_after=again)
         return Planned(
@@ -123,3 +128,22 @@ def _is_planned(service: LLMService) -> bool:
     """Whether the status has a plan of this very spec, as after a restart."""
     plan = service.status.plan
     return was_accepted(service) and plan is not None and plan.verdict != "Skipped"
+
+
+def _was_read(service: LLMService) -> bool:
+    """Whether the status tells of the very model that the spec asks for, as its hub once gave it."""
+    model = service.status.model
+    if model is None or model.source != model_name(service):
+        return False
+    return model.parameters is not None or model.quantization is not None
+
+
+def _as_read(service: LLMService, why: Skipped) -> Planned:
+    """What was learned before the hub went away, or the token: the commit is still served, and its download the same.
+
+    An edit has no plan meanwhile. Where a branch was being followed, the status names the commit that it left.
+    """
+    cache, known = service.status.cache, Planned.of_status(service.status)
+    is_followed = cache is not None and cache.commit is not None and cache.phase != "Ready"
+    plan = known.plan if was_accepted(service) else skipped_plan(why)
+    return replace(known, plan=plan, is_from_status=is_followed, again_after=RETRY_SECONDS)
