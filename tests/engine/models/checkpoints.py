@@ -76,12 +76,17 @@ def mixed_prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
 def greedy_reference(model: PreTrainedModel, prompts: list[list[int]], count: int) -> list[list[int]]:
     """What `generate` answers to each prompt alone."""
     answers = []
+    # Where a longrope changes all is computed anew, but Phi-4-multimodal is given the last token alone by its cache.
+    parameters = getattr(model.config, "rope_parameters", None) or {}
+    use_cache = parameters.get("rope_type") != "longrope"
     for prompt in prompts:
         ids = torch.tensor([prompt])
         # A dynamic rope remembers the longest sequence that it has seen.
         fresh = copy.deepcopy(model)
         # Without a mask, generate would take the tokens that happen to be the padding's id for padding.
-        out = fresh.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+        out = fresh.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, use_cache=use_cache
+        )
         answers.append(out[0, len(prompt) :].tolist())
     return answers
 
