@@ -46,6 +46,11 @@ def _rope(config: Config) -> RopeSettings:
     if parameters["rope_type"] == "mrope":
         parameters["rope_type"] = "default"
     rope = rope_of({**config, "rope_parameters": parameters})
+    if rope.by_length is not None:
+        raise ValueError(
+            f"config.json: rope_type is {parameters['rope_type']!r}, whose angles depend on a text's length: that is "
+            "not supported with images, use default, linear, yarn or llama3"
+        )
     sections = parameters.get("mrope_section", _USUAL_SECTIONS)
     if (
         not isinstance(sections, list)

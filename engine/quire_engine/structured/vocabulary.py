@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 from quire_engine.structured.panics import panics_as_errors
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> LLTokenizer:
@@ -26,12 +27,20 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> LLToke
     size = max(vocab_size, len(tokenizer))
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
-        eos, size = size, size + 1  # one more, which no model gives
+        tokenizer, eos, size = _with_end(tokenizer, size), size, size + 1
     try:
         with panics_as_errors():
             return from_tokenizer(tokenizer, n_vocab=size, eos_token=eos)
     except ValueError as error:
         raise ValueError(f"structured outputs cannot read this model's tokenizer: {error}") from error
+
+
+def _with_end(tokenizer: PreTrainedTokenizerFast, size: int) -> PreTrainedTokenizerFast:
+    """A copy that knows one token more than a model of `size` tokens can give, to end with."""
+    longer = copy.deepcopy(tokenizer)
+    more = [f"<|quire-{i}|>" for i in range(len(tokenizer), size + 1)]
+    longer.add_tokens(more, special_tokens=True)
+    return longer
 
 
 class _Bytes:

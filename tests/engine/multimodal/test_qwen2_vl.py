@@ -237,3 +237,12 @@ def test_sections_that_do_not_fill_a_head_are_refused(qwen2: Qwen2, tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(StartupError, match=r"mrope_section is .* it must be three numbers of pairs, 8 in all"):
         load(replace(qwen2, directory=tmp_path))
+
+
+def test_angles_that_depend_on_the_length_are_refused(qwen2: Qwen2, tmp_path: Path) -> None:
+    shutil.copytree(qwen2.directory, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["rope_parameters"] |= {"rope_type": "dynamic", "factor": 2.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StartupError, match="rope_type is 'dynamic', whose angles depend on a text's length"):
+        load(replace(qwen2, directory=tmp_path))

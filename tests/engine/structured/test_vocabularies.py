@@ -215,3 +215,22 @@ def test_a_tokenizer_that_cannot_be_read_is_an_error_of_the_request_alone() -> N
     for _ in range(2):
         with pytest.raises(ValueError, match=r"structured outputs cannot read this model's tokenizer|cannot be used"):
             start(grammars, StructuredOutputsParams(regex="x+"))
+
+
+@pytest.mark.parametrize("num_more", [0, 1, 37])
+def test_a_tokenizer_without_an_end_has_forms_too(num_more: int) -> None:
+    tokenizer = byte_level_tokenizer()
+    end = tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    vocab_size = len(tokenizer) + num_more
+    # the model has an end of its own, which generation_config.json names
+    grammars = CompiledGrammars(lambda: vocabulary_of(tokenizer, vocab_size), vocab_size, (end,))
+    match = start(grammars, StructuredOutputsParams(regex="a{2}b?"))
+    a, b = tokenizer.convert_tokens_to_ids(["a", "b"])
+    assert b not in allowed(match)
+    for _ in range(2):
+        assert end not in allowed(match)
+        match.advance(a)
+    assert allowed(match) == sorted([b, end])
+    assert tokenizer.eos_token_id is None
+    assert len(tokenizer) == vocab_size - num_more
