@@ -178,6 +178,28 @@ def test_gpus_of_several_sizes_are_not_guessed_between() -> None:
     assert "45.0 GiB (NVIDIA-L40S) and 79.6 GiB (NVIDIA-H100-80GB-HBM3)" in found.message
 
 
+SLICE = "nvidia.com/mig-1g.10gb"
+
+
+def test_a_slice_has_the_memory_that_its_own_label_says() -> None:
+    node = {**BIG, f"{SLICE}.memory": "9856", f"{SLICE}.product": "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"}
+    found = device({"resourceName": SLICE}, node)
+    assert found == Device("NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", 9856 << 20, on_gpu=True)
+    assert device({"resourceName": SLICE, "memoryGiB": 9}, node).memory == 9 * GIB
+
+
+@pytest.mark.parametrize("product", [{}, {"product": "NVIDIA-H100-80GB-HBM3"}])
+def test_a_slice_is_never_taken_for_its_whole_gpu(product: dict[str, Any]) -> None:
+    found = device({"resourceName": SLICE, **product}, BIG)
+    assert isinstance(found, Skipped)
+    assert found.reason == "UnknownGPU"
+    assert f"one {SLICE}: write spec.resources.gpu.memoryGiB" in found.message
+
+
+def test_a_share_of_a_gpus_time_has_all_of_its_memory() -> None:
+    assert device({"resourceName": "nvidia.com/gpu.shared"}, BIG).memory == 81559 << 20
+
+
 @pytest.mark.parametrize("gpu", [{}, {"product": "NVIDIA-Z9"}])
 def test_an_unknown_gpu_is_not_guessed(gpu: dict[str, Any]) -> None:
     found = device(gpu)

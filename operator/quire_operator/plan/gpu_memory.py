@@ -13,6 +13,9 @@ MEMORY_LABEL = "nvidia.com/gpu.memory"
 
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 
+WHOLE_GPU = "nvidia.com/gpu"
+"""The resource that the table of products is of. Others are slices, or another vendor's."""
+
 GIB = 1 << 30
 _MIB = 1 << 20
 
@@ -100,6 +103,11 @@ def device_of(spec: Spec, known: KnownGPUs) -> Device | Skipped:
         )
     for mebibytes, product in reported.items():
         return Device(product, mebibytes * _MIB, on_gpu=True)
+    if _without_sharing(gpu.resource_name) != WHOLE_GPU:
+        return Skipped(
+            "UnknownGPU",
+            f"no node reports the memory of one {gpu.resource_name}: write spec.resources.gpu.memoryGiB",
+        )
     if gpu.product is None:
         return Skipped(
             "UnknownGPU",
@@ -120,12 +128,18 @@ def _reported(spec: Spec, nodes: Iterable[Mapping[str, str]]) -> Iterable[tuple[
     wanted = dict(spec.scheduling.node_selector)
     if spec.resources.gpu.product is not None:
         wanted[PRODUCT_LABEL] = spec.resources.gpu.product
-    if not spec.resources.gpu.resource_name.startswith("nvidia.com/"):
+    resource = _without_sharing(spec.resources.gpu.resource_name)
+    if not resource.startswith("nvidia.com/"):
         return
     for labels in nodes:
-        text = labels.get(MEMORY_LABEL, "")
+        text = labels.get(f"{resource}.memory", "")
         if wanted.items() <= labels.items() and text.isdecimal() and int(text) > 0:
-            yield int(text), labels.get(PRODUCT_LABEL, "GPU")
+            yield int(text), labels.get(f"{resource}.product") or labels.get(PRODUCT_LABEL, "GPU")
+
+
+def _without_sharing(resource: str) -> str:
+    """The resource whose labels tell of this one: with time slicing a share has the memory of the whole."""
+    return resource.removesuffix(".shared")
 
 
 def parse_product(text: str) -> tuple[str, int]:
