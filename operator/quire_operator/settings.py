@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from quire_operator import __version__
+from quire_operator.api.engine import is_pinned
 from quire_operator.plan.gpu_memory import parse_product
 
 ENVIRONMENT_PREFIX = "QUIRE_OPERATOR_"
@@ -89,8 +90,11 @@ class Settings:
         except ValueError as error:
             raise SettingsError(f"--gpu-product: {error}") from None
         self.prices()
-        if not self.engine_image:
-            raise SettingsError("--engine-image is empty: name the engine's image with its tag")
+        if not is_pinned(self.engine_image):
+            raise SettingsError(
+                f"--engine-image is {self.engine_image!r}: write a tag other than latest, or a digest, "
+                "such as quire/engine:0.1.0"
+            )
 
     def products(self) -> dict[str, int]:
         """MiB of a GPU by product, from `gpu_products`."""

@@ -120,6 +120,11 @@ def test_settings_come_from_the_environment_and_flags_win() -> None:
     [
         ({"QUIRE_OPERATOR_WORKERS": "many"}, "QUIRE_OPERATOR_WORKERS is 'many': write a whole number"),
         ({"QUIRE_OPERATOR_WORKERS": "0"}, "--workers is 0: write at least 1"),
+        (
+            {"QUIRE_OPERATOR_ENGINE_IMAGE": "quire/engine:latest"},
+            "--engine-image is 'quire/engine:latest': write a tag",
+        ),
+        ({"QUIRE_OPERATOR_ENGINE_IMAGE": "quire/engine"}, "--engine-image is 'quire/engine': write a tag"),
         ({"QUIRE_OPERATOR_LEADER_ELECTION": "maybe"}, "write true or false"),
         ({"QUIRE_OPERATOR_LOG_LEVEL": "loud"}, "write debug, info, warning or error"),
     ],

@@ -232,6 +232,7 @@ def test_prices_and_the_runbook_of_the_values_reach_the_operator(helm: Path) -> 
         "monitoring.interval=often",
         "gpuHourlyPrice.default=cheap",
         "engineImage=quire/engine:latest:x y",
+        "engineImage=quire/engine:latest",
         "replicas=-1",
         "logLevel=loud",
         "imgae.tag=x",

@@ -14,13 +14,19 @@ from quire_operator.api.rule import Rule
 
 _TAGGED = r".+(:[A-Za-z0-9_][A-Za-z0-9_.-]*|@sha256:[0-9a-f]{64})"
 
+
+def is_pinned(image: str) -> bool:
+    """Whether an image's name says which one it is: by a tag that is not moved, or a digest."""
+    return re.fullmatch(_TAGGED, image) is not None and not image.endswith(":latest")
+
+
 Image = Annotated[
     str,
     Field(min_length=1, max_length=512),
     Rule(
         cel=f"self.matches('^{_TAGGED}$') && !self.endsWith(':latest')",
         message="an image must be pinned: write a tag other than latest, or a digest, such as quire/engine:0.1.0",
-        holds=lambda text: re.fullmatch(_TAGGED, text) is not None and not text.endswith(":latest"),
+        holds=is_pinned,
     ),
 ]
 
