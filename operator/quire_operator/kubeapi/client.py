@@ -79,7 +79,7 @@ class Client:
                 return None, etag
             try:
                 return await response.json(content_type=None), response.headers.get("ETag", "")
-            except _NO_ANSWER as error:
+            except (*_NO_ANSWER, ValueError) as error:
                 raise UnreachableError(f"GET /apis broke: {error!r}") from error
 
     async def apply(
@@ -162,7 +162,7 @@ class Client:
         async with self._slots, request as response:
             try:
                 result: Object = await response.json(content_type=None)
-            except _NO_ANSWER as error:
+            except (*_NO_ANSWER, ValueError) as error:  # what is no JSON is of somebody in between
                 raise UnreachableError(f"{method} {path} broke: {error!r}") from error
             return result
 

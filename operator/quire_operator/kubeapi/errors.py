@@ -41,4 +41,4 @@ class ApiError(Exception):
 
 
 class UnreachableError(Exception):
-    """There was no answer: refused, reset or timed out."""
+    """There was no answer: refused, reset or timed out, or not the API server's."""

@@ -60,21 +60,27 @@ class Environments:
     async def _read_claim(self, namespace: str, name: str) -> tuple[ClaimFacts, float]:
         try:
             found = await self._client.get(CLAIMS, namespace, name)
+            if found is None:
+                return ClaimFacts(name, exists=False), AGAIN_SECONDS
+            modes = tuple(found["spec"].get("accessModes") or ())
         except (ApiError, UnreachableError) as error:
             logger.warning("claim %s/%s cannot be read, and is taken to be there: %s", namespace, name, error)
             return ClaimFacts(name), _FAULTY_SECONDS
-        if found is None:
-            return ClaimFacts(name, exists=False), AGAIN_SECONDS
-        modes = tuple(found["spec"].get("accessModes") or ())
+        except Exception:
+            logger.exception("reading claim %s/%s failed, and it is taken to be there", namespace, name)
+            return ClaimFacts(name), _FAULTY_SECONDS
         return ClaimFacts(name, modes), AGAIN_SECONDS if ONE_POD in modes else _FRESH_SECONDS
 
     async def _read_level(self, namespace: str) -> tuple[str, float]:
         try:
             found = await self._client.get_metadata(NAMESPACES, namespace)
+            level = str((found["metadata"].get("labels") or {}).get(_ENFORCED, ""))
         except (ApiError, UnreachableError) as error:
             logger.warning("namespace %s cannot be read, and is taken to allow what pods ask for: %s", namespace, error)
             return "", _FAULTY_SECONDS
-        level = str((found["metadata"].get("labels") or {}).get(_ENFORCED, ""))
+        except Exception:
+            logger.exception("reading namespace %s failed, and it is taken to allow what pods ask for", namespace)
+            return "", _FAULTY_SECONDS
         return level, AGAIN_SECONDS if level else _FRESH_SECONDS
 
 

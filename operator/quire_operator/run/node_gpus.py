@@ -51,6 +51,9 @@ class NodeGPUs:
         except (ApiError, UnreachableError) as error:
             logger.warning("nodes cannot be listed, so plans know GPUs by their product alone: %s", error)
             self._labels = before or ()
+        except Exception:
+            logger.exception("reading nodes failed, so plans know GPUs by their product alone")
+            self._labels = before or ()
         finally:
             self._expires = time.monotonic() + _FRESH_SECONDS
             self._task = None
