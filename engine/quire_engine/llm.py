@@ -129,11 +129,13 @@ class LLM:
         *,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
+        tools: Sequence[dict[str, Any]] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or a list of them, each a list of `{"role": ..., "content": ...}`.
 
-        A content may be a list of parts: texts, and images as `image_url` with a data URL or as `image_pil`. Raises
-        `ValueError` when the tokenizer has no chat template and none is given, and for what cannot be taken.
+        A content may be a list of parts: texts, and images as `image_url` with a data URL or as `image_pil`. `tools`
+        are for the template: what the model writes of them is in the answers' texts. Raises `ValueError` when the
+        tokenizer has no chat template and none is given, and for what cannot be taken.
         """
         several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations: list[Any] = list(messages) if several else [messages]
@@ -142,6 +144,7 @@ class LLM:
             str(
                 self._tokenizer.apply_chat_template(
                     list(conversation),
+                    tools=[*tools] if tools else None,
                     chat_template=chat_template,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,

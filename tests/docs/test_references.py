@@ -13,6 +13,8 @@ from docs.write_api import page as api_page
 from docs.write_api import paths
 from docs.write_engines import with_table
 from docs.write_flags import with_tables
+from quire_engine.reasoning.tags import TAGS
+from quire_engine.tools.formats import FORMATS
 from quire_operator.api import custom_resource_definition
 from tests.docs.pages import PAGES, REPOSITORY, blocks
 
@@ -31,6 +33,11 @@ MODULES = {
     "quire-operator": "quire_operator.cli",
     "python3 -m e2e.cluster": "e2e.cluster",
 }
+
+
+def test_every_format_of_calls_and_of_reasoning_is_told() -> None:
+    page = (REPOSITORY / "docs/tools.md").read_text()
+    assert {*FORMATS, *TAGS} <= set(re.findall(r"`([a-z0-9_]+)`", page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

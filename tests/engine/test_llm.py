@@ -141,6 +141,9 @@ def test_a_conversation_goes_through_the_chat_template(llm: LLM) -> None:
     two = [{"role": "system", "content": "x"}, *one]
     assert llm.chat(one, GREEDY, use_tqdm=False)[0].prompt == "u:hi;a:"
     assert [o.prompt for o in llm.chat([one, two], GREEDY, use_tqdm=False)] == ["u:hi;a:", "s:x;u:hi;a:"]
+    template = "{% for t in tools %}{{ t.function.name }};{% endfor %}a:"
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert llm.chat(one, GREEDY, use_tqdm=False, chat_template=template, tools=tools)[0].prompt == "f;a:"
 
 
 def test_a_prompt_that_cannot_run_is_refused_and_the_next_call_works(llm: LLM) -> None:
