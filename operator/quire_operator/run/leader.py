@@ -17,6 +17,8 @@ from quire_operator.kubeapi.resources import LEASES
 
 logger = logging.getLogger(__name__)
 
+_SHORTEST_PAUSE = 0.1
+
 
 class LeadershipLostError(Exception):
     """Another replica may be leading by now: nothing more may be written."""
@@ -51,17 +53,21 @@ class Leader:
     async def keep(self) -> None:
         """Renew the Lease for ever. Raises LeadershipLostError in time before anybody else may take it."""
         while True:
-            await asyncio.sleep(self._seconds / 5)
+            await asyncio.sleep(min(self._seconds / 5, max(_SHORTEST_PAUSE, self._left() / 2)))
             try:
-                async with asyncio.timeout(self._seconds / 3):
+                async with asyncio.timeout(max(0.0, min(self._seconds / 3, self._left()))):
                     kept = await self._try()
             except (ApiError, UnreachableError, TimeoutError) as error:
                 logger.warning("the lease could not be renewed: %s", error)
                 kept = True
             if not kept:
                 raise LeadershipLostError("the lease was taken by another replica")
-            if time.monotonic() - self.renewed_at > self._seconds * 2 / 3:
+            if self._left() <= 0:
                 raise LeadershipLostError(f"the lease could not be renewed for {self._seconds * 2 / 3:.0f} s")
+
+    def _left(self) -> float:
+        """Seconds to renew the Lease in: others take it later, and what was begun by then has ended."""
+        return self.renewed_at + self._seconds * 2 / 3 - time.monotonic()
 
     async def release(self) -> None:
         """Let another replica lead at once."""
