@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from quire_engine.core.beam_search import BeamSearch, Continuation, Path
-from quire_engine.core.grammar import GrammarState
+from quire_engine.core.grammar import GrammarState, TooSlowError
 from quire_engine.core.messages import BeamAnswer, FinishReason
 from quire_engine.core.request import Request
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
+
+# Processor time that a search may spend on its grammar, as so many answers may that each follow their own: a little at
+# first, and so much for each beam of each round. Steps wait for it.
+_FIRST_SECONDS = 1.0
+_SECONDS_PER_BEAM = 0.01
 
 
 @dataclass(eq=False, slots=True)
@@ -31,6 +37,7 @@ class BeamGroup:
     choices: dict[str, TokenLogprobs] = field(default_factory=dict)  # by request id, of those done with this round
     num_made: int = 1  # members, so far
     fault: str = ""  # why one could not go on, the latest
+    seconds_left: float = _FIRST_SECONDS  # of processor time
 
     @staticmethod
     def lead(request: Request, ends: Mapping[int, int | None], longest: int, *, by_text: bool) -> None:
@@ -69,8 +76,10 @@ class BeamGroup:
         """Go on with the best continuations. `fork(parent, child)` has a child hold what its parent holds.
 
         Takes time for each member, however long the answers are: `fork` looks at what the two do not share. Where
-        fewer go on than there are members, `drop` has one of the others hold nothing any more.
+        fewer go on than there are members, `drop` has one of the others hold nothing any more. Raises `TooSlowError`,
+        with all members as they were, where their grammars have taken all the time that the search may spend on them.
         """
+        self.seconds_left += _SECONDS_PER_BEAM * self.search.width
         choices = [self.choices[m.request_id] for m in self.members]
         self.choices = {}
         grammars: dict[tuple[int, int], GrammarState] = {}
@@ -97,12 +106,17 @@ class BeamGroup:
         grammar = self.members[beam].grammar
         if grammar is None:
             return True
-        state = grammar.fork()
+        if self.seconds_left < 0:
+            raise TooSlowError("structured_outputs: the grammar takes too long to follow: write one less ambiguous")
+        started = time.thread_time()
         try:
+            state = grammar.fork()
             state.advance(token)
         except ValueError as error:
             self.fault = str(error)
             return None
+        finally:
+            self.seconds_left -= time.thread_time() - started
         grammars[beam, token] = state
         return not state.finished
 

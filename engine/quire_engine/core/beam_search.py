@@ -100,6 +100,7 @@ class BeamSearch:
 
         `beams` are their tokens, None before the first, and `scores` the sums of their logprobs; `choices` name the
         likeliest tokens that follow each. Beams are of one length. There may be fewer continuations than beams.
+        `goes_on` is asked the best first, of no more than can matter: most of what costs time is found out there.
         """
         length = 1 if beams[0] is None else beams[0].length + 1
         may_end = length > self._min_tokens
@@ -114,6 +115,10 @@ class BeamSearch:
         going_on: list[Continuation] = []
         rank = 0
         for found in candidates:
+            if rank >= self.width and (at_limit or len(going_on) == self.width):
+                break
+            if rank >= self.width and not going_on and not self._can_improve(found.cumulative_logprob, length):
+                break
             by_token = found.token_id in self.ends
             lasts = not by_token and goes_on(found.beam, found.token_id)
             if lasts is None:
@@ -126,12 +131,15 @@ class BeamSearch:
             if lasts and len(going_on) < self.width:
                 going_on.append(found)
             rank += 1
-            if rank >= self.width and len(going_on) == self.width:
-                break
-        self.hypotheses.sort(key=lambda h: -h.score)
-        del self.hypotheses[self.width :]
+            if rank == self.width:
+                self._keep_the_best()
+        self._keep_the_best()
         self.done = at_limit or not going_on or not self._can_improve(going_on[0].cumulative_logprob, length)
         return going_on
+
+    def _keep_the_best(self) -> None:
+        self.hypotheses.sort(key=lambda h: -h.score)
+        del self.hypotheses[self.width :]
 
     def _can_improve(self, best: float, length: int) -> bool:
         """Whether the best running beam, of `length` tokens, may still become one of the best hypotheses."""

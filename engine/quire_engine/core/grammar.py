@@ -11,6 +11,10 @@ class BusyError(ValueError):
     """Nothing is wrong with what was asked for: later there is room for it."""
 
 
+class TooSlowError(ValueError):
+    """Following a grammar takes more time than an answer may take."""
+
+
 def needs_grammar(params: SamplingParams) -> bool:
     """Whether the engine has to follow an answer's text. Stop strings are looked for by whoever makes text of tokens;
     but a beam that has ended makes room for another.

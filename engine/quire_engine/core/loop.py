@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from quire_engine.core.beam_group import BeamGroup
 from quire_engine.core.core_config import CoreConfig
-from quire_engine.core.grammar import BusyError, Grammars, GrammarState, needs_grammar
+from quire_engine.core.grammar import BusyError, Grammars, GrammarState, TooSlowError, needs_grammar
 from quire_engine.core.grammar_queue import GrammarQueue
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, ErrorKind, FinishReason
 from quire_engine.core.pipeline import Pipeline, pipeline_of
@@ -240,15 +240,18 @@ class EngineCore:
 
     def _search_on(self, group: BeamGroup) -> list[EngineOutput]:
         """End a round of a beam search. The last one gives out the answers."""
-        group.end_round(self._scheduler.fork, self._scheduler.drop)
-        if not group.search.done:
+        request, error = group.members[0], ""
+        try:
+            group.end_round(self._scheduler.fork, self._scheduler.drop)
+        except TooSlowError as slow:
+            error = str(slow)
+        if not group.search.done and not error:
             return []
-        request = group.members[0]
         self._scheduler.remove(request)
         del self._requests[request.request_id]
         answers = group.answers()
-        if not answers:
-            return [EngineOutput(request.request_id, [], "error", error=group.fault or _NOTHING_FITS)]
+        if error or not answers:
+            return [EngineOutput(request.request_id, [], "error", error=error or group.fault or _NOTHING_FITS)]
         cached = request.num_cached_tokens or 0
         reason, started = answers[0].finish_reason, request.started_at
         return [

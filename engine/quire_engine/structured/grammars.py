@@ -12,6 +12,7 @@ from quire_engine.core.grammar import GrammarState, PendingGrammar
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.structured.compiler import Compilation, GrammarCompiler
 from quire_engine.structured.match import Limits, Match
+from quire_engine.structured.panics import panics_as_errors
 from quire_engine.structured.reasoned_match import ReasonedMatch
 from quire_engine.structured.stop_strings import PendingWatch
 from quire_engine.text.token_bytes import TokenBytes
@@ -30,7 +31,7 @@ class CompiledGrammars:
         eos_token_ids: tuple[int, ...],
         load_token_bytes: Callable[[], TokenBytes] | None = None,
     ) -> None:
-        """`load_token_bytes` is called once, on the compiler's thread, before the first stop strings."""
+        """`load_token_bytes` is called on the compiler's thread, before the first stop strings and after it failed."""
         self._compiler = GrammarCompiler(load_vocabulary)
         self._load_token_bytes = load_token_bytes
         self._token_bytes: Future[TokenBytes] | None = None
@@ -42,14 +43,16 @@ class CompiledGrammars:
         if not (params.use_beam_search and params.stop):
             return self._pending_match(params)
         tokens = self._start_loading()
-        return PendingWatch(tokens, params, self._pending_match(params) if params.structured_outputs else None)
+        grammar = self._pending_match(params) if params.structured_outputs else None
+        return PendingWatch(tokens, params, grammar, time.monotonic())
 
     def _start_loading(self) -> Future[TokenBytes]:
         if self._load_token_bytes is None:
             raise ValueError("stop is set beside use_beam_search and this engine has no tokenizer: leave it out")
-        if self._token_bytes is None:
-            self._token_bytes = self._compiler.run(self._load_token_bytes)
-        return self._token_bytes
+        loading = self._token_bytes
+        if loading is None or (loading.done() and loading.exception() is not None):
+            loading = self._token_bytes = self._compiler.run(self._load_token_bytes)
+        return loading
 
     def _pending_match(self, params: SamplingParams) -> PendingMatch:
         assert params.structured_outputs is not None
@@ -83,7 +86,9 @@ class PendingMatch:
         reasoning = grammar.reasoning
         if reasoning is not None and reasoning.tags.begun:
             return ReasonedMatch(reasoning, limits, None)
-        match = Match(grammar.matcher.deep_copy(), limits)
+        with panics_as_errors():
+            matcher = grammar.matcher.deep_copy()
+        match = Match(matcher, limits)
         return match if reasoning is None else ReasonedMatch(reasoning, limits, match)
 
     def leave(self) -> None:

@@ -39,6 +39,13 @@ class Limits:
                 mask[token // 8] &= ~(1 << token % 8)
         return bytes(mask)
 
+    def only_ends(self) -> bytes:
+        """The mask of the tokens that end an answer."""
+        mask = bytearray(self.num_bytes)
+        for token in self.ends:
+            mask[token // 8] |= 1 << token % 8
+        return bytes(mask)
+
 
 class Match:
     """Follows an answer's grammar token by token."""
@@ -66,11 +73,15 @@ class Match:
     def fork(self) -> Match:
         """One that is as far, and goes on by itself."""
         other = copy.copy(self)
-        other._matcher = self._matcher.deep_copy()
+        with panics_as_errors():
+            other._matcher = self._matcher.deep_copy()
         return other
 
     def _look_ahead(self) -> None:
         with panics_as_errors():
+            if self._matcher.is_stopped() and not self._matcher.is_error() and self._matcher.is_accepting():
+                self.finished, self.allowed = True, self._limits.only_ends()  # without the cost of a mask
+                return
             mask = allowed_text(self._matcher, self._limits.own_ends)
         if self._matcher.is_error():
             raise ValueError(f"structured_outputs: the answer cannot go on: {reason_of(self._matcher)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from quire_engine.structured.match import Limits, Match
+from quire_engine.structured.panics import panics_as_errors
 from quire_engine.structured.reasoning_grammar import CompiledReasoning
 
 
@@ -78,6 +79,7 @@ class ReasonedMatch:
 
     def _inside(self, tail: bytes) -> Match:
         """Inside of reasoning, where it ends with `tail`."""
-        matcher = self._reasoning.matcher.deep_copy()
-        matcher.consume_tokens(self._reasoning.vocabulary.tokenize_bytes(tail))
+        with panics_as_errors():
+            matcher = self._reasoning.matcher.deep_copy()
+            matcher.consume_tokens(self._reasoning.vocabulary.tokenize_bytes(tail))
         return Match(matcher, self._limits)

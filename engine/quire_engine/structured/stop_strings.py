@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
-from quire_engine.core.grammar import GrammarState, PendingGrammar
+from quire_engine.core.grammar import BusyError, GrammarState, PendingGrammar
 from quire_engine.sampling_params import SamplingParams
+from quire_engine.structured.compiler import QUEUE_SECONDS
 from quire_engine.text.token_bytes import TokenBytes
 
 
@@ -45,16 +47,15 @@ class StopWatch:
         return self._stopped or (self._grammar is not None and self._grammar.finished)
 
     def advance(self, token: int) -> None:
-        """Raises `ValueError` where the grammar does not let the answer go on."""
-        if self._grammar is not None:
-            self._grammar.advance(token)
+        """Raises `ValueError` where the grammar does not let the answer go on, unless a stop string ends it."""
         self._num_tokens += 1
-        if self._num_tokens <= self._stops.min_tokens:
-            return
-        text = self._tail + self._stops.bytes_of(token)
-        self._stopped = any(stop in text for stop in self._stops.strings)
-        longest = max(map(len, self._stops.strings))
-        self._tail = text[max(0, len(text) - longest + 1) :]
+        if self._num_tokens > self._stops.min_tokens:
+            text = self._tail + self._stops.bytes_of(token)
+            self._stopped = any(stop in text for stop in self._stops.strings)
+            longest = max(map(len, self._stops.strings))
+            self._tail = text[max(0, len(text) - longest + 1) :]
+        if self._grammar is not None and not self._stopped:
+            self._grammar.advance(token)
 
     def fork(self) -> StopWatch:
         grammar = None if self._grammar is None else self._grammar.fork()
@@ -68,9 +69,12 @@ class PendingWatch:
     _tokens: Future[TokenBytes]
     _params: SamplingParams
     _grammar: PendingGrammar | None
+    _since: float  # time.monotonic()
 
     def done(self) -> bool:
-        return self._tokens.done() and (self._grammar is None or self._grammar.done())
+        if not self._tokens.done():
+            return time.monotonic() > self._since + QUEUE_SECONDS
+        return self._grammar is None or self._grammar.done()
 
     def wait(self, seconds: float) -> None:
         if self._grammar is not None and self._tokens.done():
@@ -79,7 +83,15 @@ class PendingWatch:
             wait([self._tokens], seconds)
 
     def start(self) -> StopWatch:
-        """Raises `ValueError` where the tokenizer or the grammar cannot be used, `BusyError` as the grammar."""
+        """Raises `ValueError` where the grammar cannot be used, `RuntimeError` where the tokenizer cannot, and
+        `BusyError` where the turn of either did not come.
+        """
+        if not self._tokens.done():
+            self.leave()
+            raise BusyError(f"stop: the text of tokens was not there within {QUEUE_SECONDS:.0f} s: try again")
+        if (error := self._tokens.exception()) is not None:
+            self.leave()
+            raise RuntimeError(f"stop: the text of tokens could not be found: {error}") from error
         grammar = None if self._grammar is None else self._grammar.start()
         return StopWatch(Stops.of(self._params, self._tokens.result()), grammar)
 

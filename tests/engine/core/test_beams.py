@@ -315,3 +315,48 @@ def test_beams_of_which_none_may_come_are_an_error() -> None:
     core = constrained(Rule(lambda output: [5] if not output else []))
     core.add_request(beams("s", [1, 2], 2, structured_outputs=FORM))
     assert run(core)["s"][0].finish_reason == "error"
+
+
+@dataclass
+class Costly:
+    """Lets everything come, and takes a second of the clock for each token."""
+
+    clock: list[float]
+
+    allowed = None
+    finished = False
+
+    def advance(self, token: int) -> None:
+        self.clock[0] += 1
+
+    def fork(self) -> Costly:
+        return self
+
+
+def test_a_search_s_grammars_have_one_limit_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("quire_engine.core.beam_group.time.thread_time", lambda: clock[0])
+    core = constrained(Costly(clock))  # type: ignore[arg-type]  # another state
+    core.add_request(beams("s", [1, 2], 3, structured_outputs=FORM))
+    (output,) = run(core)["s"]
+    assert (output.finish_reason, "takes too long to follow" in (output.error or "")) == ("error", True)
+    assert clock[0] < 3
+    assert core.stats().kv_cache_usage == 0.0
+    assert not core.has_work()
+    core.check_integrity()
+
+
+def test_no_more_is_asked_of_a_grammar_than_what_matters() -> None:
+    """Where nearly every token ends the answer, and the best that go on are worse than all answers there are."""
+    asked: list[int] = []
+
+    class Counting(Rule):
+        def advance(self, token: int) -> None:
+            asked.append(token)
+            super().advance(token)
+
+    core = constrained(Counting(last=range(97)))
+    core.add_request(beams("s", [1, 2], 3, structured_outputs=FORM, early_stopping=True))
+    (output,) = run(core)["s"]
+    assert output.beams is not None
+    assert len(output.beams) == len(asked) == 3

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,9 +15,13 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 
 from quire_engine import LLM, SamplingParams, StructuredOutputsParams
 from quire_engine.core.grammar import GrammarState
+from quire_engine.structured.compiler import allowed_text
 from quire_engine.structured.grammars import CompiledGrammars
 from quire_engine.structured.vocabulary import vocabulary_of
 from tests.engine.structured.conftest import VOCAB_SIZE
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 PROMPTS = ["Ada", "{", "[1", "tags tags", "x"]
 EOS, PAD = 0, VOCAB_SIZE - 1
@@ -147,3 +151,21 @@ def test_a_form_with_fewer_answers_than_beams_gives_those_that_there_are(llm: LL
     for result in llm.generate(PROMPTS, searched(4, structured_outputs=form), use_tqdm=False):
         texts = [answer.text for answer in result.outputs]
         assert set(texts) == {"yes", "no"}
+
+
+def test_no_more_masks_are_computed_than_beams_go_on_where_most_tokens_end_the_answer(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_masks = 0
+
+    def counted(matcher: LLMatcher, end_tokens: tuple[int, ...]) -> bytearray:
+        nonlocal num_masks
+        num_masks += 1
+        return allowed_text(matcher, end_tokens)
+
+    monkeypatch.setattr("quire_engine.structured.match.allowed_text", counted)
+    form = StructuredOutputsParams(regex="[ab]{0,200}[c-z0-9]")
+    params = searched(8, structured_outputs=form, max_tokens=6, early_stopping="never")
+    (result,) = llm.generate(PROMPTS[:1], params, use_tqdm=False)
+    assert all(re.fullmatch("[ab]*[c-z0-9]?", answer.text) for answer in result.outputs)
+    assert 1 < num_masks <= 1 + 8 * 6

@@ -25,6 +25,8 @@ from quire_engine.structured.grammar_text import MAX_NESTING, grammar_text
 from quire_engine.structured.grammars import CompiledGrammars, PendingMatch
 from quire_engine.structured.vocabulary import byte_vocabulary
 from quire_engine.structured_outputs import MAX_CHARACTERS, StructuredOutputsParams
+from quire_engine.text.token_bytes import TokenBytes
+from tests.engine.structured.conftest import byte_level_tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -190,7 +192,7 @@ class Slow:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.go, self.now = threading.Event(), threading.Event(), 0.0
         clock = SimpleNamespace(monotonic=lambda: self.now, thread_time=time.thread_time)
-        for module in ("compiler", "grammars"):
+        for module in ("compiler", "grammars", "stop_strings"):
             monkeypatch.setattr(f"quire_engine.structured.{module}.time", clock)
         self.grammars = CompiledGrammars(self._load, 257, (256,))
         self.ahead = self.submit("ahead")
@@ -261,3 +263,40 @@ def test_grammars_that_nobody_waits_for_take_no_place_in_the_queue(slow: Slow) -
         slow.submit("one more")
     for pending in held:
         pending.leave()
+
+
+def stopped() -> SamplingParams:
+    return SamplingParams(n=2, use_beam_search=True, stop=["a"])
+
+
+def test_stop_strings_whose_turn_does_not_come_are_told_to_come_again(slow: Slow) -> None:
+    slow.grammars._load_token_bytes = lambda: TokenBytes(byte_level_tokenizer())
+    behind = slow.grammars.compile(stopped())
+    assert not behind.done()
+    slow.now = QUEUE_SECONDS + 1
+    assert behind.done()
+    with pytest.raises(BusyError, match="was not there within 20 s: try again"):
+        behind.start()
+    behind = slow.grammars.compile(stopped())
+    slow.go.set()
+    behind.wait(60)
+    assert behind.start().finished is False
+
+
+def test_a_load_that_fails_is_no_fault_of_the_request_and_tried_again() -> None:
+    broken = True
+
+    def load() -> TokenBytes:
+        if broken:
+            raise ValueError("half a file")
+        return TokenBytes(byte_level_tokenizer())
+
+    grammars = CompiledGrammars(byte_vocabulary, 257, (256,), load)
+    pending = grammars.compile(stopped())
+    pending.wait(60)
+    with pytest.raises(RuntimeError, match="half a file"):
+        pending.start()
+    broken = False
+    pending = grammars.compile(stopped())
+    pending.wait(60)
+    assert pending.start().finished is False
