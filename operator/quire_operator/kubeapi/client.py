@@ -26,7 +26,8 @@ _ALL_GROUPS = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryL
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 _WATCH_SECONDS = 290
 _SILENCE_SECONDS = 90
-"""The API server sends a bookmark every minute, so a watch that is silent for longer is dead."""
+"""A watch that is silent for longer may be dead, and may be of a kind of which nothing happens: bookmarks come only in
+between events."""
 
 _NO_ANSWER = (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)
 
@@ -125,7 +126,10 @@ class Client:
     async def watch(
         self, resource: Resource, namespace: str | None, version: str, selector: str = ""
     ) -> AsyncIterator[Object]:
-        """Changes since `version`, bookmarks included, until the server ends the stream."""
+        """Changes since `version`, bookmarks included, until the server ends the stream or is silent for long.
+
+        A watch from the last version then misses nothing, and where the connection was dead its beginning tells.
+        """
         parameters = {
             "watch": "true",
             "resourceVersion": version,
@@ -143,6 +147,8 @@ class Client:
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
                         yield json.loads(line)
+            except TimeoutError:
+                return
             except _NO_ANSWER as error:
                 raise UnreachableError(f"watch of {path} broke: {error!r}") from error
 

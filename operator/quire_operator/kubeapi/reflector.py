@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 Key = tuple[str, str]
 """Namespace and name."""
 
+_EXPIRED_SECONDS = 1.0
+"""Before what is too old for a watch is listed anew: an API server that calls everything too old is not flooded."""
+
 _LONGEST_BACKOFF_SECONDS = 10.0
 _FORBIDDEN_SECONDS = 240.0
 """How long a refusal is taken for an answer: rights come with an installation, and seldom in between."""
@@ -81,6 +84,7 @@ class Reflector:
                     version = await self._watch(version)
             except ApiError as error:
                 if error.status == 410:
+                    await asyncio.sleep(random.uniform(0, _EXPIRED_SECONDS))
                     continue
                 if error.status == 403 and self._may_be_forbidden:
                     self._take_as_empty(error)
