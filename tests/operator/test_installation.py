@@ -73,7 +73,7 @@ def comparable(documents: list[dict[str, Any]]) -> dict[str, str]:
 AS_BY_HELM: dict[str, list[str]] = {
     "base": [],
     "overlays/ha": ["replicas=2"],
-    "overlays/namespaced": ["watchNamespaces={inference}"],
+    "overlays/namespaced": ["watchNamespaces={inference}", "crds.install=false"],
     "overlays/monitoring": [
         "monitoring.serviceMonitor=enabled",
         "monitoring.alerts=enabled",
@@ -124,6 +124,11 @@ def test_a_namespaced_installation_needs_no_cluster_role(helm: Path) -> None:
     (deployment,) = [d for d in documents if d["kind"] == "Deployment"]
     arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
     assert [argument for argument in arguments if "--namespace" in argument] == ["--namespace=a", "--namespace=b"]
+
+
+def test_the_namespaced_overlay_has_nothing_that_is_the_clusters(kubectl: Path) -> None:
+    documents = kustomize(kubectl, "overlays/namespaced")
+    assert [d["kind"] for d in documents if "namespace" not in d["metadata"]] == []
 
 
 def test_values_reach_the_operator(helm: Path) -> None:
