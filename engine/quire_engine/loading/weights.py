@@ -19,7 +19,7 @@ from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.memory_plan.quantization import unexplained_weight
 from quire_engine.memory_plan.safetensors_header import TensorHeader, tensor_headers
 from quire_engine.memory_plan.weight_files import checkpoint_bytes, checkpoint_headers, weight_files
-from quire_engine.models.naming import Naming
+from quire_engine.models.naming import Naming, Source
 
 # Parameters that a byte of a file may hold: 4 at 2 bits, and some more since the shape may say too much.
 _MOST_A_BYTE = 16
@@ -128,14 +128,24 @@ def _fill_all(
             by_file[file_of[source.name]][place_of(source, own[name])].append(name)
         if source.rows is not None:
             num_rows[source.name] = max(num_rows[source.name], int(source.rows.max()) + 1)
+    reads: dict[
+        Path, list[tuple[list[tuple[Source, Shard]], str, tuple[int, ...]]]
+    ] = {}  # all checked before the first is read: there may be minutes in between
     for file, places in by_file.items():
+        reads[file] = []
+        for names in places.values():
+            parts = [(sources[name], own[name]) for name in names]
+            stored = parts[0][0].name
+            try:
+                shapes = [checked_shape(*part, headers[file][stored], num_rows[stored]) for part in parts]
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+            reads[file].append((parts, stored, shapes[0]))
+    for file, of_file in reads.items():
         try:
             with safe_open(file, framework="pt") as tensors:
-                for names in places.values():
-                    parts = [(sources[name], own[name]) for name in names]
-                    stored = parts[0][0].name
-                    shapes = [checked_shape(*part, headers[file][stored], num_rows[stored]) for part in parts]
-                    fill(parts, tensors.get_slice(stored), shapes[0])
+                for parts, stored, shape in of_file:
+                    fill(parts, tensors.get_slice(stored), shape)
         except (ValueError, SafetensorError) as error:
             raise ValueError(f"{file}: {error}") from error
 

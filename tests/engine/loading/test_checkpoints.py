@@ -116,6 +116,18 @@ def test_a_broken_checkpoint_is_refused_with_its_fault(
     assert "\n" not in str(caught.value)
 
 
+def test_a_tensor_of_another_shape_is_found_before_any_is_read(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = "model.norm.weight"
+    edit_weights(model_dir, lambda t: t.update({last: t[last][:-1].clone()}))
+    read: list[object] = []
+    monkeypatch.setattr("quire_engine.loading.weights.fill", lambda parts, *_: read.append(parts))
+    with pytest.raises(StartupError, match=rf"{last}.* has the shape|shape \[.*\] and config.json asks for"):
+        start(model_dir)
+    assert read == []
+
+
 @pytest.mark.parametrize(
     ("changes", "reason", "message"),
     [
