@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OnLost = Callable[[str], None]
+OnModel = Callable[[str, int], None]
+"""Hears the model's directory and its number of tokens, before the weights are loaded. May raise `StartupError`."""
 
 _WARM_UP_TOKENS = {"cpu": 64, "cuda": 8192}
 
@@ -72,7 +74,10 @@ class BuiltRank:
 
 
 def build_engine(
-    config: EngineConfig, on_phase: OnPhase | None = None, on_lost: OnLost | None = None
+    config: EngineConfig,
+    on_phase: OnPhase | None = None,
+    on_lost: OnLost | None = None,
+    on_model: OnModel | None = None,
 ) -> tuple[EngineCore, EngineInfo]:
     """Load the model, plan and allocate its memory, and warm it up.
 
@@ -83,11 +88,11 @@ def build_engine(
     if config.node_rank > 0:
         raise StartupError("InvalidFlag", f"--node-rank is {config.node_rank}: only node 0 runs an engine by itself")
     if Layout.of(config).size == 1:
-        built = build_rank(config, None, on_phase)
+        built = build_rank(config, None, on_phase, on_model)
         return _started(config, built, built.runner)
     leader = Leader(config, on_lost)
     try:
-        built = build_rank(config, leader, on_phase)
+        built = build_rank(config, leader, on_phase, on_model)
         return _started(config, built, RankedExecutor(built.runner, leader))
     except StartupError as error:
         leader.close(str(error))
@@ -98,7 +103,9 @@ def build_engine(
         raise cause from error
 
 
-def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | None = None) -> BuiltRank:
+def build_rank(
+    config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | None = None, on_model: OnModel | None = None
+) -> BuiltRank:
     """As `build_engine`, for one rank and without the warm-up. `ranks` are the others, where there are any."""
     phase = Phases(on_phase)
     layout, rank = (ranks.layout, ranks.rank) if ranks is not None else (Layout(), 0)
@@ -129,6 +136,8 @@ def build_rank(config: EngineConfig, ranks: Ranks | None, on_phase: OnPhase | No
         processor = None if spec.vision is None else ImageProcessor(checkpoint.directory, spec.vision)
         if rank == 0:
             check_layout(layout, spec)
+    if on_model is not None:
+        on_model(str(checkpoint.directory), spec.shape.vocab_size)
     place = Place()
     if ranks is not None:
         with phase("ranks", "EngineFailed"):

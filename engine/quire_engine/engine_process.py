@@ -60,7 +60,8 @@ def main() -> int:
 
 
 def _lead(options: wire.LaunchOptions, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]) -> None:
-    core, info = build_engine(options.config, _on_phase(replies), _on_lost(options.socket_folder))
+    on_lost, on_model = _on_lost(options.socket_folder), _on_model(replies)
+    core, info = build_engine(options.config, _on_phase(replies), on_lost, on_model)
     try:
         replies.send(wire.encode(wire.Ready(info)))
         _serve(core, requests, replies)
@@ -101,6 +102,10 @@ def _answer(data: bytes, replies: zmq.Socket[bytes]) -> bool:
 
 def _on_phase(replies: zmq.Socket[bytes]) -> Callable[[str, float], None]:
     return lambda name, seconds: replies.send(wire.encode(wire.Phase(name, seconds)))
+
+
+def _on_model(replies: zmq.Socket[bytes]) -> Callable[[str, int], None]:
+    return lambda directory, vocab_size: replies.send(wire.encode(wire.ModelRead(directory, vocab_size)))
 
 
 def _on_lost(socket_folder: str) -> Callable[[str], None]:

@@ -73,19 +73,19 @@ class LLM:
 
     def __init__(self, model: str, **config: Any) -> None:
         self.config = EngineConfig(model=model, **config)
-        self.core, self.info = build_engine(self.config)
-        try:
-            self._tokenizer = load_tokenizer(
-                self.config.tokenizer or model,
-                revision=self.config.revision if self.config.tokenizer is None else None,
-                trust_remote_code=self.config.trust_remote_code,
-                download_dir=self.config.download_dir,
-            )
-            check_vocabulary(self._tokenizer, self.info.vocab_size, self.config.tokenizer or model)
-        except ValueError as error:
-            raise StartupError("InvalidTokenizer", str(error)) from error
+        self.core, self.info = build_engine(self.config, on_model=self._load_tokenizer)
         self._token_bytes = TokenBytes(self._tokenizer)
         self._num_requests = 0
+
+    def _load_tokenizer(self, directory: str, vocab_size: int) -> None:
+        own, config = self.config.tokenizer, self.config
+        try:
+            self._tokenizer = load_tokenizer(
+                own or directory, trust_remote_code=config.trust_remote_code, download_dir=config.download_dir
+            )
+            check_vocabulary(self._tokenizer, vocab_size, own or config.model)
+        except ValueError as error:
+            raise StartupError("InvalidTokenizer", str(error)) from error
 
     def get_tokenizer(self) -> Any:
         """The tokenizer, a `transformers.PreTrainedTokenizerBase`."""

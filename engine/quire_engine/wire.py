@@ -52,6 +52,13 @@ class Phase(msgspec.Struct, tag=True):
     seconds: float
 
 
+class ModelRead(msgspec.Struct, tag=True):
+    """What is known once config.json is read, and the weights are still to be loaded."""
+
+    directory: str
+    vocab_size: int
+
+
 class Ready(msgspec.Struct, tag=True):
     info: EngineInfo
 
@@ -76,7 +83,7 @@ class Released(msgspec.Struct, tag=True):
 
 
 ToEngine = Add | Abort | Ping | Stop
-FromEngine = Phase | Ready | StepDone | Pong | Failed | Released
+FromEngine = Phase | ModelRead | Ready | StepDone | Pong | Failed | Released
 
 encode: Callable[[ToEngine | FromEngine], bytes] = msgspec.msgpack.Encoder().encode
 decode_to_engine: Callable[[bytes], ToEngine] = msgspec.msgpack.Decoder(ToEngine).decode

@@ -68,7 +68,8 @@ class EngineClient:
         self.last_sign = time.monotonic()  # when the engine was last heard of
         self.ready = asyncio.Event()
         self.dead = asyncio.Event()
-        self.config_read = asyncio.Event()  # the model's, or the engine is dead
+        self.model: wire.ModelRead | None = None
+        self.model_read = asyncio.Event()  # `model` is there, or the engine is dead
         self.released = asyncio.Event()  # on a node that follows another: that one has ended well
         self.failure: str | None = None  # why the engine is gone: `Reason: one line`
         self.on_step: Callable[[wire.StepDone], None] = lambda _: None
@@ -171,8 +172,9 @@ class EngineClient:
                 case wire.Phase(name, seconds):
                     self.phase = name
                     self.startup_seconds[name] = seconds
-                    if name == "config":
-                        self.config_read.set()
+                case wire.ModelRead():
+                    self.model = message
+                    self.model_read.set()
                 case wire.Ready(info):
                     self.info = info
                     self.ready.set()
@@ -209,4 +211,4 @@ class EngineClient:
         self.failure = message
         self.fail_unfinished(ApiError(500, f"the engine has failed: {message}"))
         self.dead.set()
-        self.config_read.set()
+        self.model_read.set()

@@ -45,24 +45,10 @@ async def complete(config: EngineConfig, service: Service) -> None:
     Raises `StartupError` for a chat template or a tokenizer that cannot be used.
     """
     template = _read_template(service.settings.chat_template)
-    early = config.tokenizer or (config.model if Path(config.model).is_dir() else None)
-    loading = asyncio.create_task(asyncio.to_thread(_load, early, config)) if early else None
-    ready = asyncio.create_task(service.client.ready.wait())
-    try:
-        if loading is not None:  # a tokenizer that cannot be used ends the start while the engine still loads
-            await asyncio.wait((ready, loading), return_when=asyncio.FIRST_COMPLETED)
-            if loading.done() and loading.exception() is not None and await _reads_the_model(service.client):
-                loading.result()
-        await ready
-    except (asyncio.CancelledError, StartupError):
-        ready.cancel()
-        if loading is not None:
-            loading.cancel()
-        raise
+    tokenizer = await _tokenizer(config, service.client)
+    await service.client.ready.wait()
     info = service.client.info
     assert info is not None
-    tokenizer = await (loading or asyncio.to_thread(_load, info.model, config))
-    _check_vocabulary(tokenizer, info.vocab_size, early or info.model)
     if template is not None:
         await asyncio.to_thread(_check_template, tokenizer, template, service.settings.chat_template)
     if template is None and info.images is not None and not tokenizer.chat_template:
@@ -71,10 +57,21 @@ async def complete(config: EngineConfig, service: Service) -> None:
     service.lifecycle.started()
 
 
-async def _reads_the_model(client: EngineClient) -> bool:
-    """Whether the engine finds a model at all: where it does not, that is what is wrong, and not the tokenizer."""
-    await client.config_read.wait()
-    return not client.dead.is_set()
+async def _tokenizer(config: EngineConfig, client: EngineClient) -> PreTrainedTokenizerBase:
+    """The tokenizer, loaded and held against the model while the engine loads its weights."""
+    early = config.tokenizer or (config.model if Path(config.model).is_dir() else None)
+    loading = asyncio.create_task(asyncio.to_thread(_load, early, config)) if early else None
+    try:
+        await client.model_read.wait()
+        if client.model is None:  # the engine found no model, which is what is wrong, and not the tokenizer
+            await client.ready.wait()
+        assert client.model is not None
+        tokenizer = await (loading or asyncio.to_thread(_load, client.model.directory, config))
+    finally:
+        if loading is not None:
+            loading.cancel()
+    _check_vocabulary(tokenizer, client.model.vocab_size, early or client.model.directory)
+    return tokenizer
 
 
 def _load(name: str, config: EngineConfig) -> PreTrainedTokenizerBase:

@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from quire_engine import LLM
+from quire_engine.startup_error import StartupError
 from quire_engine.text.tokenizer import check_vocabulary, load_tokenizer
 
 
@@ -41,3 +43,15 @@ def test_a_few_added_tokens_may_be_beyond_the_models(directory: Path) -> None:
     tokenizer = load_tokenizer(str(directory))
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     check_vocabulary(tokenizer, 100, "org/name")
+
+
+def test_a_tokenizer_that_does_not_match_ends_the_start_before_weights_are_loaded(
+    directory: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = Tokenizer(WordLevel({f"word{i}": i for i in range(5000)}, unk_token="word0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
+    loaded: list[object] = []
+    monkeypatch.setattr("quire_engine.engine.load_model", lambda *arguments: loaded.append(arguments))
+    with pytest.raises(StartupError, match="has 5000 tokens and the model 2048: they do not belong together"):
+        LLM(str(tiny_model_dir), tokenizer=str(directory), device="cpu")
+    assert loaded == []
