@@ -12,12 +12,21 @@ def start(daemons: Daemons) -> None:
     """Start it with the configuration that lies in the node's folder, and return when it serves."""
     socket = node_config.containerd_socket(daemons.directory)
     command = ["ctr", f"--address={socket}", "version"]
+    log = daemons.log("containerd")
+    begun_at = log.stat().st_size if log.exists() else 0
     daemons.start("containerd", ["containerd", "--config", daemons.directory / "containerd.toml"])
     daemons.wait_until(
         "containerd",
         lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0,
         seconds=30,
         what="containerd serves",
+    )
+    # Its part for kubelets begins last, and until then answers with an error that ends a kubelet.
+    daemons.wait_until(
+        "containerd",
+        lambda: b"Start streaming server" in log.read_bytes()[begun_at:],
+        seconds=30,
+        what="containerd serves kubelets",
     )
 
 

@@ -141,7 +141,9 @@ class Namespace:
     def add_pod(self, service: str, status: Object, suffix: str = "a") -> Object:
         """A pod as the Deployment's controller would make it, with a status as its node would write it."""
         template = self.get(DEPLOYMENTS, service)["spec"]["template"]
-        spec = {**template["spec"], "containers": [{"name": "engine", "image": "quire/engine:test"}], "volumes": []}
+        resources = template["spec"]["containers"][0]["resources"]
+        engine = {"name": "engine", "image": "quire/engine:test", "resources": resources}
+        spec = {**template["spec"], "containers": [engine], "volumes": []}
         del spec["serviceAccountName"]
         metadata = {**template["metadata"], "name": f"{service}-{suffix}", "namespace": self.name}
         self.api.create(PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})

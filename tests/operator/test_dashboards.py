@@ -87,6 +87,7 @@ def _make_services(api: ApiClient) -> None:
     for name in ("llama", "llama-2"):
         eventually(lambda name=name: namespace.find(DEPLOYMENTS, name))
         namespace.roll_out(name)
+        namespace.add_pod(name, {"phase": "Running"})
         eventually(lambda name=name: namespace.condition(name, "Ready")["status"] == "True")
 
 

@@ -26,7 +26,8 @@ class Recorder:
 def test_the_prompt_of_several_answers_is_sent_once() -> None:
     client = Recorder()
     params = SamplingParams(n=2, best_of=3, seed=5)
-    pieces = Generation(client, None, None).run([[1, 2], [3]], [params, params], priority=1, cache_salt="salt")  # type: ignore[arg-type]  # a stand-in
+    generation = Generation(client, None, None, None)  # type: ignore[arg-type]  # stand-ins
+    pieces = generation.run([[1, 2], [3]], [params, params], priority=1, cache_salt="salt")
     with pytest.raises(ApiError):
         asyncio.run(anext(pieces))
     first, *others = client.requests[:3]

@@ -11,7 +11,7 @@ import pytest
 from quire_engine.core.grammar import BusyError
 from quire_engine.core.messages import EngineOutput, ErrorKind
 from quire_engine.server.errors import refused
-from quire_engine.structured.compiler import CompiledGrammar
+from quire_engine.structured.compiler import COMPILE_SECONDS, QUEUE_SECONDS, Compilation, CompiledGrammar
 from quire_engine.structured.grammars import PendingMatch
 
 
@@ -32,9 +32,14 @@ def test_a_grammar_that_waited_behind_others_may_come_again_and_one_that_took_to
         raise ValueError
 
     with ThreadPoolExecutor(1) as pool:
-        long, behind = [PendingMatch(pool.submit(compile_for_ever), frozenset(), 4, time.monotonic()) for _ in "12"]
+        compilations = [Compilation("json", num_waiting=1) for _ in "12"]
+        for compilation in compilations:
+            compilation.future = pool.submit(compile_for_ever)
+        long_ago = time.monotonic() - max(QUEUE_SECONDS, COMPILE_SECONDS)
+        long, behind = [PendingMatch(compilation, frozenset(), 4, long_ago) for compilation in compilations]
         try:
             begun.wait()
+            compilations[0].started = long_ago
             assert long.done()
             with pytest.raises(ValueError, match="was not compiled within 20 s") as own:
                 long.start()
