@@ -19,7 +19,7 @@ def peak(run: Callable[[], object]) -> int:
     """The most bytes that were allocated at once."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
-    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]  # there once it has run
     now = most = 0
     for event in events:
         if event.name() == "[memory]":
