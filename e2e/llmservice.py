@@ -66,19 +66,19 @@ class LLMService:
         found: dict[str, Any] = next((c for c in conditions if c["type"] == kind), {})
         return found
 
-    def wait_ready(self, seconds: float = 120) -> None:
+    def is_ready(self) -> bool:
         """Ready for the generation that was applied last."""
+        found = self.get()
+        status = found.get("status", {})
+        if status.get("observedGeneration") != found["metadata"]["generation"]:
+            return False
+        states = {c["type"]: c["status"] for c in status["conditions"]}
+        return states.get("Ready") == "True" and states.get("Reconciling") != "True"
 
-        def ready() -> bool:
-            found = self.get()
-            status = found.get("status", {})
-            if status.get("observedGeneration") != found["metadata"]["generation"]:
-                return False
-            states = {c["type"]: c["status"] for c in status["conditions"]}
-            return states.get("Ready") == "True" and states.get("Reconciling") != "True"
-
+    def wait_ready(self, seconds: float = 120) -> None:
+        """Until it is ready."""
         try:
-            until(f"{self.name} Ready", ready, seconds)
+            until(f"{self.name} Ready", self.is_ready, seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.describe()}") from None
 
