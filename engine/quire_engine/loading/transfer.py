@@ -13,7 +13,6 @@ from typing import Any
 
 from huggingface_hub import hf_hub_url
 
-# exported lazily, which the type checker does not follow
 # its package makes these names lazily, where mypy does not see them
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 

@@ -127,7 +127,7 @@ def test_logits_about_an_image_are_those_of_transformers(
     qwens: Callable[[str], Qwen2], case: str, size: tuple[int, int]
 ) -> None:
     qwen2 = qwens(case)
-    model: Any = load(qwen2).core._executor._model  # type: ignore[attr-defined]
+    model: Any = load(qwen2).core._executor._model  # type: ignore[attr-defined]  # the seam names no model
     image = picture(5, *size)
     inputs = qwen2.inputs(f"see {IMAGE} what?", [image])
     ids, names = inputs["input_ids"][0], ("pixel_values", "image_grid_thw")
@@ -206,7 +206,7 @@ def test_tensors_may_be_nested_and_the_decoders_sizes_stand_beside_the_encoders(
     question, images = ASKED[2]
     llm = load(replace(qwen2, directory=tmp_path))
     assert answers(llm, [(question, images)]) == [qwen2.answer(question, images, NEW_TOKENS)]
-    model: Any = llm.core._executor._model  # type: ignore[attr-defined]
+    model: Any = llm.core._executor._model  # type: ignore[attr-defined]  # the seam names no model
     held = sum(parameter.numel() for parameter in model.parameters())
     assert ModelFacts.of_directory(tmp_path).weights.elements == held
 

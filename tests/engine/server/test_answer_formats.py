@@ -22,7 +22,7 @@ PARAMS = SamplingParams(structured_outputs=StructuredOutputsParams(choice=["a"])
 def tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
     words.add_special_tokens(WORDS[:3])
-    return PreTrainedTokenizerFast(tokenizer_object=words, extra_special_tokens=WORDS[:3])  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(tokenizer_object=words, extra_special_tokens=WORDS[:3])  # type: ignore[no-untyped-call]  # it has no types
 
 
 def request(**fields: Any) -> ChatCompletionRequest:
