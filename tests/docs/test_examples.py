@@ -28,10 +28,18 @@ from tests.operator.conftest import program
 
 EXAMPLES = [block for block in blocks("yaml") if f"kind: {KIND}\n" in block.text]
 SCRIPTS = [block for block in blocks("python") if "from quire_engine import" in block.text]
-CLIENTS = [block for block in blocks("python") if "openai" in block.text]
+CLIENTS = [block for block in blocks("python") if re.search("import (openai|httpx)", block.text)]
 CALLS = [block for block in blocks("bash") if block.page == "http.md" and "curl " in block.text]
 BENCHMARKS = [block for block in blocks("bash") if block.page == "bench.md"]
-OF_VECTORS = ("/v1/embeddings", "/score", "/rerank")
+OF_VECTORS = ("/v1/embeddings", "client.embeddings", "/score", "/rerank")
+IN_PYTHON = {  # as the openai package calls them
+    "/v1/completions": "client.completions.create(",
+    "/v1/chat/completions": "client.chat.completions.create(",
+    "/v1/responses": "client.responses.create(",
+    "/v1/embeddings": "client.embeddings.create(",
+    "/v1/models": "client.models.list(",
+    "/v1/models/{name}": "client.models.retrieve(",
+}
 
 
 def parsed(example: Block) -> LLMService:
@@ -112,14 +120,6 @@ def server(folder: Path) -> Iterator[Server]:
         started.stop()
 
 
-@pytest.mark.parametrize("client", CLIENTS, ids=str)
-def test_a_client_prints_an_answer(client: Block, folder: Path, server: Server) -> None:
-    code, addresses = re.subn(r'base_url="http://[^"]+/v1"', f'base_url="{server.url}/v1"', client.text)
-    assert addresses == 1
-    # the LLMService `tiny` serves under its own name, this server under its model's
-    assert run(code.replace('model="tiny"', 'model="./tiny"'), folder).strip()
-
-
 @pytest.fixture(scope="module")
 def embedder(folder: Path) -> Iterator[Server]:
     """What `quire-engine serve ./tiny --task embed` starts."""
@@ -133,9 +133,23 @@ def embedder(folder: Path) -> Iterator[Server]:
         started.stop()
 
 
+def asked_by(example: Block, request: pytest.FixtureRequest) -> Server:
+    """The server of the kind that an example needs."""
+    server: Server = request.getfixturevalue("embedder" if any(p in example.text for p in OF_VECTORS) else "server")
+    return server
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=str)
+def test_a_client_prints_an_answer(client: Block, folder: Path, request: pytest.FixtureRequest) -> None:
+    code, addresses = re.subn(r'"http://[^"/]+', f'"{asked_by(client, request).url}', client.text)
+    assert addresses
+    # the LLMService `tiny` serves under its own name, this server under its model's
+    assert run(code.replace('model="tiny"', 'model="./tiny"'), folder).strip()
+
+
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_a_call_is_answered(call: Block, folder: Path, request: pytest.FixtureRequest) -> None:
-    one: Server = request.getfixturevalue("embedder" if any(p in call.text for p in OF_VECTORS) else "server")
+    one = asked_by(call, request)
     strict = 'set -e; curl() { command curl --fail-with-body -sS --max-time 60 "$@"; }\n'
     script = strict + call.text.replace("localhost:8000", f"localhost:{one.port}")
     result = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
@@ -143,11 +157,13 @@ def test_a_call_is_answered(call: Block, folder: Path, request: pytest.FixtureRe
     assert '{"error"' not in result.stdout
 
 
-def test_every_endpoint_has_a_call(server: Server) -> None:
+def test_every_endpoint_has_a_call_in_either_language(server: Server) -> None:
     asked = "".join(call.text for call in CALLS)
-    for path in httpx.get(f"{server.url}/openapi.json").json()["paths"]:
-        other_names = re.sub("^/v[12]/(score|rerank)$", r"/\1", path)
-        assert f"localhost:8000{other_names.split('{')[0]}" in asked, path
+    in_python = "".join(client.text for client in CLIENTS if client.page == "http.md")
+    for path in ["/", *httpx.get(f"{server.url}/openapi.json").json()["paths"]]:
+        path = re.sub("^/v[12]/(score|rerank)$", r"/\1", path)  # other names
+        assert re.search(rf"localhost:8000{re.escape(path.split('{')[0])}(\S*/tiny)?\s", asked), path
+        assert IN_PYTHON.get(path, f'{path}"') in in_python, path
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=str)
