@@ -129,8 +129,8 @@ def todo(seen: Seen, built: LLMService | None = None, owned: Any = (), now: floa
     built = built or acted_on(service(**SPEC))
     download = download_of(built, None)
 
-    def make(attempt: int) -> dict[str, Any]:
-        return build_prefetch_job(built, wanted(built), CIRCUMSTANCES, attempt=attempt)
+    def make(attempt: int, again: str | None) -> dict[str, Any]:
+        return build_prefetch_job(built, wanted(built), CIRCUMSTANCES, attempt=attempt, again=again)
 
     return job_changes(built, download, seen, owned, make, now)
 
@@ -168,7 +168,7 @@ def test_a_failed_job_is_tried_again_after_longer_and_longer() -> None:
     failed = Seen(job("Failed", uid=UID, attempt=2))
     assert todo(failed, now=FAILED_AT + 239) == []
     (again,) = todo(failed, now=FAILED_AT + 240)
-    assert (again.failed, attempt_of(again)) == (failed.job, "3")
+    assert (again.replaced, attempt_of(again)) == (failed.job, "3")
     assert Seen(job("Failed", attempt=50)).retry_in(FAILED_AT) == 3600
 
 

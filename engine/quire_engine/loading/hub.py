@@ -79,7 +79,9 @@ def explain(error: Exception, name: str, revision: str | None) -> CheckpointErro
         return CheckpointError("ModelNotFound", f"{name} is not at {where} (404): check its name, and {token_hint}")
     if constants.HF_HUB_OFFLINE:
         return CheckpointError(
-            "ModelNotCached", f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or name a directory"
+            "ModelNotCached",
+            f"{name} at {revision or 'main'} is not in the cache, and with HF_HUB_OFFLINE no hub is asked: fill the "
+            "cache by `quire-engine prefetch`, or name a directory",
         )
     if is_passing(error) or any(isinstance(e, LocalEntryNotFoundError | ConnectionError) for e in chain):
         return CheckpointError(

@@ -23,7 +23,9 @@ WAITING_WILL_NOT_HELP = 3
 """Exit status of `quire-engine prefetch` for what stays as it is until somebody acts."""
 
 ATTEMPT = f"{GROUP}/attempt"
-"""Annotation: how many Jobs of this name have failed before, which tells how long the next one waits."""
+"""Annotation: how many Jobs of this name were no help before, which tells how long the next one waits."""
+AGAIN = f"{GROUP}/made-again"
+"""Annotation: why what an earlier Job of this name had downloaded is not on the claim any more."""
 COMMIT = f"{GROUP}/commit"
 """Annotation: the commit that is on the claim, written once the Job is done."""
 BYTES = f"{GROUP}/bytes"
@@ -50,11 +52,13 @@ def build_prefetch_job(
     *,
     keep: Iterable[str] = (),
     attempt: int = 0,
+    again: str | None = None,
     beside_pods: bool = False,
 ) -> Manifest:
     """The Job, as the first service that wants the download makes it. Others become owners of the same.
 
-    `keep` are the commits of the model that somebody uses on this claim; `beside_pods` where a claim is of one node.
+    `keep` are the commits of the model that somebody uses on this claim; `again` says what became of the download
+    before; `beside_pods` where a claim is of one node.
     """
     labels = {
         "app.kubernetes.io/name": "quire",
@@ -72,7 +76,11 @@ def build_prefetch_job(
             "name": download.job_name,
             "namespace": download.namespace,
             "labels": labels,
-            "annotations": {MODEL: f"{download.repository}@{download.revision}", ATTEMPT: str(attempt)},
+            "annotations": {
+                MODEL: f"{download.repository}@{download.revision}",
+                ATTEMPT: str(attempt),
+                **({AGAIN: again} if again is not None else {}),
+            },
             **({"ownerReferences": [shared_owner_reference(service)]} if service.metadata.uid else {}),
         },
         "spec": {

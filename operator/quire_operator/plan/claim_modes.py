@@ -24,6 +24,9 @@ class ClaimFacts:
     size: str | None = None
     """What it asks for by now, where that is known."""
 
+    made: str | None = None
+    """When it was created, where that is known."""
+
     @property
     def is_of_one_node(self) -> bool:
         """Pods of one node at a time may use it."""

@@ -17,7 +17,8 @@ from quire_operator.kubeapi.reflector import Key
 from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.conditions import Verdict
 from quire_operator.reconcile.environment import AGAIN_SECONDS, missing_claims
-from quire_operator.reconcile.faults import Fault
+from quire_operator.reconcile.faults import Fault, template_hash
+from quire_operator.reconcile.lost_models import loss_of
 from quire_operator.reconcile.observation import Observation, claim_message
 from quire_operator.reconcile.planning import Planned
 from quire_operator.reconcile.prefetch_jobs import JobChange, carry_out_job_changes, job_changes
@@ -70,7 +71,7 @@ class Caching:
         if download is None:
             return None
         seen = self._downloads.seen(download)
-        state = cache_state(service, download, seen, time.time())
+        state = cache_state(service, download, seen, time.time(), _loss(service, download, seen, observation))
         if seen.job is None and download.claim in missing_claims(observation.environment):
             return replace(state, fault=_claim_missing(download), retry_after=AGAIN_SECONDS)
         if state.fault is not None and state.fault.reason == "ClaimPending":
@@ -87,9 +88,12 @@ class Caching:
             return []  # which commit is wanted is known again in a moment
         if download is not None and download.claim in missing_claims(observation.environment):
             return []
-        seen = self._downloads.seen(download) if download is not None else Seen()
+        seen, loss = Seen(), None
+        if download is not None:
+            seen = self._downloads.seen(download)
+            loss = _loss(service, download, seen, observation)
 
-        def make(attempt: int) -> Object:
+        def make(attempt: int, again: str | None) -> Object:
             assert download is not None
             claim = observation.environment.claim
             return build_prefetch_job(
@@ -98,10 +102,12 @@ class Caching:
                 circumstances,
                 keep=self._in_use(service.metadata.namespace) - {download.revision},
                 attempt=attempt,
+                again=again,
                 beside_pods=claim is not None and claim.is_of_one_node,
             )
 
-        return job_changes(service, download, seen, self._downloads.owned_by(service.metadata.uid), make, time.time())
+        owned = self._downloads.owned_by(service.metadata.uid)
+        return job_changes(service, download, seen, owned, make, time.time(), loss)
 
     async def carry_out(
         self, todo: Iterable[JobChange], service: LLMService, planned: Planned, observation: Observation
@@ -128,6 +134,12 @@ class Caching:
                 template = template_of(child)
                 found.add(((template.get("metadata") or {}).get("annotations") or {}).get(CACHED_REVISION))
         return {revision for revision in found if isinstance(revision, str) and is_commit(revision)}
+
+
+def _loss(service: LLMService, download: Download, seen: Seen, observation: Observation) -> str | None:
+    workload = observation.workload(service)
+    newest = template_hash(template_of(workload)) if workload is not None else None
+    return loss_of(download, seen, observation.claim_made(service), observation.pods, newest)
 
 
 def _claim_missing(download: Download) -> Fault:

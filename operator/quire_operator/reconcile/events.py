@@ -70,6 +70,11 @@ def download_event(service: LLMService, status: Status, now: str) -> dict[str, A
     return _event(service, "Normal", "Downloading", message, now)
 
 
+def loss_event(service: LLMService, loss: str, now: str) -> dict[str, Any]:
+    """The Event that tells why a model is downloaded again that had been downloaded."""
+    return _event(service, "Warning", "DownloadedAgain", f"{loss}: it is downloaded again", now)
+
+
 def _quarters(cache: CacheStatus | None) -> int | None:
     if cache is None or cache.phase != "Downloading" or cache.bytes is None or not cache.total_bytes:
         return None

@@ -62,6 +62,13 @@ class Observation:
         claim = self.children.get((CLAIMS.kind, cache_claim_name(service) or ""))
         return str(claim["spec"]["resources"]["requests"]["storage"]) if claim is not None else None
 
+    def claim_made(self, service: LLMService) -> str | None:
+        """When the cache's claim was created, where that is known."""
+        claim = self.children.get((CLAIMS.kind, cache_claim_name(service) or ""))
+        if claim is not None:
+            return str(claim["metadata"]["creationTimestamp"])
+        return self.environment.claim.made if self.environment.claim is not None else None
+
 
 def fault_of(service: LLMService, observation: Observation) -> Fault | None:
     """Why the workload does not serve as wanted: the pods' own reasons first, then its controller's."""

@@ -23,10 +23,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Make:
-    """Create the Job, in place of `failed` where there is one."""
+    """Create the Job, in place of one that was no help where there is such."""
 
     manifest: Manifest
-    failed: Object | None = None
+    replaced: Object | None = None
+    loss: str | None = None
+    """Why what the one before has downloaded is not there any more."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,14 @@ def job_changes(
     download: Download | None,
     seen: Seen,
     owned: Iterable[Object],
-    make: Callable[[int], Manifest],
+    make: Callable[[int, str | None], Manifest],
     now: float,
+    loss: str | None = None,
 ) -> list[JobChange]:
     """What to do, in order. Nothing at steady state.
 
-    `owned` are the Jobs that have the service as an owner; `make` builds one that comes after so many that failed.
+    `owned` are the Jobs that have the service as an owner; `make` builds one that comes after so many that were no
+    help, and says why what was downloaded before is not there any more. `loss` says that of the Job that is `seen`.
     """
     wanted = download.job_name if download is not None else None
     uid = service.metadata.uid
@@ -91,18 +95,25 @@ def job_changes(
     if download is None:
         return todo
     if seen.job is None:
-        return [*todo, Make(make(0))]
+        return [*todo, Make(make(0, None))]
     if seen.job["metadata"].get("deletionTimestamp"):
         return todo
     is_edited = not was_accepted(service)
+    if loss is not None:
+        return [*todo, Make(make(seen.attempt + 1, loss), seen.job, loss)]
     if seen.failed_at is not None and (is_edited or seen.retry_in(now) == 0):
-        return [*todo, Make(make(0 if is_edited else seen.attempt + 1), failed=seen.job)]
+        return [*todo, Make(make(0 if is_edited else seen.attempt + 1, seen.replaces_lost), seen.job)]
     if not seen.is_owned_by(uid):
         todo.append(Join(seen.job, shared_owner_reference(service)))
     commit, size = seen.result()
     if seen.is_done and commit is not None and COMMIT not in (seen.job["metadata"].get("annotations") or {}):
         todo.append(Note(seen.job, commit, size))
     return todo
+
+
+def losses(todo: Iterable[JobChange]) -> list[str]:
+    """Why models are downloaded again that had been downloaded."""
+    return [change.loss for change in todo if isinstance(change, Make) and change.loss is not None]
 
 
 async def carry_out_job_changes(client: Client, todo: Iterable[JobChange]) -> JobOutcome:
@@ -127,9 +138,9 @@ async def carry_out_job_changes(client: Client, todo: Iterable[JobChange]) -> Jo
 
 async def _carry_out(client: Client, change: JobChange) -> Object | None:
     match change:
-        case Make(manifest, failed):
-            if failed is not None:
-                await _delete(client, failed, "to try again")
+        case Make(manifest, replaced, loss):
+            if replaced is not None:
+                await _delete(client, replaced, loss or "to try again")
             logger.info("making Job %s", manifest["metadata"]["name"])
             return await _create(client, manifest)
         case Join(job, owner):

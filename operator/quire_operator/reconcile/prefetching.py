@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from quire_operator.api import CacheStatus, LLMService
 from quire_operator.builders.cached_model import Download, is_commit, model_name
-from quire_operator.builders.prefetch_job import ATTEMPT, BYTES, COMMIT
+from quire_operator.builders.prefetch_job import AGAIN, ATTEMPT, BYTES, COMMIT
 from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.faults import Fault, prefetch_fault
 
@@ -48,14 +48,25 @@ class Seen:
         return _condition(self.job, "Complete") is not None
 
     @property
+    def done_at(self) -> float | None:
+        """When the Job was done, in seconds since the epoch; None for one that is not."""
+        done = _condition(self.job, "Complete")
+        return seconds_of(str(done["lastTransitionTime"])) if done is not None else None
+
+    @property
+    def replaces_lost(self) -> str | None:
+        """Why what a Job before this one had downloaded is not there any more; None for a first download."""
+        return _annotation(self.job, AGAIN)
+
+    @property
     def failed_at(self) -> float | None:
         """When the Job gave up, in seconds since the epoch; None for one that did not."""
         failed = _condition(self.job, "Failed")
-        return _seconds(str(failed["lastTransitionTime"])) if failed is not None else None
+        return seconds_of(str(failed["lastTransitionTime"])) if failed is not None else None
 
     @property
     def attempt(self) -> int:
-        """How many Jobs have failed before this one."""
+        """How many Jobs before this one were no help."""
         text = _annotation(self.job, ATTEMPT) or ""
         return int(text) if text.isdecimal() else 0
 
@@ -70,8 +81,7 @@ class Seen:
         """Seconds until a failed download is tried again, 0 when it is due; None for one that did not fail."""
         if self.failed_at is None:
             return None
-        pause = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0 ** min(self.attempt, 16))
-        return max(0.0, self.failed_at + pause - now)
+        return max(0.0, self.failed_at + pause_after(self.attempt) - now)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +124,24 @@ class CacheState:
         )
 
 
-def cache_state(service: LLMService, download: Download, seen: Seen, now: float) -> CacheState:
-    """Judge what is there of the download that the service wants. `now` is in seconds since the epoch."""
+def pause_after(attempt: int) -> float:
+    """Seconds after which a Job that comes after so many is made again, if it was no help either."""
+    return min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0 ** min(attempt, 16))
+
+
+def cache_state(service: LLMService, download: Download, seen: Seen, now: float, loss: str | None = None) -> CacheState:
+    """Judge what is there of the download that the service wants. `now` is in seconds since the epoch.
+
+    `loss` says why what a Job has downloaded is not there any more.
+    """
+    if loss is not None:
+        lost = Fault("ModelNotCached", f"{loss}: it is downloaded again", False)
+        return CacheState(download=download, phase="Pending", fault=lost)
     if seen.is_done:
         commit, size = seen.result()
         revision = commit or download.revision
         return CacheState(download=download, phase="Ready", cached_revision=revision, bytes=size, total=size)
-    earlier = _earlier(service, download)
+    earlier = _earlier(service, download) if seen.replaces_lost is None else None
     fault = prefetch_fault(download.namespace, seen.pods)
     if seen.failed_at is not None:
         return CacheState(
@@ -142,6 +163,11 @@ def cache_state(service: LLMService, download: Download, seen: Seen, now: float)
         total=progress.total if progress else None,
         fault=Fault("Downloading", _under_way(download, seen.pods, progress), False),
     )
+
+
+def seconds_of(time: str) -> float:
+    """A time of the API server, in seconds since the epoch."""
+    return datetime.datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp()
 
 
 def gib(size: int) -> str:
@@ -207,7 +233,3 @@ def _condition(job: Object | None, kind: str) -> Mapping[str, Any] | None:
 def _annotation(job: Object | None, name: str) -> str | None:
     found: str | None = ((job or {}).get("metadata") or {}).get("annotations", {}).get(name)
     return found
-
-
-def _seconds(time: str) -> float:
-    return datetime.datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp()

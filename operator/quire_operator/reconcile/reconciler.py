@@ -28,6 +28,7 @@ from quire_operator.reconcile.events import (
     advice_events,
     download_event,
     hand_edit_event,
+    loss_event,
     plan_events,
     transition_events,
 )
@@ -35,6 +36,7 @@ from quire_operator.reconcile.hand_edits import HandEdits
 from quire_operator.reconcile.needed import still_needed
 from quire_operator.reconcile.observation import Observation, groups_late_in
 from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, serves_already, was_accepted
+from quire_operator.reconcile.prefetch_jobs import losses
 from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
 from quire_operator.reconcile.scalers import leaving_scalers, stuck_scaler
@@ -201,6 +203,8 @@ class Reconciler:
                 self._remember(key, outcome)
                 observation = replace(self._observe(key, outcome.deleted), environment=environment)
                 cache = await self._caching.carry_out(jobs, service, planned, observation)
+                for loss in losses(jobs):
+                    await self._post(loss_event(service, loss, _now()))
             if edit is not None:
                 await self._post(hand_edit_event(service, edit, _now()))
             stuck = stuck_scaler(service, self._surroundings.children(key), _now())

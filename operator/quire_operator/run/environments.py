@@ -69,7 +69,8 @@ class Environments:
         except Exception:
             logger.exception("reading claim %s/%s failed, and it is taken to be there", namespace, name)
             return ClaimFacts(name), _FAULTY_SECONDS
-        return ClaimFacts(name, modes), AGAIN_SECONDS if ONE_POD in modes else _FRESH_SECONDS
+        facts = ClaimFacts(name, modes, made=found["metadata"]["creationTimestamp"])
+        return facts, AGAIN_SECONDS if ONE_POD in modes else _FRESH_SECONDS
 
     async def _read_level(self, namespace: str) -> tuple[str, float]:
         try:

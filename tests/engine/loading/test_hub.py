@@ -138,5 +138,7 @@ def test_a_name_that_is_none_is_refused(hub: str, tmp_path: Path) -> None:
 
 
 def test_an_offline_miss_and_a_hub_out_of_reach_are_told_apart(hub: str, tmp_path: Path) -> None:
-    assert fetch(hub, "org/open", tmp_path, HF_HUB_OFFLINE="1").startswith("ModelNotCached: org/open")
+    offline = fetch(hub, "org/open", tmp_path, HF_HUB_OFFLINE="1")
+    assert offline.startswith("ModelNotCached: org/open at main is not in the cache")
+    assert "`quire-engine prefetch`" in offline
     assert fetch("http://127.0.0.1:1", "org/open", tmp_path).startswith("HubUnreachable: org/open: http://127.0.0.1:1 ")
