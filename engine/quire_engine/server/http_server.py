@@ -5,35 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Generator
-from typing import Any
+from functools import partial
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from quire_engine.server.connection import Connection
 from quire_engine.server.settings import ServerSettings
 
 KEEP_ALIVE_SECONDS = 75  # above the idle time-out of common load balancers, so that they close first
-
-
-class Connection(HttpToolsProtocol):
-    """A connection that tells the request it works on when the client has gone.
-
-    uvicorn tells the last request that it has read, which with pipelining is one that has not begun.
-    """
-
-    _working_on: RequestResponseCycle | None = None
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._working_on = cycle
-        super()._start_asgi_task(cycle, app)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        cycle = self._working_on
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
 
 
 class HttpServer(uvicorn.Server):
@@ -43,7 +24,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=cast(type[asyncio.Protocol], partial(Connection, receive_timeout=settings.receive_timeout)),
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -44,6 +44,9 @@ class ServerSettings:
         (), "hosts that images of chats are fetched from, by their URLs; none when unset"
     )
     media_fetch_timeout: float = setting(10.0, "seconds that an image has to come in")
+    receive_timeout: float = setting(
+        30.0, "seconds that a request's header has to come in, and its body beside 1 KiB/s"
+    )
     shutdown_timeout: float = setting(120.0, "seconds that running requests get to finish after SIGTERM")
     endpoints_lag: float = setting(5.0, "seconds a drain waits until no proxy sends new connections any more")
     stall_timeout: float = setting(60.0, "seconds without a sign of the engine after which /health turns 503")
@@ -65,8 +68,9 @@ class ServerSettings:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 0")
         for host in self.allowed_media_domains:
             host_of_flag(host)
-        if not 0 < self.media_fetch_timeout < math.inf:
-            raise ValueError(f"--media-fetch-timeout is {self.media_fetch_timeout}: it must be above 0")
+        for name in ("media_fetch_timeout", "receive_timeout"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be above 0")
         if self.enable_auto_tool_choice and self.tool_call_parser is None:
             raise ValueError("--enable-auto-tool-choice needs --tool-call-parser: name the model's format")
         if self.max_waiting < 0:

@@ -126,7 +126,7 @@ def test_drain_turns_unready_yet_serves_and_says_connection_close(start_server: 
 def test_drain_leaves_running_streams_alone_and_closes_their_connections_after(start_server: StartServer) -> None:
     server = start_server("--endpoints-lag=0.5")
     body = {"model": "tiny", "prompt": "Return", "max_tokens": 500, "ignore_eos": True, "stream": True}
-    with httpx.Client() as client, client.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+    with httpx.Client(timeout=60) as client, client.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         next(lines)
         assert server.drain().returncode == 0
