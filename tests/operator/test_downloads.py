@@ -56,6 +56,33 @@ def test_pods_of_an_earlier_job_of_the_name_are_passed_over(downloads: Downloads
     assert [pod["metadata"]["name"] for pod in downloads.seen(DOWNLOAD).pods] == ["new"]
 
 
+def bringing(revision: str, version: int, owner: str, **annotations: str) -> dict[str, Any]:
+    download = Download("default", "models", "org/name", revision)
+    found = item(download.job_name, version, [{"name": owner, "uid": f"uid-{owner}"}])
+    told = {f"serving.quire.dev/{key}": text for key, text in {"model": f"org/name@{revision}", **annotations}.items()}
+    found["metadata"] |= {"labels": {PREFETCH_LABEL: download.key}, "annotations": told}
+    return found
+
+
+def test_who_waits_for_another_commit_of_a_model_is_told_of_each_new_one_once(
+    downloads: Downloads, woken: list[tuple[str, str]]
+) -> None:
+    one, two = "a" * 40, "b" * 40
+    downloads.learn(bringing(one, 1, "one"))
+    assert woken == []
+    downloads.learn(bringing(two, 2, "two"))
+    assert woken == [("default", "one")]
+    downloads.learn(bringing(two, 3, "two"))
+    downloads.learn(bringing("main", 4, "three"))
+    assert woken == [("default", "one")]
+    assert downloads.commits_of("default", "org/name") == {one, two}
+    downloads.learn(bringing("main", 5, "three", commit="c" * 40))
+    assert woken[1:] == [("default", "one"), ("default", "two")]
+    assert downloads.commits_of("default", "org/name") == {one, two, "c" * 40}
+    assert downloads.commits_of("other", "org/name") == set()
+    assert downloads.commits_of("default", "org/other") == set()
+
+
 @pytest.mark.parametrize(
     ("answer", "known"),
     [

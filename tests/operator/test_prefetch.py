@@ -129,6 +129,31 @@ def test_another_revision_of_the_spec_is_served_once_it_is_there(
     assert namespace.get(DEPLOYMENTS, "llama")["metadata"]["resourceVersion"] == before
 
 
+def kept(job: Object) -> set[str]:
+    command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    return {flag.removeprefix("--keep=") for flag in command if flag.startswith("--keep=")}
+
+
+def test_a_download_that_waits_will_not_remove_what_another_service_takes_up_meanwhile(
+    namespace: Namespace, operator: OperatorProcess
+) -> None:
+    other = "beef" + "0" * 36
+    namespace.create(wanting("one"))
+    waiting = only_job(namespace)
+    assert kept(waiting) == set()
+    namespace.create(wanting("two", revision=other))
+    assert kept(job_for(namespace, other)) == {COMMIT}
+    eventually(lambda: kept(job_for(namespace, COMMIT)) == {other})
+    operator.wait_until_idle()
+    before = {job["metadata"]["uid"] for job in jobs(namespace)}
+    assert waiting["metadata"]["uid"] not in before
+    complete(namespace, job_for(namespace, other), other)
+    complete(namespace, job_for(namespace, COMMIT))
+    eventually(lambda: template(namespace, "one") and template(namespace, "two"))
+    operator.wait_until_idle()
+    assert {job["metadata"]["uid"] for job in jobs(namespace)} == before
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "says"),
     [

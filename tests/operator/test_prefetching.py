@@ -10,6 +10,7 @@ from quire_operator.api import LLMService, parse_llmservice
 from quire_operator.builders.cached_model import Download, download_of
 from quire_operator.builders.prefetch_job import build_prefetch_job
 from quire_operator.reconcile.events import download_event
+from quire_operator.reconcile.kept_revisions import overlooked
 from quire_operator.reconcile.prefetch_jobs import Join, Leave, Make, Note, job_changes
 from quire_operator.reconcile.prefetching import CacheState, Progress, Seen, cache_state
 from tests.operator.services import CIRCUMSTANCES, service
@@ -182,6 +183,22 @@ def test_a_job_that_is_going_is_waited_for() -> None:
     going = job("Failed", uid=UID)
     going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert todo(Seen(going), now=FAILED_AT + 9999) == []
+
+
+def test_a_job_that_would_remove_what_others_took_up_meanwhile_is_made_again() -> None:
+    def unkept(*conditions: str, **annotations: str) -> set[str]:
+        seen = Seen(job(*conditions, **annotations))
+        return overlooked(wanted(service(**SPEC), COMMIT), seen, {COMMIT, OLD, "c" * 40})
+
+    assert unkept() == {OLD, "c" * 40}
+    assert unkept(keep=OLD) == {"c" * 40}
+    assert unkept(keep=f"{OLD},{'c' * 40}") == set()
+    assert unkept("Complete") == unkept("Failed") == set()  # one removes nothing any more, the other is made anew
+    built = acted_on(service(**SPEC))
+    (again,) = job_changes(
+        built, wanted(built), Seen(job(attempt=2, uid=UID)), [], lambda attempt, _: {"n": attempt}, 0.0, None, {OLD}
+    )
+    assert again == Make({"n": 2}, job(attempt=2, uid=UID))
 
 
 def container(**spec: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,9 @@ COMMIT = f"{GROUP}/commit"
 BYTES = f"{GROUP}/bytes"
 """Annotation: the size of it."""
 MODEL = f"{GROUP}/model"
-"""Annotation, for people: ORG/NAME@REVISION."""
+"""Annotation: ORG/NAME@REVISION."""
+KEEP = f"{GROUP}/keep"
+"""Annotation: the commits that the Job leaves on the claim, with commas in between."""
 
 _RETRIES = 5
 _OF_PODS = (
@@ -50,7 +52,7 @@ def build_prefetch_job(
     download: Download,
     circumstances: Circumstances,
     *,
-    keep: Iterable[str] = (),
+    keep: Collection[str] = (),
     attempt: int = 0,
     again: str | None = None,
     beside_pods: bool = False,
@@ -80,6 +82,7 @@ def build_prefetch_job(
                 MODEL: f"{download.repository}@{download.revision}",
                 ATTEMPT: str(attempt),
                 **({AGAIN: again} if again is not None else {}),
+                **({KEEP: ",".join(sorted(keep))} if keep else {}),
             },
             **({"ownerReferences": [shared_owner_reference(service)]} if service.metadata.uid else {}),
         },

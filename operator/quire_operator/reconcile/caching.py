@@ -18,6 +18,7 @@ from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.conditions import Verdict
 from quire_operator.reconcile.environment import AGAIN_SECONDS, missing_claims
 from quire_operator.reconcile.faults import Fault, template_hash
+from quire_operator.reconcile.kept_revisions import overlooked
 from quire_operator.reconcile.lost_models import loss_of
 from quire_operator.reconcile.observation import Observation, claim_message
 from quire_operator.reconcile.planning import Planned
@@ -39,6 +40,9 @@ class Downloads(Protocol):
 
     def owned_by(self, uid: str) -> list[Object]:
         """The Jobs that have this LLMService as an owner."""
+
+    def commits_of(self, namespace: str, repository: str) -> set[str]:
+        """Commits of a model that Jobs of the namespace bring, or have brought."""
 
     def learn(self, job: Object) -> None:
         """Take in the answer to a write."""
@@ -88,10 +92,12 @@ class Caching:
             return []  # which commit is wanted is known again in a moment
         if download is not None and download.claim in missing_claims(observation.environment):
             return []
-        seen, loss = Seen(), None
+        seen, loss, brought, unkept = Seen(), None, set[str](), set[str]()
         if download is not None:
             seen = self._downloads.seen(download)
             loss = _loss(service, download, seen, observation)
+            brought = self._downloads.commits_of(download.namespace, download.repository)
+            unkept = overlooked(download, seen, brought)
 
         def make(attempt: int, again: str | None) -> Object:
             assert download is not None
@@ -100,14 +106,14 @@ class Caching:
                 service,
                 download,
                 circumstances,
-                keep=self._in_use(service.metadata.namespace) - {download.revision},
+                keep=(self._in_use(service.metadata.namespace) | brought) - {download.revision},
                 attempt=attempt,
                 again=again,
                 beside_pods=claim is not None and claim.is_of_one_node,
             )
 
         owned = self._downloads.owned_by(service.metadata.uid)
-        return job_changes(service, download, seen, owned, make, time.time(), loss)
+        return job_changes(service, download, seen, owned, make, time.time(), loss, unkept)
 
     async def carry_out(
         self, todo: Iterable[JobChange], service: LLMService, planned: Planned, observation: Observation
@@ -128,7 +134,9 @@ class Caching:
             metadata = item["metadata"]
             if metadata["namespace"] != namespace:
                 continue
-            found.add(((item.get("status") or {}).get("cache") or {}).get("commit"))
+            status = item.get("status") or {}
+            found.add((status.get("cache") or {}).get("commit"))
+            found.add((status.get("model") or {}).get("revision"))
             found.add(((item.get("spec") or {}).get("model") or {}).get("revision"))
             for child in self._surroundings.children((namespace, metadata["name"])).values():
                 template = template_of(child)

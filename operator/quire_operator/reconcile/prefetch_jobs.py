@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,11 +83,13 @@ def job_changes(
     make: Callable[[int, str | None], Manifest],
     now: float,
     loss: str | None = None,
+    overlooked: Collection[str] = (),
 ) -> list[JobChange]:
     """What to do, in order. Nothing at steady state.
 
     `owned` are the Jobs that have the service as an owner; `make` builds one that comes after so many that were no
-    help, and says why what was downloaded before is not there any more. `loss` says that of the Job that is `seen`.
+    help, and says why what was downloaded before is not there any more. `loss` says that of the Job that is `seen`;
+    `overlooked` are commits that it would remove from the claim, and must not.
     """
     wanted = download.job_name if download is not None else None
     uid = service.metadata.uid
@@ -103,6 +105,8 @@ def job_changes(
         return [*todo, Make(make(seen.attempt + 1, loss), seen.job, loss)]
     if seen.failed_at is not None and (is_edited or seen.retry_in(now) == 0):
         return [*todo, Make(make(0 if is_edited else seen.attempt + 1, seen.replaces_lost), seen.job)]
+    if overlooked:
+        return [*todo, Make(make(seen.attempt, seen.replaces_lost), seen.job)]
     if not seen.is_owned_by(uid):
         todo.append(Join(seen.job, shared_owner_reference(service)))
     commit, size = seen.result()

@@ -18,6 +18,7 @@ from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.reflector import Key, Reflector
 from quire_operator.kubeapi.resources import JOBS, PODS
 from quire_operator.kubeapi.trimming import trim_job, trim_prefetch_pod
+from quire_operator.reconcile.kept_revisions import model_of
 from quire_operator.reconcile.prefetching import Progress, Seen
 
 _POLL_SECONDS = 10.0
@@ -43,6 +44,9 @@ class Downloads:
         self._owned: dict[str, set[Key]] = {}
         """The same the other way round."""
 
+        self._brings: dict[Key, tuple[str, str | None]] = {}
+        """Repository of each download, and the commit where that is known."""
+
         self._progress: dict[Key, Progress] = {}
 
     def seen(self, download: Download) -> Seen:
@@ -56,6 +60,11 @@ class Downloads:
     def owned_by(self, uid: str) -> list[Object]:
         """The Jobs that have this LLMService as an owner."""
         return [job for key in sorted(self._owned.get(uid, ())) for job in self._of(self._jobs, key)]
+
+    def commits_of(self, namespace: str, repository: str) -> set[str]:
+        """Commits of a model that Jobs of the namespace bring, or have brought."""
+        brought = (model for key, model in self._brings.items() if key[0] == namespace)
+        return {commit for name, commit in brought if name == repository and commit is not None}
 
     def learn(self, job: Object) -> None:
         """Take in the answer to a write of our own, ahead of its event."""
@@ -96,6 +105,7 @@ class Downloads:
             for job in self._of(self._jobs, key)
             for owner in job["metadata"].get("ownerReferences") or []
         }
+        self._note_model(key)
         if now:
             self._owners[key] = now
         else:
@@ -106,6 +116,16 @@ class Downloads:
                 del self._owned[uid]
         for uid in now:
             self._owned.setdefault(uid, set()).add(key)
+
+    def _note_model(self, key: Key) -> None:
+        """Who waits for another commit of a model looks whether its Job would remove the one that is new here."""
+        before = self._brings.pop(key, None)
+        for job in self._of(self._jobs, key):
+            self._brings[key] = now = model_of(job)
+            if now != before and now[1] is not None:
+                for other, (repository, _) in self._brings.items():
+                    if other != key and other[0] == key[0] and repository == now[0]:
+                        self._wake(other)
 
     async def _ask_for_ever(self) -> None:
         async with aiohttp.ClientSession(timeout=_PATIENCE) as session:
