@@ -12,7 +12,7 @@ from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_operator.api import ClaimSource, parse_llmservice
 from quire_operator.builders.inspection import build_inspection_job
 from quire_operator.kubeapi.client import Client
-from quire_operator.kubeapi.resources import CLAIMS, DEPLOYMENTS, EVENTS, JOBS, Resource
+from quire_operator.kubeapi.resources import CLAIMS, DEPLOYMENTS, EVENTS, JOBS, PODS, Resource
 from quire_operator.plan.gpu_memory import Skipped
 from quire_operator.run import claim_models
 from quire_operator.run.claim_models import ClaimModels
@@ -127,10 +127,9 @@ class Asker:
         return self.models.get(self.service, SOURCE)
 
     async def answer(self) -> ModelFacts | Skipped | None:
-        """Ask, and again once told."""
-        if (known := self.ask()) is None:
+        """Ask, and again whenever told."""
+        while (known := self.ask()) is None:
             await asyncio.wait_for(self._told.get(), 60)
-            known = self.ask()
         return known
 
 
@@ -199,8 +198,34 @@ async def test_a_claim_without_a_volume_is_not_bound_by_a_pod_that_needs_no_gpu(
     assert jobs(namespace) == []
 
 
+async def test_a_claim_that_was_made_anew_is_read_again(
+    asker: Asker, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(facts: str) -> int | None:
+        answer = asyncio.create_task(asker.answer())
+        await asyncio.to_thread(say, namespace, facts)
+        known = await answer
+        assert isinstance(known, ModelFacts)
+        return known.longest
+
+    monkeypatch.setattr(claim_models, "_CLAIM_SECONDS", 0.0)
+    assert await read(FACTS) == 512
+    for pod in namespace.api.list(PODS, namespace.name):
+        namespace.api.delete(PODS, namespace.name, pod["metadata"]["name"])
+    # nothing here takes the finalizer off that guards claims in use
+    namespace.api.patch(CLAIMS, namespace.name, "models", {"metadata": {"finalizers": None}})
+    namespace.api.delete(CLAIMS, namespace.name, "models")
+    make_claim(namespace)
+    for _ in range(600):  # what was known is given while the claim is looked at
+        if asker.ask() is None:
+            break
+        await asyncio.sleep(0.1)
+    assert await read(FACTS.replace("512", "1024")) == 1024
+
+
 async def test_an_operator_that_leads_no_more_leaves_the_job_to_the_next(asker: Asker, namespace: Namespace) -> None:
-    asker.ask()
+    answer = asyncio.create_task(asker.answer())
     (job,) = await asyncio.to_thread(eventually, lambda: jobs(namespace))
     await asker.models.close()
+    answer.cancel()
     assert [left["metadata"]["uid"] for left in jobs(namespace)] == [job["metadata"]["uid"]]

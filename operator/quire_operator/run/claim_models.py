@@ -19,6 +19,7 @@ from quire_operator.kubeapi.resources import CLAIMS, JOBS, PODS
 from quire_operator.kubeapi.trimming import trim_pod
 from quire_operator.plan.gpu_memory import Skipped
 from quire_operator.reconcile.inspection import facts_in, progress_of
+from quire_operator.run.lookups import Lookups
 from quire_operator.run.model_cache import ModelCache, Reading
 from quire_operator.settings import Settings
 
@@ -31,6 +32,11 @@ _HOLD_SECONDS = 30.0
 _LONGEST_RETRY_SECONDS = 3600.0
 _FRESH_SECONDS = 3600.0
 _FAULTY_SECONDS = 600.0
+_CLAIM_SECONDS = 15.0
+"""For how long a claim is taken for the one that it was."""
+
+_ABSENT_SECONDS = 1.0
+
 _AT_ONCE = 10
 
 
@@ -40,6 +46,9 @@ class ClaimModels:
     def __init__(self, client: Client, settings: Settings, changed: Callable[[Key], None]) -> None:
         self._client, self._settings = client, settings
         self._cache = ModelCache(changed)
+        self._claims: Lookups[str] = Lookups(changed)
+        """The uid of each claim, empty for one that is away: one that is made anew has other models on it."""
+
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._news: dict[Key, asyncio.Event] = {}
         self._late: dict[Key, tuple[int, float]] = {}
@@ -58,17 +67,33 @@ class ClaimModels:
     def get(self, service: LLMService, source: ClaimSource) -> ModelFacts | Skipped | None:
         """What is known of the model; None while it is being read for the first time. Never waits."""
         metadata = service.metadata
-        key = (metadata.namespace, inspection_of(source))
-        return self._cache.get((metadata.namespace, metadata.name), key, lambda: self._read(key, service, source))
+        key, asker = (metadata.namespace, inspection_of(source)), (metadata.namespace, metadata.name)
+        claim = (metadata.namespace, source.claim)
+        uid = self._claims.get(asker, claim, lambda: self._uid(*claim))
+        if uid is None:
+            return None
+        return self._cache.get(asker, (*key, uid), lambda: self._read(key, service, source))
 
     async def close(self) -> None:
         """End what is being read. Its Jobs end by themselves: the next leader may be waiting for them already."""
         self._is_closing = True
+        await self._claims.close()
         await self._cache.close()
 
     def _hear(self, key: Key) -> None:
         if key in self._news:
             self._news[key].set()
+
+    async def _uid(self, namespace: str, claim: str) -> tuple[str, float]:
+        try:
+            found = await self._client.get(CLAIMS, namespace, claim)
+        except (ApiError, UnreachableError) as error:
+            logger.warning("claim %s/%s cannot be read: %s", namespace, claim, error)
+        except Exception:
+            logger.exception("reading claim %s/%s failed", namespace, claim)
+        else:
+            return (str(found["metadata"]["uid"]), _CLAIM_SECONDS) if found is not None else ("", _ABSENT_SECONDS)
+        return self._claims.known((namespace, claim)) or "", _CLAIM_SECONDS
 
     async def _read(self, key: Key, service: LLMService, source: ClaimSource) -> Reading:
         why = "other models are being read"
@@ -76,7 +101,7 @@ class ClaimModels:
             async with asyncio.timeout(_HOLD_SECONDS), self._slots:
                 claim = await self._client.get(CLAIMS, key[0], source.claim)
                 if claim is None:
-                    return Reading(Skipped("InspectionFailed", f"claim {source.claim} does not exist"), 1.0)
+                    return Reading(Skipped("InspectionFailed", f"claim {source.claim} does not exist"), _ABSENT_SECONDS)
                 phase = (claim.get("status") or {}).get("phase") or "Pending"
                 if phase != "Bound":  # its first pod decides where: an engine needs a GPU there
                     return self._not_yet(key, f"claim {source.claim} is {phase}: it is read once a pod has bound it")
