@@ -10,7 +10,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from quire_engine import __version__
-from quire_engine.server.errors import ApiError, error_body, on_api_error, on_http_exception, on_validation_error
+from quire_engine.server.errors import (
+    CLIENT_CLOSED_REQUEST,
+    ApiError,
+    error_body,
+    on_api_error,
+    on_http_exception,
+    on_validation_error,
+)
 from quire_engine.server.front import Front
 from quire_engine.server.gate import Gate
 from quire_engine.server.routes.status import status_router
@@ -19,8 +26,7 @@ from quire_engine.server.routes.tokens import token_router
 from quire_engine.server.routes.vectors import vector_router
 from quire_engine.server.service import Service
 from quire_engine.server.streaming import ClientGoneError
-
-CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but the metrics count it
+from quire_engine.server.tracing.middleware import Traced
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -34,7 +40,9 @@ def create_app(service: Service) -> ASGIApp:
     for router in (status_router, text_router, vector_router, token_router):
         app.include_router(router(service))
     settings = service.settings
-    gate = Gate(app, service.lifecycle, service.keys, service.starting)
+    # Within the gate: strangers should not be able to fill the traces.
+    routes = app if service.spans is None else Traced(app, service.spans.send)
+    gate = Gate(routes, service.lifecycle, service.keys, service.starting)
     # Outside the gate: a browser asks before it sends a key, and lets a page read only what allows it to.
     cors = CORSMiddleware(
         gate,

@@ -28,6 +28,7 @@ from quire_engine.server.protocol.tools import CalledFunction, FunctionDelta, To
 from quire_engine.server.request_ids import answer_id
 from quire_engine.server.sequences import TokenCount, WholeText, collect
 from quire_engine.server.streaming import DONE, event
+from quire_engine.server.tracing.facts import note_start
 from quire_engine.text.token_bytes import TokenBytes
 
 
@@ -65,6 +66,7 @@ class Chat:
             choices = []
             for i, text in enumerate(answers.texts):
                 message, reason = _message(started.parser(), text, role, echo)
+                count.note_end(i, reason)
                 choice = ChatChoice(index=i, message=message, finish_reason=reason, stop_reason=text.stop_reason)
                 if request.logprobs:  # set later, as pydantic would look at each of them with Python's lock held
                     choice.logprobs = chat_logprobs(text.logprobs, self._tokens)
@@ -96,6 +98,7 @@ class Chat:
             [ids], params, priority=request.priority or 0, cache_salt=request.cache_salt, images=images
         )
         count = TokenCount(len(ids), request.num_answers)
+        note_start(count, params[0])
         return Started(pieces, count, lambda: self._formats.parser(request, ids))
 
     async def _events(self, request: ChatCompletionRequest, model: str, started: Started) -> AsyncGenerator[bytes]:
@@ -137,7 +140,9 @@ class Chat:
                 part = parser.feed(piece.text, last=piece.finish_reason is not None)
                 if part.empty and piece.finish_reason is None and not request.logprobs:
                     continue  # held back: what it is shows later
-                yield event(chunk(piece.index, _delta(part), piece, parser.finish_reason(piece.finish_reason)))
+                reason = parser.finish_reason(piece.finish_reason)
+                count.note_end(piece.index, reason)
+                yield event(chunk(piece.index, _delta(part), piece, reason))
         if request.streams_usage:
             yield event(whole([]))
         yield DONE

@@ -18,6 +18,7 @@ from quire_engine.server.protocol.completions import CompletionChoice, Completio
 from quire_engine.server.request_ids import answer_id
 from quire_engine.server.sequences import Answers, TokenCount, WholeText, collect
 from quire_engine.server.streaming import DONE, event, large_event
+from quire_engine.server.tracing.facts import note_start
 from quire_engine.text.token_bytes import TokenBytes
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's for completions
@@ -77,7 +78,9 @@ class Completions:
         texts = []
         if request.echo:
             texts = await asyncio.to_thread(self._prompts.texts, request.prompt if keep is None else prompts, prompts)
-        return _Started(request, prompts, texts, pieces, TokenCount(sum(map(len, prompts)), request.num_answers))
+        count = TokenCount(sum(map(len, prompts)), request.num_answers)
+        note_start(count, params[0])
+        return _Started(request, prompts, texts, pieces, count)
 
     def _choice(
         self, started: _Started, prompt: int, index: int, answers: Answers, text: WholeText

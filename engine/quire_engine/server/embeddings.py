@@ -18,6 +18,8 @@ from quire_engine.server.metrics import Metrics, RequestTimes
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol.embeddings import EmbeddingData, EmbeddingRequest, EmbeddingResponse
 from quire_engine.server.protocol.usage import Usage
+from quire_engine.server.sequences import TokenCount
+from quire_engine.server.tracing.facts import note_end, note_start
 from quire_engine.startup_error import StartupError
 
 if TYPE_CHECKING:
@@ -108,8 +110,9 @@ class Embeddings:
             )
         prompts = await self._inputs.token_ids(request)
         params = PoolingParams(request.dimensions, request.normalize)
-        vectors = await self._run(prompts, params, request.priority or 0, request.cache_salt)
         count = sum(map(len, prompts))
+        note_start(TokenCount(count, 1), None)
+        vectors = await self._run(prompts, params, request.priority or 0, request.cache_salt)
         return vectors, Usage(prompt_tokens=count, total_tokens=count)
 
     async def _run(
@@ -133,14 +136,18 @@ class Embeddings:
                     times = left.pop(output.request_id)
                     vectors[output.request_id] = output.embedding
                     self._metrics.observe_output(times, output)
-                    self._metrics.observe_embedded(times, time.monotonic())
+                    now = time.monotonic()
+                    self._metrics.observe_embedded(times, now)
+                    note_end(times, now)
         except ApiError:
             cut_off = "error"
             raise
         finally:
             self._client.abort([*left])
             for times in left.values():
-                self._metrics.observe_finished(times, cut_off, time.monotonic())
+                now = time.monotonic()
+                self._metrics.observe_finished(times, cut_off, now)
+                note_end(times, now)
         return [vectors[request.request_id] for request in requests]
 
 

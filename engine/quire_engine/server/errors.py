@@ -15,7 +15,15 @@ from quire_engine.core.messages import EngineOutput
 
 # How pydantic names the member of a union in the path to what is wrong.
 _KINDS_OF_UNIONS = ("list[", "dict[", "function-", "constrained-", "of-", "tagged-union[")
-KINDS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError"}
+CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but metrics and traces count it
+KINDS = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    429: "RateLimitError",
+    CLIENT_CLOSED_REQUEST: "ClientDisconnected",
+    503: "ServiceUnavailableError",
+}
 
 
 class ApiError(Exception):
@@ -26,7 +34,7 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.headers = status, dict(headers or {})
-        self.message, self.param = _sendable(message), None if param is None else _sendable(param)
+        self.message, self.param = sendable(message), None if param is None else sendable(param)
 
     def body(self) -> dict[str, Any]:
         return error_body(self.status, self.message, self.param)
@@ -35,7 +43,7 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, headers=self.headers)
 
 
-def _sendable(text: str) -> str:
+def sendable(text: str) -> str:
     """With escapes for half characters, which a client's own words may hold."""
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -49,10 +57,12 @@ def refused(output: EngineOutput, param: str | None = None) -> ApiError:
 
 
 def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    kind = KINDS.get(status) or ("BadRequestError" if status < 500 else "InternalServerError")
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        kind = "ServiceUnavailableError"
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    return {"error": {"message": message, "type": error_kind(status), "param": param, "code": status}}
+
+
+def error_kind(status: int) -> str:
+    """What the body of an answer with this status, 400 or above, calls its error."""
+    return KINDS.get(status) or ("BadRequestError" if status < 500 else "InternalServerError")
 
 
 async def on_api_error(_: Request, error: Exception) -> JSONResponse:

@@ -16,6 +16,7 @@ from quire_engine.server.engine_client import EngineClient, Mailbox
 from quire_engine.server.errors import ApiError, refused
 from quire_engine.server.metrics import Answers, Metrics, RequestTimes
 from quire_engine.server.request_log import RequestLog
+from quire_engine.server.tracing.facts import note_end
 from quire_engine.text.detokenizer import IncrementalDetokenizer
 
 if TYPE_CHECKING:
@@ -166,3 +167,4 @@ class Generation:
     def _end(self, times: RequestTimes, reason: str, now: float) -> None:
         self._metrics.observe_finished(times, reason, now)
         self._log.ended(times, reason, now)
+        note_end(times, now)

@@ -22,6 +22,7 @@ from quire_engine.server.protocol.responses import (
 from quire_engine.server.response_prompts import as_chat, in_its_words
 from quire_engine.server.response_writer import Event, ResponseWriter
 from quire_engine.server.sequences import TokenCount
+from quire_engine.server.tracing.facts import note_failure
 from quire_engine.text.token_bytes import TokenBytes
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,11 @@ class Responses:
                 async for event in events:
                     yield event.encode()
         except ApiError as error:
+            note_failure(error.status)
             for event in answer.writer.fail(in_its_words(error)):
                 yield event.encode()
         except Exception as error:  # the head says 200 already: only an event can tell the client
+            note_failure(500)
             log.exception("a stream failed")
             for event in answer.writer.fail(ApiError(500, f"this is a fault of the server: {type(error).__name__}")):
                 yield event.encode()
@@ -88,6 +91,7 @@ class Responses:
                 part = AnswerPart(content=piece.text)
                 if parser is not None:
                     part = parser.feed(piece.text, last=piece.finish_reason is not None)
+                    count.note_end(piece.index, parser.finish_reason(piece.finish_reason))
                 if part.reasoning:
                     for event in writer.reasoning(part.reasoning):
                         yield event

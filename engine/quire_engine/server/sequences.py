@@ -12,16 +12,23 @@ from quire_engine.server.protocol.usage import PromptTokensDetails, Usage
 
 @dataclass
 class TokenCount:
-    """The tokens of one API request, whose prompts have `num_answers` sequences each."""
+    """The tokens of one API request, whose prompts have `num_answers` sequences each, and why its answers ended."""
 
     prompt_tokens: int
     num_answers: int
     completion_tokens: int = 0
+    finish_reasons: dict[int, str] = field(default_factory=dict)  # by the answer's index
     _cached: dict[int, int] = field(default_factory=dict)
 
     def add(self, piece: Piece) -> None:
         self.completion_tokens += len(piece.token_ids)
         self._cached.setdefault(piece.index, piece.num_cached_tokens)
+        self.note_end(piece.index, piece.finish_reason)
+
+    def note_end(self, index: int, reason: str | None) -> None:
+        """An answer has ended, where there is a reason: the one that its reader is given."""
+        if reason is not None:
+            self.finish_reasons[index] = reason
 
     def as_usage(self) -> Usage:
         # The other children of a prompt share its pages: counting each would exceed it.
@@ -78,4 +85,8 @@ async def collect(pieces: AsyncIterator[Piece], count: TokenCount, *, num_answer
     for made in answers.values():
         if len(made.texts) > n:
             made.texts = sorted(made.texts, key=lambda text: -sum(e.logprob for e in text.logprobs))[:n]
-    return [answers[prompt] for prompt in sorted(answers)]
+    kept = [answers[prompt] for prompt in sorted(answers)]
+    count.finish_reasons.clear()
+    for index, text in enumerate(text for of_prompt in kept for text in of_prompt.texts):
+        count.note_end(index, text.finish_reason)
+    return kept

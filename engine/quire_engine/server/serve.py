@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import resource
 import signal
 import socket
@@ -25,6 +26,7 @@ from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.lifecycle import Lifecycle
 from quire_engine.server.settings import ServerSettings
 from quire_engine.server.tls import check_certificate
+from quire_engine.server.tracing.target import TraceTarget, trace_target
 from quire_engine.startup_error import StartupError
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def serve(config: EngineConfig, settings: ServerSettings) -> int:
     try:
         check_certificate(settings)
         keys = ApiKeys(settings.api_key, settings.api_key_file)
+        traces = trace_target(settings.otlp_traces_endpoint, os.environ)
     except StartupError as error:
         return give_up(str(error))
     if config.node_rank > 0:
@@ -53,7 +56,7 @@ def serve(config: EngineConfig, settings: ServerSettings) -> int:
 
         failure = uvloop.run(FollowerProcess(config, settings, listener).run())
     else:
-        failure = uvloop.run(_Process(config, settings, listener, keys).run())
+        failure = uvloop.run(_Process(config, settings, listener, keys, traces).run())
     return 0 if failure is None else give_up(failure)
 
 
@@ -81,6 +84,7 @@ class _Process:
     settings: ServerSettings
     listener: socket.socket
     keys: ApiKeys
+    traces: TraceTarget | None
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
     async def run(self) -> str | None:
@@ -118,6 +122,11 @@ class _Process:
         service = Service(
             self.settings, self.keys, lifecycle, Metrics(names[0], legacy=self.settings.legacy_metrics), client, names
         )
+        if self.traces is not None:
+            from quire_engine.server.tracing.export import SpanExport  # which takes a quarter of a second
+
+            service.spans = SpanExport(self.traces)
+            at_end.push_async_callback(asyncio.to_thread, service.spans.close)
         server = HttpServer(create_app(service), self.settings)
         lifecycle.on_retire = server.retire_busy_connections
         lifecycle.on_close_idle = server.close_idle_connections

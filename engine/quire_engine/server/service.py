@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from quire_engine.server.api_keys import ApiKeys
 from quire_engine.server.chat import Chat
@@ -18,6 +18,10 @@ from quire_engine.server.responses import Responses
 from quire_engine.server.scores import Scores
 from quire_engine.server.settings import ServerSettings
 from quire_engine.server.tokenization import Tokenization
+from quire_engine.server.tracing.facts import current_facts
+
+if TYPE_CHECKING:
+    from quire_engine.server.tracing.export import SpanExport
 
 _Part = TypeVar("_Part")
 
@@ -36,6 +40,7 @@ class Service:
     metrics: Metrics
     client: EngineClient
     model_names: tuple[str, ...]
+    spans: SpanExport | None = None
     cards: list[ModelCard] = field(default_factory=list)
     completions: Completions | None = None
     chat: Chat | None = None
@@ -63,12 +68,16 @@ class Service:
 
     def checked_model(self, asked: str | None) -> str:
         """The name to answer with. Raises `ApiError` for a model that is not served here."""
-        if not asked:
-            return self.model_names[0]
-        if asked not in self.model_names:
+        facts = current_facts()
+        if facts is not None:
+            facts.asked_model = asked
+        if asked and asked not in self.model_names:
             served = ", ".join(self.model_names)
             raise ApiError(404, f"the model {asked!r} is not served here: use {served}", param="model")
-        return asked
+        name = asked or self.model_names[0]
+        if facts is not None:
+            facts.model = name
+        return name
 
     def of_text(self, part: _Part | None) -> _Part:
         """Raises `ApiError` where the model generates no text."""

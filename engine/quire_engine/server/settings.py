@@ -52,6 +52,9 @@ class ServerSettings:
     stall_timeout: float = setting(60.0, "seconds without a sign of the engine after which /health turns 503")
     max_waiting: int = setting(0, "requests that may wait before new ones get 429; 0 sets no limit")
     legacy_metrics: bool = setting(True, "metrics under names that vLLM has retired, too")
+    otlp_traces_endpoint: str | None = setting(
+        None, "OpenTelemetry collector that a trace of each request is sent to, such as http://otel-collector:4317"
+    )
     ui: bool = setting(True, "a chat page at /")
     log_format: str = setting("text", "text or json", choices=("text", "json"))
     uvicorn_log_level: str = setting(

@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from quire_engine.server.errors import ApiError
+from quire_engine.server.errors import CLIENT_CLOSED_REQUEST, ApiError
 from quire_engine.server.json_answer import json_parts
+from quire_engine.server.tracing.facts import current_facts, note_failure
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +52,15 @@ class EventStream(Response):
         self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        facts = current_facts()
+        if facts is not None:
+            facts.is_streamed = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         sending = asyncio.ensure_future(self._send_all(send))
         try:
             await first_of(sending, _disconnected(receive))
         except ClientGoneError:
+            note_failure(CLIENT_CLOSED_REQUEST)
             log.debug("the client went away while it was streamed to")
 
     async def _send_all(self, send: Send) -> None:
@@ -63,8 +68,10 @@ class EventStream(Response):
             async for chunk in self._source:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except ApiError as error:
+            note_failure(error.status)
             await send({"type": "http.response.body", "body": error_event(error) + DONE, "more_body": True})
         except Exception as error:  # the head says 200 already: only an event can tell the client
+            note_failure(500)
             log.exception("a stream failed")
             fault = ApiError(500, f"this is a fault of the server: {type(error).__name__}")
             await send({"type": "http.response.body", "body": error_event(fault) + DONE, "more_body": True})
