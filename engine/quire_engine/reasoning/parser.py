@@ -21,6 +21,12 @@ class ReasoningParser:
         self._thought: list[str] = []
         self._said: list[str] = []
         self._any = False  # reasoning was told
+        self.found = False  # any reasoning, if only its tags
+
+    @property
+    def open(self) -> bool:
+        """Whether what comes next may be reasoning."""
+        return self._state in (self._before, self._inside)
 
     def feed(self, text: str) -> tuple[str, str]:
         """What the next piece adds to the reasoning, and to the answer."""
@@ -51,19 +57,21 @@ class ReasoningParser:
             self._space.append(text[at])
             return at + 1
         if text.startswith(start, at):
-            self._space.clear()
-            self._state = self._inside
+            self._enter()
             return at + len(start)
         if start.startswith(text[at:]):
             self._held = text[at:]
             return len(text)
         if self._begun:
-            self._space.clear()
-            self._state = self._inside
+            self._enter()
         else:
             self._said.extend(self._space)
             self._state = self._answer
         return at
+
+    def _enter(self) -> None:
+        self._space.clear()
+        self._state, self.found = self._inside, True
 
     def _inside(self, text: str, at: int) -> int:
         end = self._tags.end

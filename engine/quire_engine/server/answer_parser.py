@@ -55,23 +55,37 @@ class AnswerParser:
         self._new_id, self._most = new_id, most_calls
         self._tells_calls, self._tells_reasoning = tells_calls, tells_reasoning
         self._num_calls = 0
+        self._num_open = 0  # tokens of pieces that began before the reasoning's end
 
-    def feed(self, text: str, *, last: bool) -> AnswerPart:
-        """The next piece of text; with `last` nothing follows it."""
+    @property
+    def num_reasoning_tokens(self) -> int | None:
+        """How many tokens were reasoning, its tags included; None where nothing looks for it."""
+        if self._reasoning is None:
+            return None
+        return self._num_open if self._reasoning.found else 0
+
+    def feed(self, *pieces: tuple[str, int], last: bool) -> AnswerPart:
+        """The next pieces of text, each with its number of tokens; with `last` nothing follows them."""
         part = AnswerPart()
+        text = "".join(piece for piece, _ in pieces)
         if self._reasoning is not None:
-            part.reasoning, text = self._reasoning.feed(text)
+            parts = [self._part(self._reasoning, *piece) for piece in pieces]
             if last:
-                thought, said = self._reasoning.finish()
-                part.reasoning, text = part.reasoning + thought, text + said
-        if not self._tells_reasoning:
-            part.reasoning = ""
+                parts.append(self._reasoning.finish())
+            text = "".join(said for _, said in parts)
+            if self._tells_reasoning:
+                part.reasoning = "".join(thought for thought, _ in parts)
         if self._tools is None:
             part.content = text
             return part
         for event in [*self._tools.feed(text), *(self._tools.finish() if last else ())]:
             self._add(event, part)
         return part
+
+    def _part(self, reasoning: ReasoningParser, text: str, num_tokens: int) -> tuple[str, str]:
+        if reasoning.open:
+            self._num_open += num_tokens
+        return reasoning.feed(text)
 
     def finish_reason(self, reason: str | None) -> str | None:
         """Why the answer ended, for its reader. For one that had to be this call OpenAI says stop, else tool_calls."""

@@ -36,6 +36,7 @@ from quire_engine.text.token_bytes import TokenBytes
 class Started:
     """An answer that is being made. `parser` makes what reads one of its choices, if not all of that is content."""
 
+    prompt: list[int]
     pieces: AsyncGenerator[Piece]
     count: TokenCount
     parser: Callable[[], AnswerParser | None]
@@ -63,15 +64,19 @@ class Chat:
         (answers,) = await collect(started.pieces, count, num_answers=request.num_answers, n=request.n or 1)
 
         def answer() -> ChatCompletionResponse:
-            choices = []
-            for i, text in enumerate(answers.texts):
-                message, reason = _message(started.parser(), text, role, echo)
+            choices, parsers = [], [started.parser() for _ in answers.texts]
+            for i, (parser, text) in enumerate(zip(parsers, answers.texts, strict=True)):
+                message, reason = _message(parser, text, role, echo)
                 count.note_end(i, reason)
                 choice = ChatChoice(index=i, message=message, finish_reason=reason, stop_reason=text.stop_reason)
+                if request.return_token_ids:
+                    choice.token_ids = text.token_ids
                 if request.logprobs:  # set later, as pydantic would look at each of them with Python's lock held
-                    choice.logprobs = chat_logprobs(text.logprobs, self._tokens)
+                    choice.logprobs = chat_logprobs(text.logprobs, self._tokens, by_id=request.shows_token_ids)
                 choices.append(choice)
-            made = ChatCompletionResponse(model=model, choices=choices, usage=count.as_usage())
+            made = ChatCompletionResponse(model=model, choices=choices, usage=count.as_usage(_num_thought(parsers)))
+            if request.return_token_ids:
+                made.prompt_token_ids = started.prompt
             if request.prompt_logprobs is not None:
                 made.prompt_logprobs = prompt_logprobs(answers.prompt_logprobs, self._tokens)
             return made
@@ -87,7 +92,10 @@ class Chat:
         """Check the request and have it computed. Raises `ApiError`."""
         self._formats.check(request)
         ids, images = await self._chat_prompts.of(
-            request, copies=request.num_sequences, keep=request.truncate_prompt_tokens
+            request,
+            copies=request.num_sequences,
+            keep=request.truncate_prompt_tokens,
+            side=request.truncation_side,
         )
         newer = request.max_completion_tokens is not None
         asked = request.max_completion_tokens if newer else request.max_tokens
@@ -99,7 +107,7 @@ class Chat:
         )
         count = TokenCount(len(ids), request.num_answers)
         note_start(count, params[0])
-        return Started(pieces, count, lambda: self._formats.parser(request, ids))
+        return Started(ids, pieces, count, lambda: self._formats.parser(request, ids))
 
     async def _events(self, request: ChatCompletionRequest, model: str, started: Started) -> AsyncGenerator[bytes]:
         count = started.count
@@ -112,7 +120,9 @@ class Chat:
         ) -> ChatCompletionChunk:
             choice = ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason)
             if request.logprobs and end is not None:
-                choice.logprobs = chat_logprobs(end.logprobs or [], self._tokens)
+                choice.logprobs = chat_logprobs(end.logprobs or [], self._tokens, by_id=request.shows_token_ids)
+            if request.return_token_ids and end is not None:
+                choice.token_ids = end.token_ids
             if end is not None and end.finish_reason is not None:
                 choice.stop_reason = end.stop_reason
             return whole([choice])
@@ -122,11 +132,15 @@ class Chat:
                 id=identity, object="chat.completion.chunk", created=created, model=model, choices=choices
             )
             if request.streams_usage:
-                made.usage = count.as_usage() if not choices or request.streams_usage_so_far else None
+                told = not choices or request.streams_usage_so_far
+                made.usage = count.as_usage(_num_thought(parsers)) if told else None
             return made
 
         for index in range(request.n or 1):
-            yield event(chunk(index, ChatDelta(role=role, content="")))
+            first = chunk(index, ChatDelta(role=role, content=""))
+            if request.return_token_ids and index == 0:
+                first.prompt_token_ids = started.prompt
+            yield event(first)
             if echo:
                 yield event(chunk(index, ChatDelta(content=echo)))
         async with contextlib.aclosing(started.pieces):
@@ -137,8 +151,9 @@ class Chat:
                     part = AnswerPart(content=piece.text)
                     yield event(chunk(piece.index, _delta(part), piece, piece.finish_reason))
                     continue
-                part = parser.feed(piece.text, last=piece.finish_reason is not None)
-                if part.empty and piece.finish_reason is None and not request.logprobs:
+                part = parser.feed((piece.text, len(piece.token_ids)), last=piece.finish_reason is not None)
+                tells_tokens = request.logprobs or request.return_token_ids
+                if part.empty and piece.finish_reason is None and not tells_tokens:
                     continue  # held back: what it is shows later
                 reason = parser.finish_reason(piece.finish_reason)
                 count.note_end(piece.index, reason)
@@ -160,7 +175,7 @@ def _message(parser: AnswerParser | None, text: WholeText, role: str, echo: str)
     """A whole answer, and why it ended."""
     if parser is None:
         return ChatAnswer(role=role, content=echo + text.text), text.finish_reason
-    part = parser.feed(text.text, last=True)
+    part = parser.feed(*text.parts, last=True)
     message = ChatAnswer(role=role, content=(echo + part.content) or None)
     if part.reasoning:
         message.reasoning = message.reasoning_content = part.reasoning
@@ -168,6 +183,13 @@ def _message(parser: AnswerParser | None, text: WholeText, role: str, echo: str)
         function = CalledFunction(name=call.name or "", arguments=call.arguments)
         message.tool_calls.append(ToolCall(id=call.id or "", function=function))
     return message, parser.finish_reason(text.finish_reason)
+
+
+def _num_thought(parsers: list[AnswerParser | None]) -> int | None:
+    """How many tokens of all choices were reasoning; None where nothing looks for it."""
+    counts = [parser.num_reasoning_tokens for parser in parsers if parser is not None]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def _delta(part: AnswerPart) -> ChatDelta:

@@ -65,9 +65,9 @@ class Completions:
         return self._events(await self._start(request), model)
 
     async def _start(self, request: CompletionRequest) -> _Started:
-        keep = request.truncate_prompt_tokens
+        keep, side = request.truncate_prompt_tokens, request.truncation_side
         given = await self._prompts.from_completion(request.prompt, special=request.add_special_tokens)
-        prompts = [self._prompts.truncated(ids, keep) for ids in given]
+        prompts = [self._prompts.truncated(ids, keep, side) for ids in given]
         asked = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         # The engine always makes a token, and of no tokens none is shown.
         rooms = [self._prompts.max_tokens(ids, max(1, asked), "max_tokens") for ids in prompts]
@@ -92,6 +92,8 @@ class Completions:
             finish_reason=text.finish_reason,
             stop_reason=text.stop_reason,
         )
+        if request.return_token_ids:
+            choice.prompt_token_ids, choice.token_ids = started.prompts[prompt], text.token_ids
         if request.logprobs is not None:
             writer = self._writer(started, prompt)
             if request.echo:
@@ -109,6 +111,7 @@ class Completions:
             self._tokens,
             with_special=not started.request.skip_special_tokens,
             echoed=started.texts[prompt] if started.request.echo else None,
+            by_id=started.request.shows_token_ids,
         )
 
     async def _events(self, started: _Started, model: str) -> AsyncGenerator[bytes]:
@@ -158,8 +161,8 @@ class _Streamed:
 def _next_choice(started: _Started, prompt: int, so_far: _Streamed, piece: Piece) -> CompletionChoice:
     """What to send of a choice; an echo comes with its first piece."""
     request = started.request
-    echoes = request.echo and not so_far.begun
-    so_far.begun = True
+    first, so_far.begun = not so_far.begun, True
+    echoes = request.echo and first
     choice = CompletionChoice(
         index=piece.index,
         text=(started.echo(prompt) if echoes else "") + piece.text,
@@ -167,6 +170,10 @@ def _next_choice(started: _Started, prompt: int, so_far: _Streamed, piece: Piece
         finish_reason=piece.finish_reason,
         stop_reason=piece.stop_reason,
     )
+    if request.return_token_ids:
+        choice.token_ids = piece.token_ids
+        if first:
+            choice.prompt_token_ids = started.prompts[prompt]
     if request.logprobs is not None:
         entries = [*so_far.of_prompt, *(piece.logprobs or [])]
         choice.logprobs = so_far.writer.write(entries, started.prompts[prompt][0] if echoes else None)

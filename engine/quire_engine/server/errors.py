@@ -105,4 +105,6 @@ def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
         return f"{field}.type is {kind!r}: it must be one of {kinds}", f"{field}.type"
     if first["type"] == "missing":
         return (f"{field or 'the body'} is missing", field or None)
+    if not field and first["type"] == "value_error":  # of fields that do not go together: it begins with one of them
+        return message, message.partition(" ")[0]
     return (f"{field}: {message}" if field and field not in message else message), field or None

@@ -53,9 +53,12 @@ PromptLogprobs = list[dict[int, PromptLogprob] | None]
 class CompletionLogprobsWriter:
     """Writes the logprobs of one choice, all at once or piece by piece."""
 
-    def __init__(self, tokens: TokenBytes, *, with_special: bool, echoed: str | None = None) -> None:
-        """`with_special` says that special tokens are in the text; `echoed` is the prompt that the text begins with."""
-        self._tokens = tokens
+    def __init__(
+        self, tokens: TokenBytes, *, with_special: bool, echoed: str | None = None, by_id: bool = False
+    ) -> None:
+        """`with_special` says that special tokens are in the text; `echoed` is the prompt that the text begins with;
+        `by_id` has tokens named by their ids."""
+        self._tokens, self._name = tokens, _id_as_text if by_id else tokens.text
         self._with_special = with_special
         self._echoed = echoed
         self._offset: int | None = None  # characters so far; None before any
@@ -73,13 +76,13 @@ class CompletionLogprobsWriter:
             made.token_logprobs.append(max(entry.logprob, LEAST))
             likeliest: dict[str, float] = {}
             for token, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True):
-                likeliest.setdefault(self._tokens.text(token), max(logprob, LEAST))
+                likeliest.setdefault(self._name(token), max(logprob, LEAST))
             likeliest.setdefault(made.tokens[-1], max(entry.logprob, LEAST))
             made.top_logprobs.append(likeliest)
         return made
 
     def _write_token(self, made: CompletionLogprobs, token: int) -> None:
-        made.tokens.append(self._tokens.text(token))
+        made.tokens.append(self._name(token))
         made.text_offset.append(max(0, self._offset or 0))
         if self._tokens.is_special(token) and not self._with_special:
             return
@@ -91,9 +94,16 @@ class CompletionLogprobsWriter:
         self._offset += len(text)
 
 
-def chat_logprobs(entries: Sequence[TokenLogprobs], tokens: TokenBytes) -> ChatLogprobs:
+def _id_as_text(token: int) -> str:
+    return f"token_id:{token}"  # as vLLM writes it
+
+
+def chat_logprobs(entries: Sequence[TokenLogprobs], tokens: TokenBytes, *, by_id: bool = False) -> ChatLogprobs:
+    """With `by_id` tokens are named by their ids."""
+    name = _id_as_text if by_id else tokens.text
+
     def shown(token: int, logprob: float) -> TopLogprob:
-        return {"token": tokens.text(token), "logprob": max(logprob, LEAST), "bytes": [*tokens.of(token)]}
+        return {"token": name(token), "logprob": max(logprob, LEAST), "bytes": [*tokens.of(token)]}
 
     content: list[ChatTokenLogprob] = [
         {

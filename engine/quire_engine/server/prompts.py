@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from quire_engine.server.errors import ApiError
 from quire_engine.server.protocol.chat import ChatPrompt
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Above this many characters tokenizing takes milliseconds, and the event loop should not wait for it.
 LONG_TEXT = 4096
+Side = Literal["left", "right"]
 # Arguments of apply_chat_template that chat_template_kwargs cannot set.
 _SERVERS = frozenset(
     (
@@ -38,15 +39,17 @@ class Prompts:
         self._tokenizer, self._max_model_len, self._chat_template = tokenizer, max_model_len, chat_template
         self._vocab_size, self._longest_answer = vocab_size, longest_answer
 
-    def truncated(self, ids: list[int], keep: int | None) -> list[int]:
-        """The last `keep` tokens; -1 keeps as many as the context holds beside one more."""
+    def truncated(self, ids: list[int], keep: int | None, side: Side | None = None) -> list[int]:
+        """`keep` tokens, of which those on the `side`, else on the left, are cut; -1 keeps as many as the context
+        holds beside one more."""
         if keep is None:
             return ids
         if keep == 0:
             raise ApiError(
                 400, "truncate_prompt_tokens is 0: it must be at least 1, or -1", param="truncate_prompt_tokens"
             )
-        return ids[-(self._max_model_len - 1 if keep == -1 else keep) :]
+        keep = self._max_model_len - 1 if keep == -1 else keep
+        return ids[:keep] if side == "right" else ids[-keep:]
 
     def texts(self, prompt: str | list[str] | list[int] | list[list[int]], ids: list[list[int]]) -> list[str]:
         """The prompts of a completion request as texts, to be echoed. `ids` are their tokens."""
@@ -91,7 +94,7 @@ class Prompts:
             raise ApiError(
                 400, "this model has no chat template: use /v1/completions, or start the server with --chat-template"
             )
-        taken = _SERVERS & chat.chat_template_kwargs.keys()
+        taken = _SERVERS & chat.template_kwargs.keys()
         if taken:
             raise ApiError(
                 400,
@@ -108,7 +111,7 @@ class Prompts:
                 tokenize=False,
                 add_generation_prompt=chat.begins_an_answer,
                 continue_final_message=chat.continue_final_message,
-                **chat.chat_template_kwargs,
+                **chat.template_kwargs,
             )
             str(text).encode()  # kwargs may smuggle in what no tokenizer takes
         except Exception as error:

@@ -21,8 +21,11 @@ from quire_engine.server.protocol.response_input import (
 from quire_engine.server.protocol.responses import NamedFunction, ResponsesRequest
 
 Message = dict[str, Any]
-_NOT_SAMPLING = {"n", "best_of", "use_beam_search", "stream", "stream_options", "prompt_logprobs", "max_tokens", "user"}
-_SAMPLING = GenerationRequest.model_fields.keys() - _NOT_SAMPLING
+_NOT_TAKEN = {
+    *("n", "best_of", "use_beam_search", "stream", "stream_options", "prompt_logprobs", "max_tokens", "user"),
+    *("return_token_ids", "return_tokens_as_token_ids"),
+}
+_OF_CHATS = (GenerationRequest.model_fields.keys() - _NOT_TAKEN) | {"chat_template_kwargs", "include_reasoning"}
 # The names of fields in messages about a chat, and what they are called here.
 _NAMES = (
     ("response_format.json_schema", "text.format.schema"),
@@ -35,7 +38,7 @@ _NAMES = (
 def as_chat(request: ResponsesRequest) -> ChatCompletionRequest:
     """The chat whose answer is the response's. Raises `ApiError` for a sampling field out of its range."""
     fields: dict[str, Any] = {
-        **{name: value for name, value in (request.model_extra or {}).items() if name in _SAMPLING},
+        **{name: value for name, value in (request.model_extra or {}).items() if name in _OF_CHATS},
         "messages": messages_of(request),
         "max_completion_tokens": request.max_output_tokens,
         "temperature": request.temperature,
@@ -55,7 +58,7 @@ def as_chat(request: ResponsesRequest) -> ChatCompletionRequest:
     if request.tells_logprobs:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     if request.reasoning is not None and request.reasoning.effort is not None:
-        fields["chat_template_kwargs"] = {"reasoning_effort": request.reasoning.effort}
+        fields["reasoning_effort"] = request.reasoning.effort
     try:
         return ChatCompletionRequest.model_validate(fields)
     except ValidationError as error:

@@ -83,19 +83,18 @@ class Responses:
         writer, count, parser = answer.writer, answer.started.count, answer.started.parser()
         for event in writer.begin():
             yield event
-        cut, thought = False, 0
+        cut = False
         async with contextlib.aclosing(answer.started.pieces) as pieces:
             async for piece in pieces:
                 count.add(piece)
                 cut = piece.finish_reason == "length"
                 part = AnswerPart(content=piece.text)
                 if parser is not None:
-                    part = parser.feed(piece.text, last=piece.finish_reason is not None)
+                    part = parser.feed((piece.text, len(piece.token_ids)), last=piece.finish_reason is not None)
                     count.note_end(piece.index, parser.finish_reason(piece.finish_reason))
                 if part.reasoning:
                     for event in writer.reasoning(part.reasoning):
                         yield event
-                    thought = count.completion_tokens
                 if part.content:
                     logprobs = piece.logprobs or [] if answer.with_logprobs else []
                     for event in writer.text(part.content, chat_logprobs(logprobs, self._tokens)["content"]):
@@ -103,7 +102,8 @@ class Responses:
                 for call in part.calls:
                     for event in writer.call(call):
                         yield event
-        for event in writer.end(_usage(count, thought), cut=cut):
+        thought = parser.num_reasoning_tokens if parser is not None else None
+        for event in writer.end(_usage(count, thought or 0), cut=cut):
             yield event
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.server.generation import Piece
-from quire_engine.server.protocol.usage import PromptTokensDetails, Usage
+from quire_engine.server.protocol.usage import CompletionTokensDetails, PromptTokensDetails, Usage
 
 
 @dataclass
@@ -30,15 +30,19 @@ class TokenCount:
         if reason is not None:
             self.finish_reasons[index] = reason
 
-    def as_usage(self) -> Usage:
+    def as_usage(self, num_reasoning_tokens: int | None = None) -> Usage:
+        """The usage, of which so many tokens were reasoning; None where nothing looks for it."""
         # The other children of a prompt share its pages: counting each would exceed it.
         cached = sum(count for index, count in self._cached.items() if index % self.num_answers == 0)
-        return Usage(
+        made = Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             total_tokens=self.prompt_tokens + self.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=min(cached, self.prompt_tokens)),
         )
+        if num_reasoning_tokens is not None:
+            made.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=num_reasoning_tokens)
+        return made
 
 
 @dataclass
@@ -49,14 +53,16 @@ class WholeText:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    _parts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    parts: list[tuple[str, int]] = field(default_factory=list)  # of the text, with the number of tokens in each
 
     def add(self, piece: Piece) -> None:
-        self._parts.append(piece.text)
+        self.parts.append((piece.text, len(piece.token_ids)))
+        self.token_ids += piece.token_ids
         self.logprobs += piece.logprobs or []
         if piece.finish_reason is not None:
             self.text, self.finish_reason, self.stop_reason = (
-                "".join(self._parts),
+                "".join(text for text, _ in self.parts),
                 piece.finish_reason,
                 piece.stop_reason,
             )

@@ -42,16 +42,16 @@ def test_reasoning_is_what_stands_between_the_tags(
         assert parted(pieces, begun=True) == inside
 
 
-FRAGMENTS = st.sampled_from(["<think>", "</think>", "<", "</", "think>", " ", "\n", "Why?", "So."])
-
-
+@pytest.mark.parametrize("tags", {(tags.start, tags.end): tags for tags in TAGS.values()}.values(), ids=str)
 @given(data=st.data(), begun=st.booleans())
-def test_any_cuts_part_it_the_same_way(data: st.DataObject, begun: bool) -> None:
-    text = "".join(data.draw(st.lists(st.one_of(FRAGMENTS, st.characters()), max_size=20)))
-    whole = parted([text], begun=begun)
-    assert parted(list(text), begun=begun) == whole
-    cut = data.draw(st.integers(0, len(text)))
-    assert parted([text[:cut], text[cut:]], begun=begun) == whole
+def test_any_cuts_part_it_the_same_way(tags: ReasoningTags, data: st.DataObject, begun: bool) -> None:
+    parts = [tags.start, tags.end, tags.start[:3], tags.end[:3], tags.end[3:], " ", "\n", "Why?", "So."]
+    text = "".join(data.draw(st.lists(st.one_of(st.sampled_from(parts), st.characters()), max_size=20)))
+    whole = parted([text], begun=begun, tags=tags)
+    assert parted(list(text), begun=begun, tags=tags) == whole
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=4)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert parted(pieces, begun=begun, tags=tags) == whole
     assert not whole[0] or whole[0] == whole[0].strip()
 
 

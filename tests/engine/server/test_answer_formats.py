@@ -6,13 +6,20 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from quire_engine.reasoning.parser import ReasoningParser
+from quire_engine.reasoning.tags import TAGS
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.answer_formats import AnswerFormats
+from quire_engine.server.answer_parser import AnswerParser
 from quire_engine.server.protocol.chat import ChatCompletionRequest, ChatMessage
 from quire_engine.structured_outputs import AfterReasoning, StructuredOutputsParams
+from quire_engine.tools.calls import CallParser
+from quire_engine.tools.formats import FORMATS
 
 WORDS = ["[TOOL_CALLS]", "[THINK]", "[/THINK]", "a"]
 PARAMS = SamplingParams(structured_outputs=StructuredOutputsParams(choice=["a"]))
@@ -54,7 +61,7 @@ def test_forms_wait_for_the_end_of_reasoning_unless_the_prompt_has_it(
 def test_ids_of_calls_are_as_the_templates_of_the_format_take_them(tokenizer: PreTrainedTokenizerFast) -> None:
     parser = AnswerFormats(tokenizer, "mistral", None, auto=True).parser(request(), [3])
     assert parser is not None
-    part = parser.feed("[TOOL_CALLS]f{}[TOOL_CALLS]f{}", last=True)
+    part = parser.feed(("[TOOL_CALLS]f{}[TOOL_CALLS]f{}", 4), last=True)
     ids = [call.id or "" for call in part.calls]
     assert all(re.fullmatch("[a-zA-Z0-9]{9}", one) for one in ids)
     assert len(set(ids)) == 2
@@ -63,3 +70,39 @@ def test_ids_of_calls_are_as_the_templates_of_the_format_take_them(tokenizer: Pr
 def test_nothing_is_read_out_of_answers_where_nobody_asks(tokenizer: PreTrainedTokenizerFast) -> None:
     assert AnswerFormats(tokenizer, "mistral", None, auto=True).parser(request(tools=None), [3]) is None
     assert AnswerFormats(tokenizer, "mistral", None, auto=True).parser(request(tool_choice="none"), [3]) is None
+
+
+PIECES = st.lists(st.sampled_from(["<think>", "</think>", "<thi", "nk>", " ", "\n", "a", "[TOOL_CALLS]f{", "}"]))
+
+
+@given(pieces=PIECES, begun=st.booleans())
+def test_an_answer_is_the_same_whole_or_in_pieces(pieces: list[str], begun: bool) -> None:
+    def parser() -> AnswerParser:
+        tools = CallParser(FORMATS["mistral"], {"f": None})
+        return AnswerParser(tools, ReasoningParser(TAGS["qwen3"], begun=begun), new_id=str)
+
+    whole, streamed = parser(), parser()
+    answer = whole.feed(*((piece, 1) for piece in pieces), last=True)
+    parts = [*(streamed.feed((piece, 1), last=False) for piece in pieces), streamed.feed(last=True)]
+    assert "".join(part.reasoning for part in parts) == answer.reasoning
+    assert "".join(part.content for part in parts) == answer.content
+    arguments = [call.arguments for part in parts for call in part.calls]
+    assert "".join(arguments) == "".join(call.arguments for call in answer.calls)
+    assert whole.num_reasoning_tokens == streamed.num_reasoning_tokens
+
+
+@pytest.mark.parametrize(
+    ("pieces", "begun", "thought"),
+    [
+        (["<think>", "a", "</think>", "a"], False, 3),
+        (["<th", "ink>", "a", "</thi", "nk>a", "a"], False, 5),
+        (["a", "</think>", "a"], True, 2),
+        (["a", "a"], True, 2),
+        (["a", "<think>", "a"], False, 0),
+        ([" ", "<think>", "</think>", "\n", "a"], False, 3),
+    ],
+)
+def test_tokens_are_reasoning_up_to_the_piece_that_ends_it(pieces: list[str], begun: bool, thought: int) -> None:
+    parser = AnswerParser(None, ReasoningParser(TAGS["qwen3"], begun=begun), new_id=str)
+    parser.feed(*((piece, 1) for piece in pieces), last=True)
+    assert parser.num_reasoning_tokens == thought

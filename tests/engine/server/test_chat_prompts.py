@@ -50,6 +50,7 @@ def test_another_role_is_not_echoed_and_an_answer_without_a_beginning_has_the_la
 def test_usage_so_far_is_in_each_chunk_when_asked_for(server: Server, path: str) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     client, common = server.client(), {"model": "tiny", "max_tokens": 8, "stream": True, "stream_options": options}
+    common["extra_body"] = {"ignore_eos": True}
     chunks: list[Any]
     if path == "chat":
         chunks = list(client.chat.completions.create(messages=BEGUN[:1], **common))  # type: ignore[call-overload]  # mixed values

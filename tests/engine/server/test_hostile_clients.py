@@ -9,6 +9,7 @@ import random
 import socket
 import struct
 from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,7 +20,7 @@ from starlette.requests import Request
 
 from quire_engine.server.gate import MAX_BODY_BYTES
 from quire_engine.server.streaming import EventStream
-from tests.engine.server.conftest import Server, StartServer, until
+from tests.engine.server.conftest import Server, StartServer, launch, until
 
 CHAT, COMPLETION, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 HELLO = [{"role": "user", "content": "Hello!"}]
@@ -126,8 +127,16 @@ call = st.fixed_dictionaries(
     },
     optional={"id": st.text() | anything, "type": anything},
 )
+part = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image_url", "input_audio"]) | anything},
+    optional={
+        "text": st.text() | anything,
+        "image_url": st.fixed_dictionaries({"url": st.text() | anything}) | anything,
+    },
+)
+content = st.text() | st.lists(part | st.builds(dict, type=st.just("text"), text=st.text()), max_size=3) | anything
 message = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "assistant", "system", "tool"]) | anything, "content": st.text() | anything},
+    {"role": st.sampled_from(["user", "assistant", "system", "tool"]) | anything, "content": content},
     optional={"name": anything, "tool_calls": st.lists(call, max_size=2) | anything, "reasoning": st.text() | anything},
 )
 options = {
@@ -164,6 +173,10 @@ options = {
     "allowed_token_ids": st.lists(st.integers(0, 2050), min_size=1, max_size=3) | anything,
     "bad_words": st.lists(st.text(min_size=1), max_size=3) | anything,
     "truncate_prompt_tokens": st.integers(-1, 5) | anything,
+    "truncation_side": st.sampled_from(["left", "right"]) | anything,
+    "reasoning_effort": st.sampled_from(["none", "low", "high"]) | anything,
+    **dict.fromkeys(("return_token_ids", "return_tokens_as_token_ids", "include_reasoning"), st.booleans() | anything),
+    **dict.fromkeys(("modalities", "verbosity", "function_call", "suffix", "kv_transfer_params"), anything),
     "priority": anything,
     "cache_salt": st.text(min_size=1) | anything,
 }
@@ -198,10 +211,10 @@ responses = st.fixed_dictionaries(
     | st.tuples(st.just(RESPONSE), responses)
 )
 def test_any_json_is_answered_or_refused_with_the_error_body(
-    server: Server, one_client: httpx.Client, asked: tuple[str, dict[str, Any]]
+    parsing: Server, one_client: httpx.Client, asked: tuple[str, dict[str, Any]]
 ) -> None:
     path, body = asked
-    answer = one_client.post(server.url + path, content=json.dumps(body), headers=JSON)
+    answer = one_client.post(parsing.url + path, content=json.dumps(body), headers=JSON)
     assert answer.status_code in (200, 400, 404), answer.text
     if answer.status_code != 200:
         error = answer.json()["error"]
@@ -211,16 +224,61 @@ def test_any_json_is_answered_or_refused_with_the_error_body(
         ended = "event: response.completed", "event: response.incomplete"
         assert any(one in answer.text for one in ended) or answer.text.endswith("data: [DONE]\n\n")
         assert 'data: {"error"' not in answer.text
-    assert server.process.poll() is None
+    assert parsing.process.poll() is None
+
+
+NESTED = {
+    "lists": ("[", "1", "]"),
+    "objects": ('{"a": ', "1", "}"),
+    "schemas": ('{"type": "object", "properties": {"a": ', '{"type": "null"}', "}}"),
+    "choices": ('{"anyOf": [', '{"type": "null"}', "]}"),
+}
+HOLDERS = (
+    '"chat_template_kwargs": {"x": @}',
+    '"whatever": @',
+    '"documents": [{"text": @}]',
+    '"tools": [{"type": "function", "function": {"name": "f", "parameters": @}}]',
+    '"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "f", "parameters": @}}]',
+    '"response_format": {"type": "json_schema", "json_schema": {"name": "f", "schema": @}}',
+    '"messages": [{"role": "user", "content": @}]',
+    '"messages": [{"role": "user", "content": "Hello!", "name": @}]',
+    '"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": @}}]}]',
+)
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_whatever_is_deeply_nested_is_answered_or_refused(parsing: Server, one_client: httpx.Client, kind: str) -> None:
+    opening, inside, closing = NESTED[kind]
+    for depth in (90, 250, 900, 50_000):
+        nested = opening * depth + inside + closing * depth
+        for holder in HOLDERS:
+            for value in (nested, json.dumps(nested)) if "arguments" in holder else (nested,):
+                begin = "" if "messages" in holder else f'"messages": {json.dumps(HELLO)}, '
+                body = f'{{{begin}"max_tokens": 1, {holder.replace("@", value)}}}'
+                answer = one_client.post(parsing.url + CHAT, content=body, headers=JSON)
+                assert answer.status_code in (200, 400), (depth, holder, answer.text)
+                if answer.status_code == 400:
+                    assert answer.json()["error"]["code"] == 400
+    assert "Traceback" not in parsing.log
+
+
+@pytest.fixture(scope="module")
+def parsing(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that looks for calls and for reasoning in all answers."""
+    flags = ("--enable-auto-tool-choice", "--tool-call-parser=hermes", "--reasoning-parser=qwen3")
+    started = launch(tmp_path_factory.mktemp("parsing"), tiny_model_dir, "--served-model-name=tiny", *flags)
+    started.wait_until_ready()
+    yield started
+    started.stop()
 
 
 @pytest.fixture
-def one_client(server: Server) -> Iterator[httpx.Client]:
+def one_client(parsing: Server) -> Iterator[httpx.Client]:
     """A client for a whole test, after which the server has to be as idle and healthy as before."""
     with httpx.Client(timeout=60) as client:
         yield client
-    assert server.health() == 200
-    until(lambda: server.metric("vllm:num_requests_running") == server.metric("vllm:num_requests_waiting") == 0, 10)
+    assert parsing.health() == 200
+    until(lambda: parsing.metric("vllm:num_requests_running") == parsing.metric("vllm:num_requests_waiting") == 0, 10)
 
 
 def test_clients_that_leave_at_any_moment_leave_nothing_behind(start_server: StartServer) -> None:

@@ -100,3 +100,14 @@ def test_reasoning_is_an_item_of_a_response(thinker: Server) -> None:
     events = list(client.responses.create(**common, stream=True))
     deltas = [event.delta for event in events if event.type == "response.reasoning_text.delta"]
     assert "".join(deltas) == thought.content[0].text
+
+
+def test_the_usage_tells_how_many_tokens_were_reasoning(thinker: Server, server: Server) -> None:
+    common = {"ignore_eos": True, "seed": 5, "temperature": 1}
+    for fields in ({}, {"chat_template_kwargs": {"thinking": False}}, {"include_reasoning": False, "n": 2}):
+        whole = ask(thinker, **common, **fields).json()["usage"]
+        thought = 0 if "chat_template_kwargs" in fields else whole["completion_tokens"]
+        assert whole["completion_tokens_details"] == {"reasoning_tokens": thought}
+        lines = ask(thinker, **common, **fields, stream=True, stream_options={"include_usage": True}).text.splitlines()
+        assert json.loads([line for line in lines if line.startswith("data: {")][-1][6:])["usage"] == whole
+    assert ask(server).json()["usage"]["completion_tokens_details"] is None

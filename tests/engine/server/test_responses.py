@@ -207,9 +207,9 @@ def test_an_image_is_a_chats_image_and_a_fields_of_sampling_a_chats() -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
-        ({"previous_response_id": "resp_1"}, None, "send the earlier items in input"),
-        ({"conversation": "conv_1"}, None, "send its items in input"),
-        ({"background": True}, None, "nothing is stored here"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id", "send the earlier items in input"),
+        ({"conversation": "conv_1"}, "conversation", "send the earlier items in input"),
+        ({"background": True}, "background", "nothing is stored here"),
         ({"tools": [TOOL]}, "tool_choice", "--enable-auto-tool-choice"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "'function'"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "no"}}, None, "tool_choice.name is 'no'"),

@@ -12,6 +12,7 @@ from quire_engine.server.forms import Form
 from quire_engine.server.logprobs import ChatLogprobs, PromptLogprobs
 from quire_engine.server.protocol.fields import Logprobs, Text
 from quire_engine.server.protocol.generation import GenerationRequest
+from quire_engine.server.protocol.refused_fields import OF_CHATS, RefusedFields
 from quire_engine.server.protocol.tools import (
     NamedToolChoice,
     PastToolCall,
@@ -30,6 +31,8 @@ from quire_engine.text.image_parts import template_content
 class ImageUrl(BaseModel):
     url: str
 
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 # Of models that take sounds and films, which none here does.
 _OTHER_PARTS = ("input_audio", "audio_url", "video_url", "video", "file")
@@ -94,7 +97,15 @@ class ChatPrompt(BaseModel):
     add_special_tokens: bool = False
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: ReasoningEffort | None = None
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """What the template is given by name. Those that know no effort know, at least, whether to think."""
+        effort, given = self.reasoning_effort, self.chat_template_kwargs or {}
+        asked = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        return {**asked, **given}
 
     @property
     def begins_an_answer(self) -> bool:
@@ -120,10 +131,7 @@ class ChatPrompt(BaseModel):
 
 
 class ChatCompletionRequest(GenerationRequest, ChatPrompt):
-    not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **GenerationRequest.not_supported,
-        "functions": (None, []),
-    }
+    refused_fields: ClassVar[RefusedFields] = OF_CHATS
 
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
@@ -216,6 +224,7 @@ class ChatChoice(BaseModel):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
 
 
 class ChatChunkChoice(BaseModel):
@@ -224,6 +233,7 @@ class ChatChunkChoice(BaseModel):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletionResponse(BaseModel):
@@ -234,6 +244,7 @@ class ChatCompletionResponse(BaseModel):
     choices: list[ChatChoice]
     usage: Usage | None = None
     prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class ChatCompletionChunk(BaseModel):
@@ -243,3 +254,4 @@ class ChatCompletionChunk(BaseModel):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from quire_engine.server.logprobs import CompletionLogprobs, PromptLogprobs
 from quire_engine.server.protocol.fields import Logprobs, Text, TokenIds
 from quire_engine.server.protocol.generation import GenerationRequest
+from quire_engine.server.protocol.refused_fields import OF_COMPLETIONS, RefusedFields
 from quire_engine.server.protocol.usage import Usage
 from quire_engine.server.request_ids import answer_id
 
 
 class CompletionRequest(GenerationRequest):
-    not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **GenerationRequest.not_supported,
-        "suffix": (None, ""),
-    }
+    refused_fields: ClassVar[RefusedFields] = OF_COMPLETIONS
 
     prompt: (
         Text
@@ -64,6 +62,8 @@ class CompletionChoice(BaseModel):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
 
 
 class CompletionResponse(BaseModel):

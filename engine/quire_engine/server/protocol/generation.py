@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from quire_engine.sampling_params import MAX_BAD_WORDS, MAX_N, NOT_WITH_BEAMS, EarlyStopping, SamplingParams
 from quire_engine.server.forms import StructuredRequest
 from quire_engine.server.protocol.fields import CacheSalt, LogitBias, Logprobs, Text, TokenIds
+from quire_engine.server.protocol.refused_fields import OF_GENERATION, RefusedFields, refuse
 from quire_engine.structured_outputs import StructuredOutputsParams
 
 MAX_STOP_TOKEN_IDS = 1024
@@ -23,11 +24,13 @@ class StreamOptions(BaseModel):
 
 
 class GenerationRequest(StructuredRequest):
-    """The fields that completions and chat completions share. Fields of other servers are let pass unread."""
+    """The fields that completions and chat completions share.
+
+    Fields of other servers are let pass unread, but for those that would change the answer.
+    """
 
     model_config = ConfigDict(extra="allow")
-    # Known fields whose machinery is not built: refused when set, so that nobody believes in their effect.
-    not_supported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    refused_fields: ClassVar[RefusedFields] = OF_GENERATION
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -55,6 +58,9 @@ class GenerationRequest(StructuredRequest):
     skip_special_tokens: bool = True
     prompt_logprobs: Logprobs | None = None
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1)
+    truncation_side: Literal["left", "right"] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     cache_salt: CacheSalt | None = None
     stream: bool | None = False
@@ -63,10 +69,7 @@ class GenerationRequest(StructuredRequest):
 
     @model_validator(mode="after")
     def _refuse_what_is_not_built(self) -> GenerationRequest:
-        for name, harmless in self.not_supported.items():
-            value = (self.model_extra or {}).get(name)
-            if value not in harmless:
-                raise ValueError(f"{name} is not supported yet: leave it out")
+        refuse(self.model_extra or {}, self.refused_fields)
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is set without stream: set stream to true, or leave stream_options out")
         return self
@@ -95,6 +98,11 @@ class GenerationRequest(StructuredRequest):
                 f"{MAX_ALLOWED}, send several requests"
             )
         return self
+
+    @property
+    def shows_token_ids(self) -> bool:
+        """Whether logprobs name tokens by their ids."""
+        return bool(self.return_tokens_as_token_ids)
 
     @property
     def streams_usage(self) -> bool:

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from quire_engine.server.logprobs import ChatTokenLogprob
+from quire_engine.server.protocol.chat import ReasoningEffort
 from quire_engine.server.protocol.fields import Logprobs, Text
+from quire_engine.server.protocol.refused_fields import OF_RESPONSES, refuse
 from quire_engine.server.protocol.response_input import InputItems, ReasoningText
 from quire_engine.server.protocol.tools import MAX_TOOLS, Name
 from quire_engine.server.request_ids import answer_id
@@ -35,10 +37,17 @@ class TextFormat(BaseModel):
 
 class TextConfig(BaseModel):
     format: TextFormat = Field(default_factory=TextFormat)
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+    @model_validator(mode="after")
+    def _check_verbosity(self) -> TextConfig:
+        if self.verbosity not in (None, "medium"):
+            raise ValueError("text.verbosity is not supported: say in instructions how long answers are to be")
+        return self
 
 
 class Reasoning(BaseModel):
-    effort: Text | None = None
+    effort: ReasoningEffort | None = None
     summary: Text | None = None
 
 
@@ -77,8 +86,6 @@ class ResponsesRequest(BaseModel):
     metadata: Annotated[dict[Text, Text], Field(max_length=16)] | None = None
     user: Text | None = None
     store: bool | None = None
-    background: bool | None = None
-    previous_response_id: str | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = True
@@ -87,15 +94,7 @@ class ResponsesRequest(BaseModel):
     def _check(self) -> ResponsesRequest:
         if not self.input:
             raise ValueError("input is empty: send a text, or at least one item")
-        if self.previous_response_id is not None:
-            raise ValueError(
-                "previous_response_id is set and nothing is stored here: send the earlier items in input instead"
-            )
-        for name in ("conversation", "prompt"):
-            if (self.model_extra or {}).get(name) is not None:
-                raise ValueError(f"{name} is set and nothing is stored here: send its items in input instead")
-        if self.background:
-            raise ValueError("background is true and nothing is stored here: leave it out, or set stream to true")
+        refuse(self.model_extra or {}, OF_RESPONSES)
         if self.truncation == "auto":
             raise ValueError("truncation is auto: items are never dropped here, leave some out of input instead")
         return self

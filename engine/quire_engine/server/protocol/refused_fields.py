@@ -1,0 +1,80 @@
+"""Fields of OpenAI's and vLLM's requests that are not built, and would change the answer: refused when set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Refused:
+    """`instead` says what to write; the values in `harmless` ask for nothing."""
+
+    instead: str = "leave it out"
+    harmless: tuple[Any, ...] = (None,)
+
+
+RefusedFields = Mapping[str, Refused]
+
+_OFF = (None, False)
+
+OF_ALL: RefusedFields = {
+    "ec_transfer_params": Refused("embeddings are not moved between servers here, leave it out", (None, {})),
+    "kv_transfer_params": Refused("pages are not moved between servers here, leave it out", (None, {})),
+    "media_io_kwargs": Refused(harmless=(None, {})),
+    "mm_payload": Refused(harmless=(None, "none")),
+    "mm_processor_kwargs": Refused(harmless=(None, {})),
+    "moderation": Refused("nothing is moderated here, leave it out"),
+    "return_mm_kwargs": Refused(harmless=_OFF),
+    "vllm_xargs": Refused(harmless=(None, {})),
+    "watermarking": Refused(harmless=_OFF),
+}
+OF_GENERATION: RefusedFields = {
+    **OF_ALL,
+    "logprob_token_ids": Refused("the likeliest tokens are told, of which logprobs or top_logprobs say how many"),
+    "repetition_detection": Refused("set frequency_penalty or repetition_penalty instead"),
+    "return_token_offsets": Refused("set return_token_ids instead", _OFF),
+    "routed_experts_prompt_start": Refused(harmless=(None, 0)),
+    "thinking_token_budget": Refused("bound the whole answer with max_tokens instead"),
+}
+OF_COMPLETIONS: RefusedFields = {
+    **OF_GENERATION,
+    "prompt_embeds": Refused("send text or token ids in prompt instead"),
+    "suffix": Refused(
+        "write the text before and behind the gap into prompt, between the tokens that your model has for them, such "
+        "as <|fim_prefix|>, <|fim_suffix|> and <|fim_middle|>",
+        (None, ""),
+    ),
+}
+OF_CHATS: RefusedFields = {
+    **OF_GENERATION,
+    "audio": Refused("answers are text, leave it out"),
+    "function_call": Refused("set tool_choice instead", (None, "auto", "none")),
+    "functions": Refused("offer them in tools instead", (None, [])),
+    "modalities": Refused('answers are text, leave it out or set it to ["text"]', (None, ["text"], [])),
+    "return_prompt_text": Refused("set return_token_ids, or ask /tokenize", _OFF),
+    "verbosity": Refused("say in a system message how long answers are to be", (None, "medium")),
+    "web_search_options": Refused("nothing is searched here, leave it out"),
+}
+_STORED = "nothing is stored here, send the earlier items in input instead"
+OF_RESPONSES: RefusedFields = {
+    **OF_ALL,
+    "access_programs": Refused(),
+    "background": Refused("nothing is stored here, leave it out or set stream to true", _OFF),
+    "background_options": Refused("nothing is stored here, leave it out"),
+    "context_management": Refused('set truncation to "auto", or send fewer items in input'),
+    "conversation": Refused(_STORED),
+    "enable_response_messages": Refused(harmless=_OFF),
+    "image": Refused(),
+    "previous_input_messages": Refused(_STORED, (None, [])),
+    "previous_response_id": Refused(_STORED),
+    "prompt": Refused("nothing is stored here, send the prompt's text in instructions or input instead"),
+}
+
+
+def refuse(given: Mapping[str, Any], refused: RefusedFields) -> None:
+    """Raise `ValueError` for the first of the `refused` fields that asks for something."""
+    for name, field in refused.items():
+        if name in given and given[name] not in field.harmless:
+            raise ValueError(f"{name} is not supported: {field.instead}")
