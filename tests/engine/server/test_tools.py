@@ -211,16 +211,20 @@ NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
     [
         ({"tools": TOOLS}, "tool_choice", "--enable-auto-tool-choice"),
         ({"tools": TOOLS, "tool_choice": "auto"}, "tool_choice", "set it to required"),
-        ({"tool_choice": "required"}, None, "tool_choice demands a call and tools is empty"),
-        ({"tools": [TIME], "tool_choice": NAMED}, None, "tool_choice.function.name is 'get_weather' and tools offers"),
+        ({"tool_choice": "required"}, "tool_choice", "tool_choice demands a call and tools is empty"),
+        (
+            {"tools": [TIME], "tool_choice": NAMED},
+            "tool_choice",
+            "tool_choice.function.name is 'get_weather' and tools offers",
+        ),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "custom"}}, "tool_choice", "tool_choice"),
-        ({"tools": [TIME, TIME], "tool_choice": "required"}, None, "two functions of the name 'get_time'"),
+        ({"tools": [TIME, TIME], "tool_choice": "required"}, "tools", "two functions of the name 'get_time'"),
         ({"tools": [TIME] * 129, "tool_choice": "none"}, "tools", "at most 128"),
         ({"tools": [{"type": "web_search"}], "tool_choice": "none"}, "tools.0", "tools.0"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools.0.function.name", "at least 1"),
         ({"tools": TOOLS, "tool_choice": NAMED, "guided_regex": "a"}, "tool_choice", "and guided_regex another form"),
-        ({"tools": TOOLS, "tool_choice": NAMED, "echo": True}, None, "leave echo"),
+        ({"tools": TOOLS, "tool_choice": NAMED, "echo": True}, "tool_choice", "leave echo"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]},
             "messages.0.tool_calls.0.function.name",
@@ -234,7 +238,7 @@ def test_what_cannot_be_called_is_refused(server: Server, fields: dict[str, Any]
         assert answer.status_code == 400, answer.text
         error = answer.json()["error"]
         assert says in error["message"]
-        assert error["param"] is None if param is None else error["param"].startswith(param)
+        assert error["param"].startswith(param)
 
 
 @pytest.mark.parametrize(
