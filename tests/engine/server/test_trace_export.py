@@ -68,6 +68,14 @@ def test_variables_that_cannot_be_used_are_told_of(monkeypatch: pytest.MonkeyPat
         SpanExport(TraceTarget("http://collector:4317", GRPC))
 
 
+def test_a_certificate_that_cannot_be_read_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    from quire_engine.server.tracing.export import SpanExport
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "/nowhere/ca.pem")
+    with pytest.raises(StartupError, match=r"TRACES_CERTIFICATE is /nowhere/ca.pem, which cannot be read: No such"):
+        SpanExport(TraceTarget("https://collector:4317", GRPC))
+
+
 @pytest.mark.parametrize(
     ("endpoint", "environ", "target"),
     [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
+from collections.abc import Mapping
+from pathlib import Path
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
@@ -22,6 +25,11 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 3.0
 _BREAK_OFF_SECONDS = 1.0
+_FILES = tuple(
+    f"OTEL_EXPORTER_OTLP_{of}{kind}"
+    for of in ("TRACES_", "")
+    for kind in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
+)
 
 
 class SpanExport:
@@ -32,6 +40,7 @@ class SpanExport:
 
     def __init__(self, target: TraceTarget) -> None:
         """Connects to nothing yet. Raises `StartupError` for variables that OpenTelemetry cannot use."""
+        _check_files(os.environ)
         self._target = target
         # What the variables say comes last: it wins.
         named = Resource.create({SERVICE_NAME: "quire-engine", SERVICE_VERSION: __version__})
@@ -71,6 +80,19 @@ class SpanExport:
             logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it would say so of each batch
             self._exporter.shutdown()  # ends its retries and calls, which else last for another 10 s each
             flushing.join(_BREAK_OFF_SECONDS)
+
+
+def _check_files(environ: Mapping[str, str]) -> None:
+    """OpenTelemetry goes on without a file that is not there, and then fails at every batch."""
+    for variable in _FILES:
+        file = environ.get(variable)
+        if file:
+            try:
+                Path(file).read_bytes()
+            except OSError as error:
+                raise StartupError(
+                    "InvalidFlag", f"{variable} is {file}, which cannot be read: {error.strerror}"
+                ) from error
 
 
 def _exporter(target: TraceTarget) -> SpanExporter:
