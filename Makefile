@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: help install demo demo-down test e2e lint format crds docs docs-serve images cluster-up cluster-down clean
+.PHONY: help install demo demo-down test e2e bench lint format crds docs docs-serve images cluster-up cluster-down clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ test: install ## the fast suite: engine, operator (against a real API server), c
 e2e: install ## the cluster suite: a real node, or the one KUBECONFIG names
 	@echo "== cluster tests"
 	@$(BIN)/python -m pytest e2e $(PYTEST_ARGS)
+
+bench: install ## the engine on this machine's cores, beside its rivals: BENCH_ARGS="--vllm PATH/vllm"
+	@$(BIN)/python -m benchmarks.cpu --short $(BENCH_ARGS)
 
 lint: install ## ruff, mypy, layers, generated files, chart
 	@echo "== ruff" && $(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -30,14 +30,19 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, figures: dict[str, Any], machine: dict[str, Any]) -> Path:
-    """Write `results/NAME.json`: the figures, the exact command, the commit and the machine."""
+def write_result(name: str, figures: dict[str, Any], machine: dict[str, Any], *, module: str | None = None) -> Path:
+    """Write `results/NAME.json`: the figures, the command, the commit and the machine.
+
+    The command is of `module` where the file has another name. Of paths in it only the last part is written.
+    """
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     ).stdout.strip()
     result = {
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": " ".join(
+            ["python -m", f"benchmarks.{module or name}", *(word.rpartition("/")[2] for word in sys.argv[1:])]
+        ),
         "commit": commit,
         "machine": machine,
         "figures": figures,

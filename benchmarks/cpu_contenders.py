@@ -1,0 +1,205 @@
+"""The engines that are measured: servers, each in processes of its own, and transformers' generate."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.machine import REPOSITORY
+from tests.engine.server.conftest import free_port
+
+START_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Case:
+    """A load: `prompts` requests, `streams` at once, each of `prefix` shared tokens and `input_len` of its own."""
+
+    prompts: int
+    streams: int
+    input_len: int
+    output_len: int
+    prefix: int = 0
+
+    def flags(self, seed: int) -> list[str]:
+        """For `bench serve`."""
+        return [
+            *("--dataset-name=random", f"--num-prompts={self.prompts}", f"--max-concurrency={self.streams}"),
+            *(f"--random-input-len={self.input_len}", f"--random-output-len={self.output_len}"),
+            *(f"--random-prefix-len={self.prefix}", f"--seed={seed}"),
+        ]
+
+
+class Contender(Protocol):
+    """An engine with the model. Its processes and their children are its own."""
+
+    process: subprocess.Popen[Any]
+
+    def run(self, case: Case, seed: int) -> dict[str, float]:
+        """Put the load on it: output_throughput in tokens/s, median_ttft_ms and median_tpot_ms."""
+        ...
+
+
+class Served:
+    """A server of OpenAI's API. It is up, and has answered with a first token after `start_seconds`."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], model: Path, folder: Path):
+        self._model, self._folder = model, folder
+        self._url = f"http://127.0.0.1:{(port := free_port())}"
+        started = time.monotonic()
+        with (folder / f"{name}.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, f"--port={port}", "--host=127.0.0.1", "--served-model-name=m"],
+                env=dict(environment),
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            while not self._answers():
+                if self.process.poll() is not None or time.monotonic() - started > START_SECONDS:
+                    said = (folder / f"{name}.log").read_text(errors="replace")[-3000:]
+                    raise RuntimeError(f"{name} did not start:\n{said}")
+                time.sleep(0.05)
+        except BaseException:
+            stop(self)
+            raise
+        self.start_seconds = time.monotonic() - started
+
+    def run(self, case: Case, seed: int) -> dict[str, float]:
+        result = self._folder / "result.json"
+        command = [sys.executable, "-m", "quire_engine.cli", "bench", "serve", f"--base-url={self._url}", "--model=m"]
+        command += [f"--tokenizer={self._model}", "--disable-tqdm", f"--result={result}", *case.flags(seed)]
+        subprocess.run(command, env=own_environment(1), check=True, stdout=subprocess.DEVNULL, timeout=1200)
+        found: dict[str, float] = json.loads(result.read_text())
+        return found
+
+    def _answers(self) -> bool:
+        body = json.dumps({"model": "m", "prompt": "a", "max_tokens": 1}).encode()
+        asked = urllib.request.Request(f"{self._url}/v1/completions", body, {"content-type": "application/json"})
+        try:
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+class Generate:
+    """transformers' generate, with each round of streams as one batch."""
+
+    def __init__(self, model: Path, dtype: str, threads: int) -> None:
+        started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.cpu_generate", str(model), dtype],
+            env=own_environment(threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            self.run(Case(prompts=1, streams=1, input_len=1, output_len=1), seed=0)
+        except BaseException:
+            stop(self)
+            raise
+        self.start_seconds = time.monotonic() - started
+
+    def run(self, case: Case, seed: int) -> dict[str, float]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps([*vars(case).values(), seed]), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("transformers' generate ended: see what it said above")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+
+def quire(model: Path, dtype: str, threads: int, folder: Path) -> Served:
+    command = [
+        sys.executable,
+        "-m",
+        "quire_engine.cli",
+        "serve",
+        str(model),
+        f"--dtype={dtype}",
+        "--max-model-len=8192",
+    ]
+    return Served("quire", command, own_environment(threads) | {"QUIRE_RUN_DIR": str(folder)}, model, folder)
+
+
+def vllm(program: Path, model: Path, dtype: str, threads: int, folder: Path) -> Served:
+    """vLLM's CPU build with every thread for its model: by default it keeps one of the cores for its server.
+
+    Its cache is empty, as in a new pod.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")} | {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CACHE_ROOT": str(folder / "vllm-cache"),
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    # Triton and its like look for their compilers beside the program.
+    environment["PATH"] = f"{program.parent}:{environment['PATH']}"
+    command = [str(program), "serve", str(model), f"--dtype={dtype}", "--max-model-len=8192"]
+    return Served("vllm", command, environment, model, folder)
+
+
+def own_environment(threads: int) -> dict[str, str]:
+    """What this repository's programs run with."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"OMP_NUM_THREADS": str(threads)}
+    return environment | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "engine"), str(REPOSITORY)])}
+
+
+def stop(contender: Contender) -> None:
+    """End it and what it started."""
+    process = contender.process
+    started = family(process.pid)
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for pid in started[1:]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(c) for thread in threads for c in (thread / "children").read_text().split()]
+    except OSError:
+        return []
+    return [pid, *(one for child in children for one in family(child))]
+
+
+def processor_seconds(pid: int) -> float:
+    """Seconds of processor time that a process and its descendants have used."""
+    ticks = 0
+    for one in family(pid):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mib(pid: int) -> float:
+    """MiB that a process and its descendants hold; what they share counts once."""
+    lines = [line for one in family(pid) for line in Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
