@@ -80,6 +80,9 @@ class EngineConfig:
     limit_mm_per_prompt: str | None = setting(
         None, 'most images in a prompt, as image=4 or {"image": 4}; 16 when unset'
     )
+    profile_steps: int = setting(
+        0, "steps to time from the first request on: then a table is logged, and a trace written for Chrome's viewers"
+    )
     enforce_eager: bool = setting(False, "run without CUDA graphs")
 
     tensor_parallel_size: int = setting(1, "ranks (GPUs, or processes on CPU) that share each layer")
@@ -124,6 +127,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+        if self.profile_steps < 0:
+            raise ValueError(f"--profile-steps is {self.profile_steps}: it must be at least 0")
         most_images(self.limit_mm_per_prompt)
         self._check_ranks()
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -14,6 +17,7 @@ from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineInfo
 from quire_engine.core.step import Executor
+from quire_engine.core.step_profile import NO_PROFILE, StepProfile
 from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.leader import Leader
 from quire_engine.distributed.place import Place
@@ -196,7 +200,11 @@ def _started(config: EngineConfig, built: BuiltRank, executor: Executor) -> tupl
         core_config.eos_token_ids,
         lambda: TokenBytes(_load_tokenizer(config)),
     )
-    return EngineCore(executor, core_config, grammars), info
+    profile = NO_PROFILE
+    if config.profile_steps:  # from here on: the warm-up is over
+        profile = StepProfile(config.profile_steps, Path(tempfile.gettempdir()) / f"quire-steps-{os.getpid()}.json")
+        built.runner.time_by(profile)
+    return EngineCore(executor, core_config, grammars, profile), info
 
 
 def _load_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:

@@ -128,7 +128,8 @@ def _serve(core: EngineCore, requests: zmq.Socket[bytes], replies: zmq.Socket[by
             if not _handle(wire.decode_to_engine(requests.recv()), core, replies):
                 return
         outputs = core.step()
-        replies.send(wire.encode(wire.StepDone(outputs, core.stats())))
+        with core.profile.span("send"):
+            replies.send(wire.encode(wire.StepDone(outputs, core.stats())))
 
 
 def _handle(message: wire.ToEngine, core: EngineCore, replies: zmq.Socket[bytes]) -> bool:

@@ -39,6 +39,24 @@ def llm(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> LLM:
     return LLM(str(directory), device="cpu", block_size=8, num_gpu_blocks_override=200)
 
 
+def test_profiled_steps_are_told_by_their_parts_and_change_no_answer(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    settings = {"device": "cpu", "block_size": 8, "num_gpu_blocks_override": 200}
+    profiled = LLM(llm.config.model, profile_steps=4, **settings)
+    with caplog.at_level("INFO"):
+        answers = [one.generate("abc", GREEDY, use_tqdm=False)[0].outputs[0].token_ids for one in (profiled, llm)]
+    assert answers[0] == answers[1]
+    (table,) = [message for message in caplog.messages if message.startswith("milliseconds a step")]
+    assert "3 steps decoding" in table
+    for part in ("schedule", "prepare", "linears", "attention", "model, the rest", "head", "sampling", "update"):
+        assert f"\n{part}" in table
+    (file,) = tmp_path.glob("quire-steps-*.json")
+    events = json.loads(file.read_text())["traceEvents"]
+    assert sum(event["name"] == "schedule" for event in events) == 4
+
+
 def test_vectors_of_texts_and_tokens_come_in_their_order_from_a_model_that_embeds_and_generates_nothing(
     llm: LLM,
 ) -> None:

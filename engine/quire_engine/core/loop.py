@@ -19,6 +19,7 @@ from quire_engine.core.request import Request
 from quire_engine.core.request_check import check_request, with_right_types
 from quire_engine.core.scheduler import Scheduler
 from quire_engine.core.step import NO_TOKEN, Closing, Executor, Step, StepResult, TokenLogprobs
+from quire_engine.core.step_profile import NO_PROFILE, StepProfile
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,15 @@ _NOT_FINITE = (
 class EngineCore:
     """Turns requests into tokens. One thread calls everything."""
 
-    def __init__(self, executor: Executor | Pipeline, config: CoreConfig, grammars: Grammars | None = None) -> None:
+    def __init__(
+        self,
+        executor: Executor | Pipeline,
+        config: CoreConfig,
+        grammars: Grammars | None = None,
+        profile: StepProfile = NO_PROFILE,
+    ) -> None:
         self.config = config
+        self.profile = profile
         self._executor = executor
         self._pipeline = pipeline_of(executor)
         self._in_flight: deque[tuple[Step, list[Request]]] = deque()
@@ -159,15 +167,23 @@ class EngineCore:
             if not refused:
                 self._compiling.wait(_GRAMMAR_SECONDS)
             return refused
-        while len(self._in_flight) < self._pipeline.depth and (step := self._scheduler.schedule()).scheduled:
+        while len(self._in_flight) < self._pipeline.depth and (step := self._schedule()).scheduled:
             self._submit(step)
         if not self._in_flight:
             raise RuntimeError(f"{len(self._requests)} requests wait and none can be scheduled: this is a bug in Quire")
         step, requests = self._in_flight.popleft()
-        result = self._pipeline.collect()
+        with self.profile.span("execute, the rest"):
+            result = self._pipeline.collect()
         self._num_steps += 1
         self._num_scheduled_tokens = step.num_tokens
-        return refused + self._update(step, requests, result)
+        with self.profile.span("update"):
+            outputs = self._update(step, requests, result)
+        self.profile.end_step(step)
+        return refused + outputs
+
+    def _schedule(self) -> Step:
+        with self.profile.span("schedule"):
+            return self._scheduler.schedule()
 
     def _check_whole(self) -> None:
         if self._within_step:

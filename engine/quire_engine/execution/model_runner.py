@@ -7,10 +7,12 @@ import torch
 from quire_engine.attention.context import attention_context
 from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.core.step import Executor, NewSequence, ScheduledSequence, Step, StepResult, TokenLogprobs
+from quire_engine.core.step_profile import NO_PROFILE, StepProfile
 from quire_engine.distributed.place import Place
 from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.execution.input_batch import InputBatch, ModelInputs
 from quire_engine.execution.kv_cache import KVCache
+from quire_engine.execution.model_spans import time_parts
 from quire_engine.execution.pooling import Pooler
 from quire_engine.models.language_model import LanguageModel
 from quire_engine.sampling.logprobs import rank_hidden
@@ -44,33 +46,48 @@ class ModelRunner:
         self._cache = cache
         self._place = place
         self._dtype = dtype  # of hidden states
+        self._profile = NO_PROFILE
+
+    def time_by(self, profile: StepProfile) -> None:
+        """Have the parts of steps timed."""
+        self._profile = profile
+        time_parts(self._model, profile)
 
     @torch.inference_mode()
     def execute(self, step: Step) -> StepResult:
         """Returns nothing of use on ranks that do not sample."""
-        self._batch.apply(step)
-        if self._pooler is not None:
-            self._pooler.apply(step)
-        if self._images is not None:
-            self._images.apply(step)
-        self._cache.move(step)
+        with self._profile.span("prepare"):
+            self._apply(step)
         result = StepResult([[] for _ in step.scheduled])
         if not step.scheduled:
             return result
-        inputs = self._batch.lay_out(step)
-        hidden = self._run_layers(inputs)
+        with self._profile.span("prepare"):
+            inputs = self._batch.lay_out(step)
+        with self._profile.span("model, the rest"):
+            hidden = self._run_layers(inputs)
         if hidden is None:
             return result
         if self._pooler is not None:
             result.embeddings = self._pooler.pool(hidden, inputs.firsts)
         if inputs.sampled:
             # The ranks that share the head compute its logits together, and all get them.
-            logits = self._model.logits(hidden[inputs.sampled_tokens])
+            with self._profile.span("head"):
+                logits = self._model.logits(hidden[inputs.sampled_tokens])
             if inputs.sampling is not None:
-                self._choose(step, inputs.sampled, logits, inputs.sampling, result)
+                with self._profile.span("sampling"):
+                    self._choose(step, inputs.sampled, logits, inputs.sampling, result)
         if inputs.prompt_logprobs:
             result.prompt_logprobs = self._rank_prompts(inputs, hidden)
         return result
+
+    def _apply(self, step: Step) -> None:
+        """What the step changes before it runs."""
+        self._batch.apply(step)
+        if self._pooler is not None:
+            self._pooler.apply(step)
+        if self._images is not None:
+            self._images.apply(step)
+        self._cache.move(step)
 
     def _run_layers(self, inputs: ModelInputs) -> torch.Tensor | None:
         """This stage's hidden states [num_tokens, hidden_size]; None where they went on to the next stage."""
