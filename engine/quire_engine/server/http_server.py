@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from quire_engine.server.connection import Connection
 from quire_engine.server.settings import ServerSettings
+from quire_engine.server.tls import Certificates
 
 KEEP_ALIVE_SECONDS = 75  # above the idle time-out of common load balancers, so that they close first
 
@@ -35,10 +36,7 @@ class HttpServer(uvicorn.Server):
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=2,
                 backlog=4096,
-                ssl_certfile=settings.ssl_certfile,
-                ssl_keyfile=settings.ssl_keyfile,
-                ssl_ca_certs=settings.ssl_ca_certs,
-                ssl_cert_reqs=settings.ssl_cert_reqs,
+                ssl_context_factory=(lambda *_: Certificates(settings).context) if settings.ssl_certfile else None,
             )
         )
 

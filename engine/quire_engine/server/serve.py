@@ -25,7 +25,7 @@ from quire_engine.server.api_keys import ApiKeys
 from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.lifecycle import Lifecycle
 from quire_engine.server.settings import ServerSettings
-from quire_engine.server.tls import check_certificate
+from quire_engine.server.tls import load_certificate
 from quire_engine.server.tracing.target import TraceTarget, trace_target
 from quire_engine.startup_error import StartupError
 
@@ -46,7 +46,8 @@ def serve(config: EngineConfig, settings: ServerSettings) -> int:
         hint = "name a free one with --port" if taken else "name another address with --host, or another --port"
         return give_up(f"{reason}: cannot listen on {settings.host}:{settings.port} ({error.strerror}): {hint}")
     try:
-        check_certificate(settings)
+        if settings.ssl_certfile is not None:
+            load_certificate(settings)  # what cannot be used is said before anything is loaded
         keys = ApiKeys(settings.api_key, settings.api_key_file)
         traces = trace_target(settings.otlp_traces_endpoint, os.environ)
     except StartupError as error:

@@ -32,6 +32,7 @@ class ServerSettings:
     ssl_keyfile: str | None = setting(None, "PEM file with the certificate's key, where it is not in the same file")
     ssl_ca_certs: str | None = setting(None, "PEM file with the authorities whose certificates clients may show")
     ssl_cert_reqs: int = setting(0, "whether clients show one: 0 no, 1 they may, 2 they must")
+    enable_ssl_refresh: bool = setting(True, "read these files again when they change")
     enable_request_id_headers: bool = setting(True, "answers carry X-Request-Id: the request's own, or a new one")
     chat_template: str | None = setting(None, "file with a Jinja chat template; the tokenizer's own when unset")
     enable_auto_tool_choice: bool = setting(False, "let models call tools by their own choice")

@@ -164,6 +164,60 @@ def test_https_is_served_and_takes_clients_with_a_certificate_alone(start_server
         httpx.get(f"http://127.0.0.1:{server.port}/health")
 
 
+def write_certificate(folder: Path, authority: trustme.CA, *, key: bool = True) -> None:
+    """As a mounted Secret changes: each file is whole at any moment."""
+    own = authority.issue_cert("127.0.0.1")
+    own.private_key_and_cert_chain_pem.write_to_path(folder / "new")
+    os.replace(folder / "new", folder / "cert")
+    if key:
+        own.private_key_pem.write_to_path(folder / "new")
+        os.replace(folder / "new", folder / "key")
+
+
+def trusting(*authorities: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    for one in authorities:
+        one.configure_trust(context)
+    return context
+
+
+def test_a_new_certificate_is_taken_up_and_a_bad_one_is_not(start_server: StartServer, tmp_path: Path) -> None:
+    old, new, stranger = trustme.CA(), trustme.CA(), trustme.CA()
+    clients = old.issue_cert("client.example"), new.issue_cert("client.example")
+    write_certificate(tmp_path, old)
+    old.cert_pem.write_to_path(tmp_path / "ca")
+    files = [f"--ssl-{name}={tmp_path / file}" for name, file in (("certfile", "cert"), ("keyfile", "key"))]
+    server = start_server(*files, f"--ssl-ca-certs={tmp_path / 'ca'}", "--ssl-cert-reqs=2", wait=False)
+    url = f"https://127.0.0.1:{server.port}/health"
+
+    def accepts(context: ssl.SSLContext) -> bool:
+        try:
+            return httpx.get(url, verify=context).status_code == 200
+        except httpx.TransportError:
+            assert server.process.poll() is None, server.log
+            return False
+
+    of_old, of_new = trusting(old), trusting(new)
+    clients[0].configure_cert(of_old)
+    clients[1].configure_cert(of_new)
+    until(lambda: accepts(of_old), conftest.START_SECONDS)
+    with httpx.Client(verify=of_old) as kept:
+        assert kept.get(url).status_code == 200
+
+        write_certificate(tmp_path, stranger, key=False)
+        until(lambda: accepts(of_old) and "the key is not the certificate's" in server.log, 10)
+        (tmp_path / "key").unlink()
+        until(lambda: accepts(of_old) and "key cannot be used: No such file" in server.log, 10)
+
+        new.cert_pem.write_to_path(tmp_path / "ca")
+        write_certificate(tmp_path, new)
+        until(lambda: accepts(of_new), 10)
+        assert not accepts(of_old)
+        assert kept.get(url).status_code == 200
+    assert server.log.count("the certificate of before stays") <= 4  # once for each change, and not for each client
+    assert "Traceback" not in server.log
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
