@@ -54,7 +54,7 @@ class Streams:
         return all(self.texts)
 
     def join(self) -> None:
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
 
@@ -139,6 +139,26 @@ def test_drain_leaves_running_streams_alone_and_closes_their_connections_after(s
             assert raw.recv(1) == b""  # closed by the server, though it never said so in the head
 
 
+def test_a_hundred_streams_outlive_the_drain_and_the_sigterm_of_a_pod_that_goes(start_server: StartServer) -> None:
+    server = start_server("--endpoints-lag=1")
+    streams = Streams(server, 100, max_tokens=200)
+    until(streams.all_begun, 90)
+    with socket.create_connection(("127.0.0.1", server.port)) as idle:
+        idle.sendall(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"200 OK" in idle.recv(4096)
+        assert server.drain().returncode == 0
+        idle.settimeout(10)
+        assert idle.recv(4096) == b""  # closed, as nothing was asked on it
+    assert server.health() == 503
+    server.process.send_signal(signal.SIGTERM)
+    streams.join()
+    assert server.process.wait(15) == 0
+    assert streams.errors == []
+    assert streams.finished == ["length"] * 100
+    assert len({*streams.texts}) == 1
+    assert "Traceback" not in server.log
+
+
 def test_drain_of_an_idle_server_returns_before_the_lag(start_server: StartServer) -> None:
     server = start_server("--endpoints-lag=600")
     assert server.drain().returncode == 0
@@ -198,6 +218,58 @@ def test_a_hanging_engine_turns_health_503_and_back(start_server: StartServer) -
     finally:
         os.kill(engine, signal.SIGCONT)
     until(lambda: server.health() == 200, 10)
+
+
+HANG = """
+import os, pathlib, time
+from quire_engine.core.loop import EngineCore
+step, hanging = EngineCore.step, pathlib.Path(os.environ["TEST_HANGS_WHILE"])
+def step_that_hangs(core):
+    while hanging.exists():
+        time.sleep(0.05)
+    return step(core)
+EngineCore.step = step_that_hangs
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """While this file exists, no step of an engine ends that is started here."""
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(HANG)
+    file, paths = tmp_path / "hangs", os.pathsep.join((str(tmp_path / "hook"), os.environ.get("PYTHONPATH", "")))
+    variables = {"TEST_HANGS_WHILE": str(file), "PYTHONPATH": paths}
+    monkeypatch.setattr(conftest, "environment", lambda run_dir: environment(run_dir) | variables)
+    return file
+
+
+def test_a_step_that_hangs_turns_health_503_and_its_end_lets_streams_go_on(
+    start_server: StartServer, hanging: Path
+) -> None:
+    server = start_server("--stall-timeout=1.5")
+    streams = Streams(server, 3)
+    until(streams.all_begun)
+    hanging.touch()
+    until(lambda: server.health() == 503, 10)
+    assert "stalled" in httpx.get(f"{server.url}/health").json()["status"]
+    assert streams.finished == [None] * 3
+    hanging.unlink()
+    until(lambda: server.health() == 200, 10)
+    streams.join()
+    assert streams.finished == ["length"] * 3
+
+
+def test_a_step_that_hangs_for_ever_keeps_no_process_from_its_end(start_server: StartServer, hanging: Path) -> None:
+    server = start_server("--shutdown-timeout=1")
+    engine = server.engine_pid()
+    streams = Streams(server, 3)
+    until(streams.all_begun)
+    hanging.touch()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(20) == 0
+    streams.join()
+    assert len(streams.errors) == 3
+    assert not Path(f"/proc/{engine}/exe").exists()
 
 
 def test_a_long_step_leaves_health_alone(start_server: StartServer) -> None:
