@@ -26,6 +26,7 @@ TAGS = {
     "deepseek_r1": ReasoningTags("<think>", "</think>", begun=True),
     "deepseek_v3": ReasoningTags("<think>", "</think>"),
     "glm45": ReasoningTags("<think>", "</think>"),
+    "glm47": ReasoningTags("<think>", "</think>"),
     "granite": ReasoningTags("Here is my thought process:", "Here is my response:"),
     "minimax_m2": ReasoningTags("<think>", "</think>", begun=True),
     "mistral": ReasoningTags("[THINK]", "[/THINK]"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from quire_engine.reasoning.parser import ReasoningParser
 from quire_engine.reasoning.tags import TAGS
 from quire_engine.sampling_params import SamplingParams
-from quire_engine.server.answer_parser import AnswerParser, call_id, short_call_id
+from quire_engine.server.answer_parser import AnswerParser, NewId, call_id, numbered_call_id, short_call_id
 from quire_engine.server.errors import ApiError
 from quire_engine.server.protocol.chat import ChatCompletionRequest
 from quire_engine.server.protocol.tools import NamedToolChoice
@@ -34,7 +34,7 @@ class AnswerFormats:
         self._tokenizer = tokenizer
         self._auto = FORMATS[tool_parser] if auto and tool_parser else None
         self._tags = TAGS[reasoning_parser] if reasoning_parser else None
-        self._new_id = short_call_id if tool_parser == "mistral" else call_id
+        self._tool_parser = tool_parser
         self._special = frozenset(str(token) for token in tokenizer.all_special_tokens)
 
     def check(self, request: ChatCompletionRequest) -> None:
@@ -68,11 +68,16 @@ class AnswerFormats:
         return AnswerParser(
             tools,
             reasoning,
-            new_id=self._new_id,
+            new_id=self._new_id(request),
             most_calls=1 if request.parallel_tool_calls is False else None,
             tells_calls=not isinstance(request.tool_choice, NamedToolChoice),
             tells_reasoning=request.include_reasoning,
         )
+
+    def _new_id(self, request: ChatCompletionRequest) -> NewId:
+        if self._tool_parser == "kimi_k2":
+            return numbered_call_id(sum(len(message.tool_calls or ()) for message in request.messages))
+        return short_call_id if self._tool_parser == "mistral" else call_id
 
     def _tools(self, request: ChatCompletionRequest) -> ToolParser | None:
         if isinstance(request.tool_choice, NamedToolChoice):

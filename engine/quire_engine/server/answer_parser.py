@@ -14,6 +14,10 @@ from quire_engine.tools.events import ArgumentsDelta, CallStarted, Content, Even
 _LETTERS = string.ascii_letters + string.digits
 
 
+NewId = Callable[[str, int], str]
+"""Makes the id of a call, of the name of its tool and its place among the answer's calls."""
+
+
 @dataclass
 class CallPart:
     """What has become of a call. `id` and `name` come with its first part."""
@@ -45,7 +49,7 @@ class AnswerParser:
         tools: ToolParser | None,
         reasoning: ReasoningParser | None,
         *,
-        new_id: Callable[[], str],
+        new_id: NewId,
         most_calls: int | None = None,
         tells_calls: bool = True,
         tells_reasoning: bool = True,
@@ -101,18 +105,23 @@ class AnswerParser:
         if self._most is not None and index >= self._most:
             return
         if isinstance(event, CallStarted):
-            part.calls.append(CallPart(index, self._new_id(), event.name))
+            part.calls.append(CallPart(index, self._new_id(event.name, index), event.name))
         elif isinstance(event, ArgumentsDelta):
             if not part.calls or part.calls[-1].index != index:
                 part.calls.append(CallPart(index))
             part.calls[-1].arguments += event.text
 
 
-def call_id() -> str:
+def call_id(_: str, __: int) -> str:
     """A new id of a call, as vLLM writes them."""
     return f"chatcmpl-tool-{uuid.uuid4().hex}"
 
 
-def short_call_id() -> str:
+def short_call_id(_: str, __: int) -> str:
     """As Mistral's templates demand them: nine letters and digits."""
     return "".join(secrets.choice(_LETTERS) for _ in range(9))
+
+
+def numbered_call_id(earlier: int) -> NewId:
+    """As Kimi's templates write them back: with the tool's name, and numbered on from the chat's `earlier` calls."""
+    return lambda name, index: f"functions.{name}:{earlier + index}"

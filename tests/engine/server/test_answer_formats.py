@@ -15,7 +15,7 @@ from quire_engine.reasoning.parser import ReasoningParser
 from quire_engine.reasoning.tags import TAGS
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.answer_formats import AnswerFormats
-from quire_engine.server.answer_parser import AnswerParser
+from quire_engine.server.answer_parser import AnswerParser, call_id
 from quire_engine.server.protocol.chat import ChatCompletionRequest, ChatMessage
 from quire_engine.structured_outputs import AfterReasoning, StructuredOutputsParams
 from quire_engine.tools.calls import CallParser
@@ -67,6 +67,20 @@ def test_ids_of_calls_are_as_the_templates_of_the_format_take_them(tokenizer: Pr
     assert len(set(ids)) == 2
 
 
+def test_kimi_s_ids_are_numbered_on_through_the_chat(tokenizer: PreTrainedTokenizerFast) -> None:
+    past = {"function": {"name": "f", "arguments": "{}"}}
+    chat = request().model_copy(
+        update={"messages": [ChatMessage.model_validate({"role": "assistant", "tool_calls": [past, past]})]}
+    )
+    parser = AnswerFormats(tokenizer, "kimi_k2", None, auto=True).parser(chat, [3])
+    assert parser is not None
+    calls = "".join(
+        f"<|tool_call_begin|>functions.f:{i}<|tool_call_argument_begin|>{{}}<|tool_call_end|>" for i in (2, 3)
+    )
+    part = parser.feed((f"<|tool_calls_section_begin|>{calls}<|tool_calls_section_end|>", 9), last=True)
+    assert [call.id for call in part.calls] == ["functions.f:2", "functions.f:3"]
+
+
 def test_nothing_is_read_out_of_answers_where_nobody_asks(tokenizer: PreTrainedTokenizerFast) -> None:
     assert AnswerFormats(tokenizer, "mistral", None, auto=True).parser(request(tools=None), [3]) is None
     assert AnswerFormats(tokenizer, "mistral", None, auto=True).parser(request(tool_choice="none"), [3]) is None
@@ -79,7 +93,7 @@ PIECES = st.lists(st.sampled_from(["<think>", "</think>", "<thi", "nk>", " ", "\
 def test_an_answer_is_the_same_whole_or_in_pieces(pieces: list[str], begun: bool) -> None:
     def parser() -> AnswerParser:
         tools = CallParser(FORMATS["mistral"], {"f": None})
-        return AnswerParser(tools, ReasoningParser(TAGS["qwen3"], begun=begun), new_id=str)
+        return AnswerParser(tools, ReasoningParser(TAGS["qwen3"], begun=begun), new_id=call_id)
 
     whole, streamed = parser(), parser()
     answer = whole.feed(*((piece, 1) for piece in pieces), last=True)
@@ -103,6 +117,6 @@ def test_an_answer_is_the_same_whole_or_in_pieces(pieces: list[str], begun: bool
     ],
 )
 def test_tokens_are_reasoning_up_to_the_piece_that_ends_it(pieces: list[str], begun: bool, thought: int) -> None:
-    parser = AnswerParser(None, ReasoningParser(TAGS["qwen3"], begun=begun), new_id=str)
+    parser = AnswerParser(None, ReasoningParser(TAGS["qwen3"], begun=begun), new_id=call_id)
     parser.feed(*((piece, 1) for piece in pieces), last=True)
     assert parser.num_reasoning_tokens == thought

@@ -41,6 +41,9 @@ FRAGMENTS = sorted(
     }
     | {"<function=f>", "<function=", "<parameter=a>", "<parameter=b>", "</parameter>", "</function>", "</", "<", ">"}
     | {"<tool", "_call>", "<|python", "functool", "null", "1", '"x"'}
+    | {"<arg_key>", "a</arg_key>", "b</arg_key>", "<arg_value>", "</arg_value>", "</arg", "</tool_call>"}
+    | {"<｜tool▁call▁begin｜>", "function", "<｜tool▁sep｜>", "```", "json", "<｜tool▁call▁end｜>", "<｜tool▁call"}
+    | {"<|tool_call_begin|>", "functions.f:0", "<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_call"}
 )
 
 
@@ -96,6 +99,20 @@ def test_any_json_arguments_arrive_as_they_were_written(calls: list[dict[str, An
         "hermes": "".join(f'<tool_call>\n{{"name": "f", "arguments": {w}}}\n</tool_call>\n' for w in written),
         "llama3_json": "; ".join(f'{{"name": "f", "parameters": {w}}}' for w in written),
         "mistral": "".join(f"[TOOL_CALLS]f{w}" for w in written),
+        "deepseek_v3": "<｜tool▁calls▁begin｜>"
+        + "\n".join(
+            f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{w}\n```<｜tool▁call▁end｜>" for w in written
+        )
+        + "<｜tool▁calls▁end｜>",
+        "deepseek_v31": "<｜tool▁calls▁begin｜>"
+        + "".join(f"<｜tool▁call▁begin｜>f<｜tool▁sep｜>{w}<｜tool▁call▁end｜>" for w in written)
+        + "<｜tool▁calls▁end｜>",
+        "kimi_k2": "<|tool_calls_section_begin|>"
+        + "".join(
+            f"<|tool_call_begin|>functions.f:{i}<|tool_call_argument_begin|>{w}<|tool_call_end|>"
+            for i, w in enumerate(written)
+        )
+        + "<|tool_calls_section_end|>",
         "required": "[" + ", ".join(f'{{"name": "f", "parameters": {w}}}' for w in written) + "]",
     }
     for format, text in texts.items():
@@ -114,11 +131,16 @@ def test_any_python_literals_arrive_as_json(calls: list[dict[str, Any]]) -> None
 @pytest.mark.parametrize("format", PARSERS)
 @pytest.mark.parametrize(
     "unit",
-    ["<", " ", "[", '{"a":', '<tool_call>{"name": "f", ', "[TOOL_CALLS]", "f(a=[", "\\", "</parameter", "<function=f>"],
+    [
+        *("<", " ", "[", '{"a":', '<tool_call>{"name": "f", ', "[TOOL_CALLS]", "f(a=[", "\\"),
+        *("</parameter", "<function=f>", "``", "<arg_key>a"),
+    ],
 )
 def test_each_character_costs_the_same(format: str, unit: str) -> None:
     prefix = {
         "qwen3_xml": "<tool_call><function=f><parameter=a>",
+        "glm47": "<tool_call>f<arg_key>a</arg_key><arg_value>",
+        "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}",
         "pythonic": "[f(a='",
         "hermes": '<tool_call>{"name": "f", "arguments": {"a": "',
         "named": '{"a": "',

@@ -111,6 +111,38 @@ def call(name: str, arguments: str) -> list[Event]:
             "<parameter=c>two\nlines</parameter><parameter=d>NaN</parameter></function></tool_call>",
             call("math.add", '{"a": true, "b": {"c": [1]}, "c": "two\\nlines", "d": "NaN"}'),
         ),
+        (
+            "glm45",
+            'Well.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Os"lo\n</arg_value>\n'
+            "<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>\n<tool_call>get_time\n</tool_call>",
+            [Content("Well."), *call("get_weather", '{"city": "Os\\"lo\\n", "days": 2}'), *call("get_time", "{}")],
+        ),
+        (
+            "glm47",
+            "<tool_call>math.add<arg_key>a</arg_key><arg_value>[1, 2]</arg_value><arg_key>b</arg_key>"
+            "<arg_value>two</arg_value></tool_call> Done.",
+            [*call("math.add", '{"a": [1, 2], "b": "two"}'), Content("Done.")],
+        ),
+        (
+            "deepseek_v3",
+            f"Well.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n{OSLO}\n```"
+            "<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>get_time\n```json\n{}\n```"
+            "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            [Content("Well."), *call("get_weather", OSLO), *call("get_time", "{}")],
+        ),
+        (
+            "deepseek_v31",
+            f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{OSLO}<｜tool▁call▁end｜>"
+            "<｜tool▁call▁begin｜>math.add<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>\nDone.",
+            [*call("get_weather", OSLO), *call("math.add", "{}"), Content("Done.")],
+        ),
+        (
+            "kimi_k2",
+            "Well.<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+            f"{OSLO}<|tool_call_end|>\n<|tool_call_begin|>functions.math.add:1<|tool_call_argument_begin|>{{}}"
+            "<|tool_call_end|><|tool_calls_section_end|>",
+            [Content("Well."), *call("get_weather", OSLO), *call("math.add", "{}")],
+        ),
         ("granite", f'<|tool_call|>[{{"name": "get_weather", "arguments": {OSLO}}}]', call("get_weather", OSLO)),
         (
             "jamba",
@@ -166,6 +198,14 @@ def test_calls_are_found_as_models_write_them(format: str, text: str, expected: 
         ("pythonic", "Use [get_time()] for it."),
         ("required", "[{"),
         ("qwen3_coder", "<tool_call>\n<function=get_weather"),
+        ("glm45", "<tool_call>get_weather"),
+        ("glm45", "<tool_call>what is <b>this</b>"),
+        ("glm45", "<tool_call>\n<arg_key>city</arg_key>"),
+        ("deepseek_v3", "<｜tool▁calls▁begin｜>"),
+        ("deepseek_v3", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get weather\n```json\n{}"),
+        ("deepseek_v31", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_time"),
+        ("deepseek_v31", "<｜tool▁calls▁begin｜><b>{}"),
+        ("kimi_k2", "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_time:0{}"),
         ("qwen3_coder", "<tool_call>\n<func>x</func></tool_call>"),
         ("qwen3_coder", "<tool_call>\n<function=></function></tool_call>"),
     ],
@@ -184,6 +224,20 @@ def test_what_is_no_call_is_content_to_the_letter(format: str, text: str) -> Non
         ("qwen3_coder", "<tool_call><function=f><parameter=a>1</parameter>so", '{"a": 1', "so"),
         ("qwen3_coder", "<tool_call><function=f><param=a>", "{", "<param=a>"),
         ("qwen3_coder", "<tool_call><function=get_weather><parameter=city>Os\nl</par", '{"city": "Os\\nl</par', ""),
+        ("glm45", "<tool_call>get_time<arg_key>a</arg_key>so", "{", "<arg_key>a</arg_key>so"),
+        ("glm45", "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Os</arg", '{"city": "Os</arg', ""),
+        (
+            "deepseek_v3",
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}``so<｜tool▁calls▁end｜>",
+            "{}",
+            "``so",
+        ),
+        (
+            "kimi_k2",
+            "<|tool_calls_section_begin|><|tool_call_begin|>f:0<|tool_call_argument_begin|>{'a'}",
+            "{",
+            "'a'}",
+        ),
         ("pythonic", "[get_time(a=1, 2)]", '{"a": 1', "2)]"),
         ("pythonic", "[get_time(a=1, {})]", '{"a": 1', "{})]"),
         ("pythonic", "[get_time(a=later)]", '{"a": ', "later)]"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from typing import Protocol, TypeVar
+
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from quire_engine.server.json_answer import json_answer
 from quire_engine.server.protocol.chat import ChatCompletionRequest, ChatCompletionResponse
@@ -12,35 +16,39 @@ from quire_engine.server.routes.bodies import json_router
 from quire_engine.server.service import Service
 from quire_engine.server.streaming import EventStream, unless_client_leaves
 
+_Body = TypeVar("_Body", CompletionRequest, ChatCompletionRequest, ResponsesRequest)
+_Asked = TypeVar("_Asked", contravariant=True)
+
+
+class _Endpoint(Protocol[_Asked]):
+    """Answers requests of one kind, whole or as events."""
+
+    async def complete(self, request: _Asked, model: str, /) -> BaseModel: ...
+
+    async def stream(self, request: _Asked, model: str, /) -> AsyncGenerator[bytes]: ...
+
 
 def text_router(service: Service) -> APIRouter:
     router = json_router()
 
-    @router.post("/v1/completions", response_model=CompletionResponse)
-    async def create_completion(request: Request, body: CompletionRequest) -> Response:
+    async def answer(request: Request, body: _Body, endpoint: _Endpoint[_Body] | None) -> Response:
         name = service.checked_model(body.model)
-        completions = service.of_text(service.completions)
+        asked = service.of_text(endpoint)
         service.check_queue()
         if body.stream:
-            return EventStream(await completions.stream(body, name))
-        return await json_answer(unless_client_leaves(request, completions.complete(body, name)))
+            return EventStream(await asked.stream(body, name))
+        return await json_answer(unless_client_leaves(request, asked.complete(body, name)))
+
+    @router.post("/v1/completions", response_model=CompletionResponse)
+    async def create_completion(request: Request, body: CompletionRequest) -> Response:
+        return await answer(request, body, service.completions)
 
     @router.post("/v1/chat/completions", response_model=ChatCompletionResponse)
     async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
-        name = service.checked_model(body.model)
-        chat = service.of_text(service.chat)
-        service.check_queue()
-        if body.stream:
-            return EventStream(await chat.stream(body, name))
-        return await json_answer(unless_client_leaves(request, chat.complete(body, name)))
+        return await answer(request, body, service.chat)
 
     @router.post("/v1/responses", response_model=ResponseObject)
     async def create_response(request: Request, body: ResponsesRequest) -> Response:
-        name = service.checked_model(body.model)
-        responses = service.of_text(service.responses)
-        service.check_queue()
-        if body.stream:
-            return EventStream(await responses.stream(body, name))
-        return await json_answer(unless_client_leaves(request, responses.complete(body, name)))
+        return await answer(request, body, service.responses)
 
     return router
