@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from quire_engine.core.images import ImageTokens, PromptImage
 from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.core.step import TokenLogprobs
@@ -57,8 +59,7 @@ class BeamAnswer:
         return self.finish_reason == "stop" and not self.ended_by_text
 
 
-@dataclass
-class EngineOutput:
+class EngineOutput(msgspec.Struct, omit_defaults=True, gc=False):
     """What one step added to one request. A request's last output has a `finish_reason`.
 
     A beam search has one output, with its `n` answers, the best first.

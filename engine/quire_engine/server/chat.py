@@ -114,11 +114,12 @@ class Chat:
         parsers = [started.parser() for _ in range(request.n or 1)]
         identity, created = answer_id("chatcmpl"), int(time.time())
         role, echo = self._role_of(request), self._echo(request)
+        streams_usage, so_far = request.streams_usage, request.streams_usage_so_far
 
         def chunk(
             index: int, delta: ChatDelta, end: Piece | None = None, reason: str | None = None
         ) -> ChatCompletionChunk:
-            choice = ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason)
+            choice = ChatChunkChoice(index, delta, finish_reason=reason)
             if request.logprobs and end is not None:
                 choice.logprobs = chat_logprobs(end.logprobs or [], self._tokens, by_id=request.shows_token_ids)
             if request.return_token_ids and end is not None:
@@ -128,12 +129,9 @@ class Chat:
             return whole([choice])
 
         def whole(choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
-            made = ChatCompletionChunk(
-                id=identity, object="chat.completion.chunk", created=created, model=model, choices=choices
-            )
-            if request.streams_usage:
-                told = not choices or request.streams_usage_so_far
-                made.usage = count.as_usage(_num_thought(parsers)) if told else None
+            made = ChatCompletionChunk(identity, "chat.completion.chunk", created, model, choices)
+            if streams_usage:
+                made.usage = count.as_usage(_num_thought(parsers)) if not choices or so_far else None
             return made
 
         for index in range(request.n or 1):
@@ -148,8 +146,8 @@ class Chat:
                 count.add(piece)
                 parser = parsers[piece.index]
                 if parser is None:
-                    part = AnswerPart(content=piece.text)
-                    yield event(chunk(piece.index, _delta(part), piece, piece.finish_reason))
+                    delta = ChatDelta(content=piece.text) if piece.text else ChatDelta()
+                    yield event(chunk(piece.index, delta, piece, piece.finish_reason))
                     continue
                 part = parser.feed((piece.text, len(piece.token_ids)), last=piece.finish_reason is not None)
                 tells_tokens = request.logprobs or request.return_token_ids
@@ -158,7 +156,7 @@ class Chat:
                 reason = parser.finish_reason(piece.finish_reason)
                 count.note_end(piece.index, reason)
                 yield event(chunk(piece.index, _delta(part), piece, reason))
-        if request.streams_usage:
+        if streams_usage:
             yield event(whole([]))
         yield DONE
 
@@ -207,7 +205,7 @@ def _delta(part: AnswerPart) -> ChatDelta:
                 index=call.index,
                 id=call.id,
                 type="function",
-                function=FunctionDelta(name=call.name, arguments=call.arguments),
+                function=FunctionDelta(name=call.name or "", arguments=call.arguments),
             )
             for call in part.calls
         ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from quire_engine.sampling_params import SamplingParams
@@ -29,7 +30,7 @@ class IncrementalDetokenizer:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, prompt_token_ids: Sequence[int], params: SamplingParams
     ) -> None:
-        self._tokenizer = tokenizer
+        self._decode = _decoder(tokenizer, skip_special_tokens=params.skip_special_tokens)
         self._params = params
         self._ids = list(prompt_token_ids[-_PROMPT_TOKENS:])
         self._context = 0
@@ -79,13 +80,6 @@ class IncrementalDetokenizer:
         self._read = len(self._ids)
         return text[len(known) :]
 
-    def _decode(self, ids: list[int]) -> str:
-        text = self._tokenizer.decode(
-            ids, skip_special_tokens=self._params.skip_special_tokens, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        return text
-
     def _release(self, text: str) -> str:
         """Pass `text` on, except what may belong to a stop string, up to a stop string."""
         stops = self._params.stop
@@ -100,6 +94,27 @@ class IncrementalDetokenizer:
         keep = max(_overlap(self._held, stop) for stop in stops)
         out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return out
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool) -> Callable[[list[int]], str]:
+    """What decodes tokens, as they are. Tokenizers that decode as most do are asked without transformers between,
+    which looks for five times as long at what it was given."""
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    kind = type(tokenizer)
+    if (
+        isinstance(tokenizer, PreTrainedTokenizerFast)
+        and kind.decode is PreTrainedTokenizerBase.decode
+        and kind._decode is PreTrainedTokenizerFast._decode
+    ):
+        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=skip_special_tokens)
+
+    def decode(ids: list[int]) -> str:
+        text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    return decode
 
 
 def _overlap(text: str, stop: str) -> int:

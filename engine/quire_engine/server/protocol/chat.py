@@ -6,6 +6,7 @@ import json
 import time
 from typing import Annotated, Any, ClassVar, Literal
 
+from msgspec import UNSET, Struct, UnsetType
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from quire_engine.server.forms import Form
@@ -210,12 +211,12 @@ class ChatAnswer(BaseModel):
     tool_calls: list[ToolCall] = Field(default_factory=list)
 
 
-class ChatDelta(BaseModel):
-    role: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    content: str | None = None
-    tool_calls: list[ToolCallDelta] | None = None
+class ChatDelta(Struct, gc=False):
+    role: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChoice(BaseModel):
@@ -227,13 +228,13 @@ class ChatChoice(BaseModel):
     token_ids: list[int] | None = None
 
 
-class ChatChunkChoice(BaseModel):
+class ChatChunkChoice(Struct, gc=False):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    token_ids: list[int] | None = None
+    stop_reason: int | str | UnsetType | None = UNSET  # with the last chunk
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletionResponse(BaseModel):
@@ -247,11 +248,11 @@ class ChatCompletionResponse(BaseModel):
     prompt_token_ids: list[int] | None = None
 
 
-class ChatCompletionChunk(BaseModel):
+class ChatCompletionChunk(Struct, gc=False):
     id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    object: Literal["chat.completion.chunk"]
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-    prompt_token_ids: list[int] | None = None
+    usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET

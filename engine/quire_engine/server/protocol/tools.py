@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from msgspec import UNSET, Struct, UnsetType
 from pydantic import BaseModel, ConfigDict, Field
 
 from quire_engine.server.protocol.fields import Text
@@ -108,15 +109,15 @@ class ToolCall(BaseModel):
     function: CalledFunction
 
 
-class FunctionDelta(BaseModel):
-    name: str | None = None
-    arguments: str | None = None
+class FunctionDelta(Struct, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str
 
 
-class ToolCallDelta(BaseModel):
+class ToolCallDelta(Struct, kw_only=True):
     """The next part of a call: `id`, `type` and the name come with the first one only."""
 
     index: int
-    id: str | None = None
-    type: Literal["function"] | None = None
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
     function: FunctionDelta
