@@ -63,7 +63,7 @@ class FlagParser(argparse.ArgumentParser):
         if not flags:
             self.error(f"{left[0]} is one argument too many")
         name = flags[0].split("=", 1)[0]
-        near = difflib.get_close_matches(name, list(self._option_string_actions), 1, 0.5)
+        near = difflib.get_close_matches(name, list(self._option_string_actions), 1, 0.7)
         self.error(f"there is no flag {name}" + (f": did you mean {near[0]}?" if near else ""))
 
     def _canonical(self, argument: str) -> str:

@@ -106,7 +106,8 @@ class SamplingParams:
         _check("repetition_penalty", repetition, 0.01 <= repetition <= 100.0, "between 0.01 and 100")
 
     def _check_words(self) -> None:
-        _check("stop", len(self.stop), len(self.stop) <= MAX_STOP, f"at most {MAX_STOP} strings")
+        if len(self.stop) > MAX_STOP:
+            raise ValueError(f"stop holds {len(self.stop)} strings: it may hold at most {MAX_STOP}")
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise ValueError("stop holds an empty string: every stop string needs at least one character")
         words = len(self.bad_words)

@@ -70,6 +70,7 @@ def test_lists_for_browsers_are_json_as_in_vllm_or_words() -> None:
     [
         (["--max-model-length=5"], "did you mean --max-model-len?"),
         (["--zzz"], "there is no flag --zzz"),
+        (["--frobnicate"], "there is no flag --frobnicate\n"),
         (["--dtype=int3"], "--dtype"),
         (["--enforce-eager=perhaps"], "neither true nor false"),
     ],

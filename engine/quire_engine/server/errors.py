@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -14,7 +15,7 @@ from starlette.responses import JSONResponse
 from quire_engine.core.messages import EngineOutput
 
 # How pydantic names the member of a union in the path to what is wrong.
-_KINDS_OF_UNIONS = ("list[", "dict[", "function-", "constrained-", "of-", "tagged-union[")
+_KINDS_OF_UNIONS = ("list[", "dict[", "function-", "constrained-", "of-", "tagged-union[", "literal[")
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but metrics and traces count it
 KINDS = {
     400: "BadRequestError",
@@ -107,4 +108,5 @@ def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
         return (f"{field or 'the body'} is missing", field or None)
     if not field and first["type"] == "value_error":  # of fields that do not go together: it begins with one of them
         return message, message.partition(" ")[0]
-    return (f"{field}: {message}" if field and field not in message else message), field or None
+    is_named = re.search(rf"\b{re.escape(field)}\b", message) is not None
+    return (message if is_named else f"{field}: {message}"), field or None

@@ -131,13 +131,17 @@ class Prompts:
         if length >= limit:
             raise ApiError(
                 400,
-                f"the prompt has {length} tokens: this model's context holds {limit}, prompt and answer together",
+                f"{self._limit()}, prompt and answer together. However, the prompt has {length} tokens: shorten it",
                 param="messages" if field == "max_completion_tokens" else "prompt",
             )
         if asked is not None and asked > limit:
-            raise ApiError(400, f"{field} is {asked}: this model's context holds {limit} tokens", param=field)
+            raise ApiError(400, f"{self._limit()}. However, {field} is {asked}: ask for fewer", param=field)
         room = min(limit - length, self._longest_answer)
         return room if asked is None else min(asked, room)
+
+    def _limit(self) -> str:
+        """Clients look for these words of OpenAI's, to shorten their prompts."""
+        return f"This model's maximum context length is {self._max_model_len} tokens"
 
     def check_ids(self, ids: list[int], field: str) -> None:
         """Raise `ApiError` for a token id that the model does not have."""
@@ -157,7 +161,7 @@ class Prompts:
     ) -> list[int]:
         if len(text) > self._max_model_len * 128:  # no tokenizer packs more into a token: do not even try
             raise ApiError(
-                400, f"the prompt has {len(text)} characters: this model's context holds {self._max_model_len} tokens"
+                400, f"{self._limit()}. However, the prompt has {len(text)} characters: shorten it", param=field
             )
         if len(text) > LONG_TEXT:
             ids = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=special)

@@ -32,6 +32,7 @@ def load_tokenizer(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         why = lines[0].rstrip(" .:")
         raise ValueError(f"the tokenizer of {path} cannot be loaded: {why}. Name one with --tokenizer") from error
+    tokenizer.model_max_length = sys.maxsize  # how long a prompt may be is ours to say; it would log what is not so
     return tokenizer
 
 

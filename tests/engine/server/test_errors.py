@@ -53,6 +53,10 @@ COMPLETION = {"model": "tiny", "prompt": "Hello"}
         ({**CHAT, "cache_salt": ""}, "cache_salt", "at least 1 character"),
         ({**CHAT, "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least 1, or -1"),
         ({**CHAT, "max_tokens": 10**6}, "max_tokens", "2048"),
+        ({**CHAT, "max_tokens": 10**6}, "max_tokens", "This model's maximum context length is 2048 tokens. However, "),
+        ({**CHAT, "n": 129}, "n", "n: Input should be less than or equal to 128"),
+        ({**CHAT, "stop": ["a"] * 17}, "stop", "stop holds 17 strings: it may hold at most 16"),
+        ({**CHAT, "tool_choice": "foo"}, "tool_choice", "'none'"),
         ({**CHAT, "messages": []}, "messages", "at least 1 item"),
         ({"model": "tiny"}, "messages", "missing"),
         ({**CHAT, "messages": [{"role": "user", "content": 5}]}, "messages.0.content", "string"),
@@ -64,7 +68,11 @@ COMPLETION = {"model": "tiny", "prompt": "Hello"}
         ({**CHAT, "continue_final_message": True, "add_generation_prompt": True}, None, "leave one out"),
         ({**CHAT, "chat_template": "{{ messages }}"}, None, "start the server with --chat-template"),
         ({**CHAT, "chat_template_kwargs": {"documents": []}}, "chat_template_kwargs", "sets documents"),
-        ({**CHAT, "messages": [{"role": "user", "content": "word " * 5000}]}, "messages", "2048"),
+        (
+            {**CHAT, "messages": [{"role": "user", "content": "word " * 5000}]},
+            "messages",
+            "This model's maximum context length is 2048 tokens, prompt and answer together. However, the prompt has",
+        ),
     ],
 )
 def test_a_wrong_chat_is_a_400_that_names_field_and_limit(
@@ -106,6 +114,18 @@ def test_what_completions_cannot_give_is_a_400(server: Server, fields: dict[str,
     answer = httpx.post(f"{server.url}/v1/completions", json={**COMPLETION, **fields})
     assert answer.status_code == 400, answer.text
     assert says in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("fields", [{"echo": None}, {"stream": True, "stream_options": {"include_usage": None}}])
+def test_null_is_as_if_the_field_were_not_there(server: Server, fields: dict[str, Any]) -> None:
+    answer = httpx.post(f"{server.url}/v1/completions", json={**COMPLETION, **fields})
+    assert answer.status_code == 200, answer.text
+    assert '"prompt_tokens"' not in answer.text or "stream" not in fields
+
+
+def test_what_asks_by_other_methods_and_paths_as_of_vllm_is_answered(server: Server) -> None:
+    assert httpx.post(f"{server.url}/ping").status_code == 200
+    assert httpx.get(f"{server.url}/metrics/").status_code == 200
 
 
 def test_an_unknown_model_is_a_404_that_names_the_served_ones(server: Server) -> None:

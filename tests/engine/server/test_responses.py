@@ -225,7 +225,11 @@ def test_an_image_is_a_chats_image_and_a_fields_of_sampling_a_chats() -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input.0.content.0.type", "'input_image'"),
         ({"input": "word " * 5000}, "input", "2048"),
         ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
-        ({"max_output_tokens": 5000}, "max_output_tokens", "max_output_tokens is 5000: this model's context holds"),
+        (
+            {"max_output_tokens": 5000},
+            "max_output_tokens",
+            "context length is 2048 tokens. However, max_output_tokens is 5000",
+        ),
         ({"temperature": -1}, "temperature", "between 0 and 100"),
         ({"top_k": "a"}, "top_k", "integer"),
         ({"top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),

@@ -27,7 +27,7 @@ class CompletionRequest(GenerationRequest):
 
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: Logprobs | None = None
-    echo: bool = False
+    echo: bool | None = False
     add_special_tokens: bool = True
 
     @property

@@ -19,8 +19,8 @@ MAX_ALLOWED = 2**22  # entries of allowed_token_ids over all answers, each of wh
 
 
 class StreamOptions(BaseModel):
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
 
 
 class GenerationRequest(StructuredRequest):
@@ -107,13 +107,13 @@ class GenerationRequest(StructuredRequest):
     @property
     def streams_usage(self) -> bool:
         """Whether the stream ends with the usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def streams_usage_so_far(self) -> bool:
         """Whether each chunk has the usage up to it."""
         asked = self.stream_options
-        return asked is not None and asked.include_usage and asked.continuous_usage_stats
+        return self.streams_usage and asked is not None and bool(asked.continuous_usage_stats)
 
     @property
     def num_prompts(self) -> int:

@@ -24,11 +24,13 @@ def status_router(service: Service) -> APIRouter:
             return page
 
     @router.get("/health", response_model=Health, responses={503: {"model": Health, "description": "and why"}})
+    @router.post("/ping", include_in_schema=False)  # as SageMaker's and vLLM's clients may ask
     @router.get("/ping", response_model=Health, responses={503: {"model": Health, "description": "and why"}})
     async def health() -> JSONResponse:
         status, reason = service.health()
         return JSONResponse({"status": reason}, status)
 
+    @router.get("/metrics/", include_in_schema=False)
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         service.metrics.observe_stats(service.client.stats)
