@@ -18,7 +18,7 @@ from e2e.cluster.locations import REPOSITORY
 from e2e.cluster.progress import say, stage
 
 _ENGINE_COMMAND = REPOSITORY / ".venv" / "bin" / "quire-engine"
-_IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
+_IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
 
 
 @dataclass(frozen=True)

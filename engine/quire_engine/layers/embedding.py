@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from quire_engine.distributed.ranks import tensor_ranks
+from quire_engine.kernels.cpu import linear
 from quire_engine.layers.shard import Shard
 
 
@@ -35,7 +36,7 @@ class Embedding(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, hidden_size] -> [rows, vocab_size], whole on every rank."""
-        own = functional.linear(hidden, self.weight, self.bias)
+        own = linear(hidden, self.weight, self.bias)
         return self.ranks.all_gather(own)[..., : self.vocab_size]
 
     def shards(self, path: str) -> dict[str, Shard]:

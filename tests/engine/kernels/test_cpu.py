@@ -1,0 +1,153 @@
+"""Kernels for CPUs do what torch does."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from quire_engine import SamplingParams
+from quire_engine.config import EngineConfig
+from quire_engine.core.messages import EngineRequest
+from quire_engine.engine import build_engine
+from quire_engine.kernels import cpu
+from tests.engine.models.checkpoints import FAMILIES, make_model, save
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SIZES = st.integers(1, 70)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> cpu.Library:
+    """The library as pyproject.toml has it built."""
+    if not cpu.flags_of_processor() >= cpu.NEEDED:
+        pytest.skip("the processor has no AVX-512")
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++")
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    (extension,) = settings["tool"]["setuptools"]["ext-modules"]
+    file = tmp_path_factory.mktemp("kernels") / "cpu.so"
+    sources = [REPOSITORY / source for source in extension["sources"]]
+    subprocess.run(["g++", "-fPIC", "-shared", *extension["extra-compile-args"], *sources, "-o", file], check=True)
+    return cpu.Library(file)
+
+
+@pytest.fixture
+def in_use(library: cpu.Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "library", library)
+
+
+class Counting:
+    """The library, and how often it was called."""
+
+    def __init__(self, library: cpu.Library) -> None:
+        self._library, self.count = library, 0
+
+    def linear(self, *operands: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return self._library.linear(*operands)
+
+
+def drawn(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def close_to(found: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Within a rounding to bfloat16 of the sum in float64, and what float32 loses on the way."""
+    wanted = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    sizes = functional.linear(x.double().abs(), weight.double().abs(), None if bias is None else bias.double().abs())
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - wanted).abs() <= wanted.abs() * 2**-8 + sizes * 2**-20).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=SIZES, inputs=SIZES, outputs=SIZES, biased=st.booleans(), seed=st.integers(0, 999))
+def test_products_are_right_for_every_size(
+    library: cpu.Library, rows: int, inputs: int, outputs: int, biased: bool, seed: int
+) -> None:
+    x, weight = drawn(rows, inputs, seed=seed), drawn(outputs, inputs, seed=seed + 1)
+    bias = drawn(outputs, seed=seed + 2) if biased else None
+    close_to(library.linear(x, weight, bias), x, weight, bias)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 2816, 64), (97, 1024, 48), (200, 2080, 33), (0, 64, 16)])
+def test_products_are_right_past_the_bounds_of_its_tiles(
+    library: cpu.Library, rows: int, inputs: int, outputs: int
+) -> None:
+    x, weight = drawn(rows, inputs, seed=1), drawn(outputs, inputs, seed=2)
+    found = library.linear(x, weight)
+    assert found.shape == (rows, outputs)
+    close_to(found, x, weight, None)
+
+
+def test_threads_share_the_outputs_and_change_nothing(library: cpu.Library) -> None:
+    x, weight = drawn(5, 320, seed=1), drawn(100, 320, seed=2)
+    alone = library.linear(x, weight)
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(library.linear(x, weight), alone)
+    finally:
+        torch.set_num_threads(1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 130), row=st.integers(0, 129))
+def test_a_row_depends_on_itself_alone(library: cpu.Library, rows: int, row: int) -> None:
+    x, weight = drawn(rows, 96, seed=3), drawn(40, 96, seed=4)
+    row %= rows
+    assert torch.equal(library.linear(x, weight)[row], library.linear(x[row], weight))
+
+
+def test_views_and_numbers_that_are_none_are_as_in_torch(library: cpu.Library) -> None:
+    x, weight = drawn(2, 3, 40, seed=5).transpose(0, 1), drawn(24, 40, seed=6)
+    assert library.linear(x, weight).shape == (3, 2, 24)
+    close_to(library.linear(x, weight), x, weight, None)
+    strange = torch.tensor([[float("nan"), 1.0], [float("inf"), 1.0], [float("-inf"), 1.0], [3e38, 3e38]]).bfloat16()
+    ones = torch.ones(1, 2).bfloat16()
+    assert torch.equal(library.linear(strange, ones).nan_to_num(7.0), functional.linear(strange, ones).nan_to_num(7.0))
+
+
+@pytest.mark.usefixtures("in_use")
+def test_torch_multiplies_what_the_library_does_not() -> None:
+    x, weight = torch.randn(3, 8), torch.randn(5, 8)
+    assert torch.equal(cpu.linear(x, weight), functional.linear(x, weight))
+    slices = drawn(5, 16, seed=1)[:, :8]
+    assert torch.equal(cpu.linear(x.bfloat16(), slices), functional.linear(x.bfloat16(), slices))
+    trained = drawn(5, 8, seed=1).requires_grad_()
+    assert cpu.linear(x.bfloat16(), trained).requires_grad
+
+
+def test_a_processor_that_multiplies_bfloat16_itself_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "Library", lambda file: pytest.fail("it was loaded"))
+    for flags in (cpu.NEEDED | {"amx_bf16"}, cpu.NEEDED | {"avx512_bf16"}, cpu.NEEDED - {"avx512bw"}, frozenset()):
+        monkeypatch.setattr(cpu, "flags_of_processor", lambda flags=flags: flags)
+        assert cpu._built() is None
+
+
+def test_a_model_in_bfloat16_finds_its_prompts_as_likely_with_the_library_as_without(
+    library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls, config = FAMILIES["qwen2"]
+    save(make_model(cls, config()), tmp_path)
+    prompt = list(range(3, 40))
+    found = []
+    for one in (None, Counting(library)):
+        monkeypatch.setattr(cpu, "library", one)
+        settings = {"block_size": 8, "max_model_len": 64, "num_gpu_blocks_override": 20, "max_num_batched_tokens": 16}
+        core, _ = build_engine(EngineConfig(model=str(tmp_path), device="cpu", dtype="bfloat16", **settings))
+        core.add_request(EngineRequest("a", prompt, SamplingParams(temperature=0.0, max_tokens=4, prompt_logprobs=0)))
+        outputs = [output for _ in range(20) for output in (core.step() if core.has_work() else [])]
+        found.append(torch.tensor([p.logprob for output in outputs for p in output.prompt_logprobs or ()]))
+    assert one is not None
+    assert one.count > 0
+    assert len(found[0]) == len(prompt) - 1
+    assert (found[0] - found[1]).abs().mean() < 0.1
