@@ -32,6 +32,7 @@ from quire_engine.loading.sentence_transformers import pooling_of
 from quire_engine.loading.weights import check_size
 from quire_engine.memory_plan.plan import MemoryPlan, plan_memory
 from quire_engine.models.transformers_backend.spec import TransformersSpec
+from quire_engine.multimodal.preparation import ImagePreparer
 from quire_engine.starting.core_settings import core_settings, one_at_a_time, with_pooling
 from quire_engine.starting.memory import memory_request, model_runner, window_of_all_layers
 from quire_engine.starting.model_choice import check_layout, model_quantization, model_spec, spec_of_embeddings
@@ -75,6 +76,7 @@ class BuiltRank:
     plan: MemoryPlan
     info: EngineInfo
     phase: Phases
+    images: ImagePreparer | None  # of rank 0, where the model takes images
 
 
 def build_engine(
@@ -137,8 +139,10 @@ def build_rank(
         core_config = core_settings(config, spec, checkpoint, generation, device)
         if pooling is not None:
             core_config = with_pooling(core_config, spec.shape, pooling)
-        processor = None if spec.vision is None else ImageProcessor(checkpoint.directory, spec.vision)
+        processor = None
         if rank == 0:
+            if spec.vision is not None and core_config.images is not None:
+                processor = ImageProcessor(checkpoint.directory, spec.vision, DTYPES[dtype])
             check_layout(layout, spec)
     if on_model is not None:
         on_model(str(checkpoint.directory), spec.shape.vocab_size)
@@ -163,7 +167,7 @@ def build_rank(
         core_config = replace(
             core_config, num_blocks=plan.num_blocks, num_swap_blocks=plan.num_swap_blocks, window=window
         )
-        runner = model_runner(core_config, model, plan, DTYPES[dtype], device, place, processor)
+        runner = model_runner(core_config, model, plan, DTYPES[dtype], device, place)
     log.info("%s in %s on %s, %d threads", spec.shape.architecture, dtype, device.type, threads)
     info = EngineInfo(
         model=str(checkpoint.directory),
@@ -180,7 +184,10 @@ def build_rank(
         sampling_defaults=defaults,
         startup_seconds=phase.seconds,
     )
-    return BuiltRank(runner, core_config, plan, info, phase)
+    preparer = None
+    if processor is not None:
+        preparer = ImagePreparer(processor.prepared, processor.prepared_bytes, plan.image_room)
+    return BuiltRank(runner, core_config, plan, info, phase, preparer)
 
 
 def _started(config: EngineConfig, built: BuiltRank, executor: Executor) -> tuple[EngineCore, EngineInfo]:
@@ -204,7 +211,7 @@ def _started(config: EngineConfig, built: BuiltRank, executor: Executor) -> tupl
     if config.profile_steps:  # from here on: the warm-up is over
         profile = StepProfile(config.profile_steps, Path(tempfile.gettempdir()) / f"quire-steps-{os.getpid()}.json")
         built.runner.time_by(profile)
-    return EngineCore(executor, core_config, grammars, profile), info
+    return EngineCore(executor, core_config, grammars, profile, built.images), info
 
 
 def _load_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:

@@ -40,6 +40,10 @@ class BlockTables:
         """The blocks of the request's first tokens that the prefix cache has."""
         return self.pool.match(request.block_hashes[: request.num_reusable_tokens // self._block_size])
 
+    def num_known_tokens(self, request: Request) -> int:
+        """Tokens of a waiting request that need not be computed if it starts now."""
+        return self._find(request).num_tokens
+
     def to_start(self, unit: Sequence[Request]) -> tuple[int, int]:
         """What `unit` takes when it starts, and the tokens of its first request that need not be computed then.
 

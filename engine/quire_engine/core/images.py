@@ -15,8 +15,8 @@ from quire_engine.core.tiles import TiledCount
 class PromptImage:
     """An image file, and the tokens of the prompt that stand for it."""
 
-    data: bytes  # PNG, JPEG, WEBP or GIF
-    digest: bytes  # of `data`: equal ones are taken for equal images
+    data: bytes  # PNG, JPEG, WEBP or GIF; empty where the executor is told of it
+    digest: bytes  # of the file: equal ones are taken for equal images
     start: int  # position of its first token
     num_tokens: int
     width: int  # pixels, as it is meant to be seen
@@ -25,6 +25,19 @@ class PromptImage:
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PlainTensor:
+    """A tensor as plain values, which cross processes."""
+
+    dtype: str  # by torch's name, as "float32"
+    shape: tuple[int, ...]
+    data: memoryview  # of bytes, row by row
+
+
+PreparedImage = dict[str, PlainTensor]
+"""One image as the checkpoint's image processor gives a batch of one, by its names: pixels, sizes, masks."""
 
 
 class FixedCount(msgspec.Struct, frozen=True, tag=True):

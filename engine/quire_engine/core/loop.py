@@ -6,24 +6,27 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 from quire_engine.core.beam_group import BeamGroup
 from quire_engine.core.core_config import CoreConfig
-from quire_engine.core.grammar import BusyError, Grammars, GrammarState, TooSlowError, needs_grammar
-from quire_engine.core.grammar_queue import GrammarQueue
+from quire_engine.core.grammar import BusyError, Grammars, GrammarState, PendingGrammar, TooSlowError, needs_grammar
+from quire_engine.core.image_preparation import ImagePreparation
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, ErrorKind, FinishReason
 from quire_engine.core.pipeline import Pipeline, pipeline_of
+from quire_engine.core.preparation_queue import PreparationQueue
 from quire_engine.core.randomness import nth_seed
 from quire_engine.core.request import Request
 from quire_engine.core.request_check import check_request, with_right_types
 from quire_engine.core.scheduler import Scheduler
 from quire_engine.core.step import NO_TOKEN, Closing, Executor, Step, StepResult, TokenLogprobs
 from quire_engine.core.step_profile import NO_PROFILE, StepProfile
+from quire_engine.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
 
-_GRAMMAR_SECONDS = 0.02
+_PREPARATION_SECONDS = 0.02
 _NOTHING_FITS = "structured_outputs: none of the tokens that the request allows continues the answer"
 _NOT_FINITE = (
     "the model gave no finite {what} for this request: look whether its checkpoint holds NaN or infinite weights, and "
@@ -40,7 +43,9 @@ class EngineCore:
         config: CoreConfig,
         grammars: Grammars | None = None,
         profile: StepProfile = NO_PROFILE,
+        images: ImagePreparation | None = None,
     ) -> None:
+        """`images` prepares those of prompts for an executor that takes any."""
         self.config = config
         self.profile = profile
         self._executor = executor
@@ -48,7 +53,8 @@ class EngineCore:
         self._in_flight: deque[tuple[Step, list[Request]]] = deque()
         self._scheduler = Scheduler(config)
         self._grammars = grammars
-        self._compiling = GrammarQueue()
+        self._images = images
+        self._preparing = PreparationQueue()
         self._requests: dict[str, Request] = {}
         self._refused: list[EngineOutput] = []
         self._num_arrived = 0
@@ -71,15 +77,12 @@ class EngineCore:
                     f"request_id {request.request_id!r} is of a request that is still there: use a new one"
                 )
             queued = self._to_request(request, sibling)
-            if not needs_grammar(request.params):
+            grammar = self._compile(request.params) if needs_grammar(request.params) else None
+            self._prepare_images(queued)
+            if grammar is None and queued.pending_images is None:
                 self._scheduler.add(queued)
-            elif self._grammars is None:
-                raise ValueError(
-                    "structured_outputs, or stop beside use_beam_search, is set and this engine follows no text: leave "
-                    "it out"
-                )
             else:
-                self._compiling.add(queued, self._grammars.compile(request.params))
+                self._preparing.add(queued, grammar)
             self._requests[queued.request_id] = queued
         except ValueError as error:
             self._refuse(request.request_id, str(error), "busy" if isinstance(error, BusyError) else "invalid")
@@ -94,11 +97,14 @@ class EngineCore:
         if self._within_step:
             return  # it was left by an exception, and nothing will run any more
         for request_id in request_ids:
-            request = self._requests.pop(request_id, None)
-            if request_id in self._compiling:
-                self._compiling.remove(request_id)
-            elif request is not None:
+            request = self._requests.get(request_id)
+            if request is None:
+                continue
+            if request_id in self._preparing:
+                self._preparing.remove(request_id)
+            else:
                 self._scheduler.remove(request)
+            self._forget(request)
         self._refused = [output for output in self._refused if output.request_id not in request_ids]
 
     def has_work(self) -> bool:
@@ -109,7 +115,7 @@ class EngineCore:
 
         Where stages share the layers, it schedules until each has a step, and updates by the first that ends.
 
-        Where all requests wait for their grammars, it waits a little with them. Raises as `add_request`.
+        Where all requests wait for their grammars and images, it waits a little with them. Raises as `add_request`.
         """
         self._check_whole()
         self._within_step = True
@@ -129,8 +135,8 @@ class EngineCore:
         scheduler = self._scheduler
         return EngineStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting) + len(self._compiling),
-            num_deferred=len(self._compiling),
+            num_waiting=len(scheduler.waiting) + len(self._preparing),
+            num_deferred=len(self._preparing),
             num_swapped=scheduler.swap.num_requests,
             kv_cache_usage=scheduler.pool.num_held / scheduler.pool.num_blocks,
             swap_usage=scheduler.swap.usage,
@@ -156,16 +162,16 @@ class EngineCore:
             if request.in_flight:
                 beside = under_way[request].samples_after is not None
                 assert (request.num_missing_tokens == 0) == beside, f"{request.request_id} has nothing to compute"
-        known = {*self._compiling} | {r.unit[0].request_id for r in (*scheduler.running.values(), *scheduler.waiting)}
+        known = {*self._preparing} | {r.unit[0].request_id for r in (*scheduler.running.values(), *scheduler.waiting)}
         assert known == set(self._requests), f"lost or left over: {known ^ set(self._requests)}"
 
     def _turn(self) -> list[EngineOutput]:
-        self._take_grammars()
+        self._take_prepared()
         refused, self._refused = self._refused, []
         self._num_scheduled_tokens = 0
-        if len(self._compiling) == len(self._requests) and not self._in_flight:
+        if len(self._preparing) == len(self._requests) and not self._in_flight:
             if not refused:
-                self._compiling.wait(_GRAMMAR_SECONDS)
+                self._preparing.wait(_PREPARATION_SECONDS)
             return refused
         while len(self._in_flight) < self._pipeline.depth and (step := self._schedule()).scheduled:
             self._submit(step)
@@ -183,7 +189,12 @@ class EngineCore:
 
     def _schedule(self) -> Step:
         with self.profile.span("schedule"):
-            return self._scheduler.schedule()
+            step = self._scheduler.schedule()
+        for request_id in self._scheduler.preempted:
+            request = self._requests[request_id]
+            if request.pending_images is None:  # they were computed, and may have to be again
+                self._prepare_images(request)
+        return step
 
     def _check_whole(self) -> None:
         if self._within_step:
@@ -191,6 +202,7 @@ class EngineCore:
 
     def _submit(self, step: Step) -> None:
         requests = [self._scheduler.running[s.request_id] for s in step.scheduled]
+        self._hand_over_images(step)
         now = time.monotonic()
         for request in requests:
             request.in_flight = True
@@ -207,6 +219,7 @@ class EngineCore:
             if self._scheduler.running.get(request.request_id) is not request:
                 continue  # it was aborted meanwhile
             request.num_computed_tokens = sequence.end
+            _leave_computed_images(request.unit)
             of_prompt = result.prompt_logprobs.get(request.request_id)
             if NO_TOKEN in new_tokens or (of_prompt and not _are_numbers(of_prompt)):
                 outputs.append(self._fail(request, "logits"))
@@ -241,14 +254,14 @@ class EngineCore:
         message = _NOT_FINITE.format(what=what)
         log.error("request %s: %s", first.request_id, message)
         self._scheduler.fail(first)
-        del self._requests[first.request_id]
+        self._forget(first)
         return EngineOutput(first.request_id, [], "error", error=message, error_kind="fault")
 
     def _end_pooled(self, request: Request, embedding: list[float]) -> EngineOutput:
         if not math.isfinite(sum(embedding)):
             return self._fail(request, "embedding")
         self._scheduler.remove(request)
-        del self._requests[request.request_id]
+        self._forget(request)
         cached = request.num_cached_tokens or 0
         return EngineOutput(
             request.request_id, [], "stop", num_cached_tokens=cached, started_at=request.started_at, embedding=embedding
@@ -264,7 +277,7 @@ class EngineCore:
         if not group.search.done and not error:
             return []
         self._scheduler.remove(request)
-        del self._requests[request.request_id]
+        self._forget(request)
         answers = group.answers()
         if error or not answers:
             return [EngineOutput(request.request_id, [], "error", error=error or group.fault or _NOTHING_FITS)]
@@ -287,7 +300,7 @@ class EngineCore:
                 _follow(request.grammar, token, output)
             if output.finish_reason is not None:
                 self._scheduler.remove(request)
-                del self._requests[request.request_id]
+                self._forget(request)
                 break
         return output
 
@@ -302,15 +315,47 @@ class EngineCore:
             return "length", None
         return None, None
 
-    def _take_grammars(self) -> None:
-        """Schedule the requests whose grammar has come."""
-        if not self._compiling:
+    def _forget(self, request: Request) -> None:
+        del self._requests[request.request_id]
+        _leave_images(request)
+
+    def _compile(self, params: SamplingParams) -> PendingGrammar:
+        if self._grammars is None:
+            raise ValueError(
+                "structured_outputs, or stop beside use_beam_search, is set and this engine follows no text: leave it "
+                "out"
+            )
+        return self._grammars.compile(params)
+
+    def _prepare_images(self, request: Request) -> None:
+        """Begin to prepare those of a request's images that have tokens to compute, as far as is known."""
+        if self._images is None or not request.images:
             return
-        ready, wrong = self._compiling.take_ready()
+        known = self._scheduler.num_known_tokens(request)
+        wanted = [image for image in request.images if image.end > known]
+        if wanted:
+            request.pending_images = self._images.prepare(wanted)
+
+    def _hand_over_images(self, step: Step) -> None:
+        """Give the executor the images of the requests that are new to it."""
+        if self._images is None or not any(new.images for new in step.new):
+            return
+        starts = {s.request_id: s.start for s in step.scheduled}
+        for new in step.new:
+            wanted = [
+                image for image in self._scheduler.running[new.request_id].images if image.end > starts[new.request_id]
+            ]
+            new.prepared = self._images.take(wanted)
+
+    def _take_prepared(self) -> None:
+        """Schedule the requests whose grammars and images have come."""
+        if not self._preparing:
+            return
+        ready, wrong = self._preparing.take_ready()
         for request in ready:
             self._scheduler.add(request)
         for request_id, (message, kind) in wrong.items():
-            del self._requests[request_id]
+            self._forget(self._requests[request_id])
             self._refuse(request_id, message, kind)
 
     def _find_sibling(self, request: EngineRequest) -> Request | None:
@@ -353,6 +398,21 @@ class EngineCore:
 
     def _refuse(self, request_id: str, message: str, kind: ErrorKind) -> None:
         self._refused.append(EngineOutput(request_id, [], "error", error=message, error_kind=kind))
+
+
+def _leave_computed_images(unit: Sequence[Request]) -> None:
+    """Let go of a request's images once all of its `unit` have computed them."""
+    first = unit[0]
+    if first.pending_images is not None:
+        end = first.images[-1].end
+        if all(member.num_computed_tokens >= end for member in unit):
+            _leave_images(first)
+
+
+def _leave_images(request: Request) -> None:
+    if request.pending_images is not None:
+        request.pending_images.leave()
+        request.pending_images = None
 
 
 def _are_numbers(logprobs: list[TokenLogprobs]) -> bool:

@@ -93,7 +93,7 @@ class EngineStats:
 
     num_running: int = 0
     num_waiting: int = 0
-    num_deferred: int = 0  # of those that wait: for their grammar, not for room
+    num_deferred: int = 0  # of those that wait: for their grammar or their images, not for room
     num_swapped: int = 0  # of those that wait: their pages are in host memory
     kv_cache_usage: float = 0.0  # 0 to 1, of the pages that requests hold
     swap_usage: float = 0.0  # 0 to 1, of the pages of --swap-space

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from quire_engine.core.block_hash import BlockHash, block_hash, root_hash
 from quire_engine.core.grammar import GrammarState
+from quire_engine.core.image_preparation import PendingImages
 from quire_engine.core.images import PromptImage
 from quire_engine.core.pooling import PoolingParams
 from quire_engine.sampling_params import SamplingParams
@@ -45,6 +46,7 @@ class Request:
     grammar: GrammarState | None = None  # what its answer has to follow
     pooling: PoolingParams | None = None  # its answer is a vector
     images: tuple[PromptImage, ...] = ()
+    pending_images: PendingImages | None = None  # until all of them are computed
     adapted: bool = False  # whether its images are seen by a model that is changed for them
     num_computed_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)

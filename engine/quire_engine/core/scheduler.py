@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quire_engine.core.block_hash import BlockHash
 from quire_engine.core.block_pool import BlockPool
@@ -101,6 +101,11 @@ class Scheduler:
         """Queue a request. It must not be longer than `max_request_tokens`, now or ever."""
         self._name(request)
         self.waiting.push(request)
+
+    def num_known_tokens(self, request: Request) -> int:
+        """Tokens of a request, which waits or is to be added, that need not be computed if it starts now."""
+        self._name(request)
+        return self._tables.num_known_tokens(request)
 
     def remove(self, request: Request) -> None:
         """Forget a request that ended, whether it waits or runs, and free its blocks."""
@@ -416,5 +421,5 @@ def _new_sequence(request: Request) -> NewSequence:
         rotated_for=request.rotated_for,
         ranks_allowed=request.group is not None,
         pooling=request.pooling,
-        images=request.images,
+        images=tuple(replace(image, data=b"") for image in request.images),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-from quire_engine.core.images import PromptImage
+from quire_engine.core.images import PreparedImage, PromptImage
 from quire_engine.core.pooling import PoolingParams
 from quire_engine.sampling_params import SamplingParams
 
@@ -26,7 +26,8 @@ class NewSequence:
     rotated_for: int = 0  # the length that its keys are rotated for, where that matters: see `RotationByLength`
     ranks_allowed: bool = False  # its likeliest tokens are wanted among those that it may have, and not among all
     pooling: PoolingParams | None = None  # its hidden states make one vector, once the prompt is through
-    images: tuple[PromptImage, ...] = ()  # in the order of their tokens
+    images: tuple[PromptImage, ...] = ()  # in the order of their tokens, without their files
+    prepared: dict[bytes, PreparedImage] = field(default_factory=dict)  # by digest, those that are to be computed
 
 
 @dataclass(slots=True)

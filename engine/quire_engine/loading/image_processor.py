@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,40 +11,56 @@ import torch
 from PIL import Image
 
 from quire_engine.core.cropped_images import CroppedCount
+from quire_engine.core.images import PreparedImage, PromptImage
 from quire_engine.loading.cropped_pixels import CroppedPixels
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.models.language_model import ImageInputs
+from quire_engine.models.prepared_images import plain
 from quire_engine.models.vision import VisionSpec
 from quire_engine.multimodal.image_files import decoded
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
+_SIZES_BYTES = 64  # of the numbers beside the pixels
 _BLANKS = ((64, 48), (48, 96))  # width and height
 
 
 class ImageProcessor:
     """Resizes, cuts and normalises images as the model was trained with."""
 
-    def __init__(self, directory: Path, spec: VisionSpec) -> None:
-        """Raises `CheckpointError` where what stands in `directory` makes nothing that the encoder takes.
+    def __init__(self, directory: Path, spec: VisionSpec, dtype: torch.dtype) -> None:
+        """What has fractions becomes of `dtype`.
+
+        Raises `CheckpointError` where what stands in `directory` makes nothing that the encoder takes.
 
         Where it has no such file, images are treated as is usual with the encoder.
         """
-        self._names, self._options = tuple(spec.inputs(*_BLANKS[0])), spec.options
+        self._spec, self._dtype = spec, dtype
         self._processor = _processor(directory, spec)
         for size in _BLANKS:
             self._try(directory, spec, *size)
 
-    def inputs_of(self, data: bytes, device: torch.device, dtype: torch.dtype) -> ImageInputs:
-        """What the encoder takes of an image file; what has fractions as `dtype`.
+    def prepared(self, image: PromptImage) -> PreparedImage:
+        """What the encoder takes of an image. Several threads may call it.
 
-        Raises `ValueError` for what is no image.
+        Raises `ValueError` for what is no image, or not of the size that its tokens were counted by.
         """
-        inputs = self._inputs(decoded(data))
-        return {name: x.to(device, dtype if x.is_floating_point() else x.dtype) for name, x in inputs.items()}
+        pixels = decoded(image.data)
+        if pixels.size != (image.width, image.height):
+            raise ValueError(
+                f"images: one has {pixels.width} x {pixels.height} pixels and its tokens were counted by "
+                f"{image.width} x {image.height}"
+            )
+        inputs = self._inputs(pixels)
+        return plain({name: x.to(self._dtype if x.is_floating_point() else x.dtype) for name, x in inputs.items()})
 
-    def _inputs(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        made = self._processor(image, return_tensors="pt", **self._options)
-        return {name: made[name] for name in self._names}
+    def prepared_bytes(self, image: PromptImage) -> int:
+        """What `prepared` makes takes, at most."""
+        shapes = self._spec.inputs(image.width, image.height).values()
+        return sum(math.prod(shape) for shape in shapes) * self._dtype.itemsize + _SIZES_BYTES
+
+    def _inputs(self, image: Image.Image) -> ImageInputs:
+        made = self._processor(image, return_tensors="pt", **self._spec.options)
+        return {name: made[name] for name in self._spec.inputs(*_BLANKS[0])}
 
     def _try(self, directory: Path, spec: VisionSpec, width: int, height: int) -> None:
         try:

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from quire_engine.memory_plan.config_fields import Config, positive_int
 
+MAX_PIXELS = 1 << 25  # of an image that is taken
+# For each pixel of a file as it is decoded, turned and converted, and for each byte of what becomes of it: so often is
+# it there at once while numbers become fractions, and those are normalised.
+_DECODED_BYTES = 12
+_COPIES = 3
 _MOST_TILES = 64
 # Of the image processors of the models as they were published.
 _USUAL_CROPS = 36
@@ -20,6 +25,7 @@ class ImageSizes:
 
     tokens: int
     elements: int  # that are there at once while it is encoded, beside the weights
+    pixels: int  # values of what is made of it for the encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,11 @@ def image_sizes(
     return None if read is None else read(config, hidden_size, settings or {})
 
 
+def preparing_bytes(made: int, pixels: int) -> int:
+    """What an image of `pixels` takes while it is prepared, where that makes `made` bytes."""
+    return _COPIES * made + _DECODED_BYTES * pixels
+
+
 def tile_grids(config: Config, tile: int) -> tuple[tuple[int, int], ...]:
     """`image_grid_pinpoints`, heights and widths in pixels, in tiles. Raises `ValueError` where they are no tiles."""
     given = config.get("image_grid_pinpoints")
@@ -96,7 +107,7 @@ def _llava(config: Config, hidden_size: int, _: Config) -> ImageSizes:
     sizes = ClipSizes.of(config)
     with_class = config.get("vision_feature_select_strategy") == "full"
     tokens = (sizes.image_size // sizes.patch_size) ** 2 + with_class
-    return ImageSizes(tokens=tokens, elements=_clip_elements(config, sizes, 1, hidden_size))
+    return _clip_sizes(config, sizes, tokens, 1, hidden_size)
 
 
 def _llava_next(config: Config, hidden_size: int, _: Config) -> ImageSizes:
@@ -105,19 +116,21 @@ def _llava_next(config: Config, hidden_size: int, _: Config) -> ImageSizes:
     grids = tile_grids(config, sizes.image_size)
     tokens = side**2 + max(rows * side * (columns * side + 1) for rows, columns in grids)
     pictures = 1 + max(rows * columns for rows, columns in grids)
-    return ImageSizes(tokens=tokens, elements=_clip_elements(config, sizes, pictures, hidden_size))
+    return _clip_sizes(config, sizes, tokens, pictures, hidden_size)
 
 
-def _clip_elements(config: Config, sizes: ClipSizes, pictures: int, hidden_size: int) -> int:
+def _clip_sizes(config: Config, sizes: ClipSizes, tokens: int, pictures: int, hidden_size: int) -> ImageSizes:
     layers = config.get("vision_feature_layer")
-    return elements_at_once(
+    pixels = pictures * sizes.channels * sizes.image_size**2
+    elements = elements_at_once(
         patches=pictures * (1 + (sizes.image_size // sizes.patch_size) ** 2),
         hidden_size=sizes.hidden_size,
         intermediate_size=sizes.intermediate_size,
         taken=len(layers) if isinstance(layers, list) else 1,
         decoder_size=hidden_size,
-        pixels=pictures * sizes.channels * sizes.image_size**2,
+        pixels=pixels,
     )
+    return ImageSizes(tokens=tokens, elements=elements, pixels=pixels)
 
 
 def _phi4_multimodal(config: Config, hidden_size: int, settings: Config) -> ImageSizes:
@@ -142,7 +155,8 @@ def _phi4_multimodal(config: Config, hidden_size: int, settings: Config) -> Imag
     tokens = crops * side * (side + 1) + 1 + side * (side + 1)
     features = pictures * patches // 4 * width
     joined = 4 * features + tokens * (width + 4 * hidden_size)
-    return ImageSizes(tokens=tokens, elements=3 * pictures * pixels + max(features + layers + mask, joined))
+    elements = 3 * pictures * pixels + max(features + layers + mask, joined)
+    return ImageSizes(tokens=tokens, elements=elements, pixels=pictures * pixels)
 
 
 def _qwen2_vl(config: Config, hidden_size: int, settings: Config) -> ImageSizes:
@@ -154,6 +168,7 @@ def _qwen2_vl(config: Config, hidden_size: int, settings: Config) -> ImageSizes:
     pixels = positive_int({"max_pixels": settings.get("max_pixels") or largest}, "max_pixels", default=_USUAL_PIXELS)
     tokens = max(1, pixels // (patch * merge) ** 2)
     frames = positive_int(found, "temporal_patch_size", default=2)
+    values = tokens * merge**2 * 3 * frames * patch**2
     return ImageSizes(
         tokens=tokens,
         elements=elements_at_once(
@@ -162,8 +177,9 @@ def _qwen2_vl(config: Config, hidden_size: int, settings: Config) -> ImageSizes:
             intermediate_size=width * positive_int(found, "mlp_ratio", default=4),
             taken=0,
             decoder_size=hidden_size,
-            pixels=tokens * merge**2 * 3 * frames * patch**2,
+            pixels=values,
         ),
+        pixels=values,
     )
 
 

@@ -20,7 +20,7 @@ from quire_engine.memory_plan.weight_sizes import WeightSizes
 
 _Numbers = TypeVar("_Numbers", ModelShape, WeightSizes)
 _MOST = 1 << 60
-_MAY_BE_0 = ("kv_width", "image_tokens", "image_elements")
+_MAY_BE_0 = ("kv_width", "image_tokens", "image_elements", "image_pixels")
 _LONGEST_REASON = 256
 
 

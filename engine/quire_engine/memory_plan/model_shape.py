@@ -34,6 +34,7 @@ class ModelShape:
     writes_scores: bool = False  # torch has no fused attention for such scores: soft-capped, or with ALiBi
     image_tokens: int = 0  # of the largest image; 0 where none is taken
     image_elements: int = 0  # that are there at once while it is encoded
+    image_pixels: int = 0  # values of what is made of it for the encoder
 
     @staticmethod
     def from_config(config: Mapping[str, object]) -> ModelShape:
@@ -71,6 +72,7 @@ class ModelShape:
             writes_scores=bool(config.get("writes_scores", False)),
             image_tokens=0 if images is None else images.tokens,
             image_elements=0 if images is None else images.elements,
+            image_pixels=0 if images is None else images.pixels,
         )
 
     @staticmethod

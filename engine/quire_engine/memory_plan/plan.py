@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from quire_engine.memory_plan.architectures import makes_embeddings
+from quire_engine.memory_plan.image_encoders import MAX_PIXELS, preparing_bytes
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.sampling_params import MAX_LOGIT_BIAS
 
@@ -56,13 +57,14 @@ class MemoryRequest:
     num_blocks: int | None = None
     swap_space: int | None = None  # bytes of host memory for this device; None: what is usual
     host_room: int = 0  # bytes that the host has left for each of its GPUs
+    image_room: int = 0  # bytes of host memory for images that are prepared: see `image_room`
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
     """Bytes by purpose, and the size of the KV cache in blocks.
 
-    `swap_space` is host memory: on CPU a part of `limit`, on a GPU beside it.
+    `swap_space` and `image_room` are host memory: on CPU a part of `limit`, on a GPU beside it.
     """
 
     limit: int
@@ -77,6 +79,7 @@ class MemoryPlan:
     num_blocks: int
     num_swap_blocks: int
     block_size: int
+    image_room: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -86,7 +89,7 @@ class MemoryPlan:
     @property
     def others(self) -> int:
         """Bytes of the limit beside weights, activations and KV cache."""
-        return self.resident + self.http_server + (0 if self.on_gpu else self.swap_space)
+        return self.resident + self.http_server + (0 if self.on_gpu else self.swap_space + self.image_room)
 
     def with_blocks(self, num_blocks: int, num_swap_blocks: int) -> MemoryPlan:
         """The plan with no more than so many pages."""
@@ -110,6 +113,8 @@ class MemoryPlan:
             ("KV cache", self.kv_cache),
             ("swap space on the host", self.swap_space),
         ]
+        if self.image_room:
+            rows.append(("images on the host", self.image_room))
         lines = [f"  {name:<22}{size / GIB:>9.3f} GiB" for name, size in rows]
         pages = f"  {self.num_blocks} pages of {self.block_size} tokens"
         if self.num_swap_blocks:
@@ -143,7 +148,7 @@ def size_memory(request: MemoryRequest) -> MemoryPlan:
     swap_space = num_swap_blocks * block_bytes
     used = request.resident + http_server + request.weights + activations
     if not request.on_gpu:
-        used += swap_space
+        used += swap_space + request.image_room
     allowed = int(request.limit * request.utilization) - used
     pool = allowed if request.on_gpu else min(allowed, CPU_POOL_AT_MOST)
     if request.kv_cache_memory_bytes is not None:
@@ -164,7 +169,15 @@ def size_memory(request: MemoryRequest) -> MemoryPlan:
         num_blocks=num_blocks,
         num_swap_blocks=num_swap_blocks,
         block_size=request.block_size,
+        image_room=request.image_room,
     )
+
+
+def image_room(shape: ModelShape, dtype: str) -> int:
+    """Bytes of host memory in which images are prepared, and wait to be computed: what the largest takes, at least."""
+    if not shape.image_tokens:
+        return 0
+    return preparing_bytes(shape.image_pixels * BYTES_OF_DTYPE[dtype], MAX_PIXELS)
 
 
 def _blocks_of_a_step(request: MemoryRequest) -> int:
@@ -178,7 +191,7 @@ def swap_bytes(request: MemoryRequest) -> int:
     """Host memory for preempted requests of one device. On CPU none, unless asked for: the pool is host memory too."""
     if request.swap_space is not None:
         return request.swap_space
-    return max(0, min(SWAP_SPACE_ON_GPU, request.host_room)) if request.on_gpu else 0
+    return max(0, min(SWAP_SPACE_ON_GPU, request.host_room - request.image_room)) if request.on_gpu else 0
 
 
 def activation_bytes(request: MemoryRequest) -> int:
@@ -237,7 +250,7 @@ def logprob_rows(vocab_size: int) -> int:
 
 def _shortage(plan: MemoryPlan, request: MemoryRequest) -> str:
     allowed = int(plan.limit * plan.utilization)
-    others = plan.resident + plan.http_server
+    others = plan.others - (0 if plan.on_gpu else plan.swap_space)
     used = f"weights {_gib(plan.weights)}, activations {_gib(plan.activations)}, others {_gib(others)}"
     if plan.others > others:
         used += f", swap space {_gib(plan.swap_space)}"

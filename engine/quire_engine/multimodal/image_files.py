@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
+from quire_engine.memory_plan.image_encoders import MAX_PIXELS
+
 MAX_BYTES = 20 << 20
-MAX_PIXELS = 1 << 25
 MAX_RATIO = 100  # an image processor makes the shorter side as long as its encoder needs, and the other one with it
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 

@@ -65,7 +65,7 @@ class Metrics:
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for a place in the engine.")
         self._waiting_by_reason = Gauge(
             "vllm:num_requests_waiting_by_reason",
-            "Requests that wait: for room in the engine, or, deferred, for the grammar of their answer.",
+            "Requests that wait: for room in the engine, or, deferred, for their images or their answer's grammar.",
             (*LABELS, "reason"),
             registry=self.registry,
         )

@@ -16,10 +16,10 @@ from quire_engine.execution.input_batch import InputBatch
 from quire_engine.execution.kv_cache import allocate_kv_cache
 from quire_engine.execution.model_runner import ModelRunner
 from quire_engine.execution.sampling_state import SamplingState
-from quire_engine.loading.image_processor import ImageProcessor
 from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
-from quire_engine.memory_plan.plan import GIB, HTTP_SERVER_BYTES, MemoryPlan, MemoryRequest
+from quire_engine.memory_plan.plan import GIB, HTTP_SERVER_BYTES, MemoryPlan, MemoryRequest, image_room
 from quire_engine.models.language_model import LanguageModel
+from quire_engine.models.prepared_images import on_device
 
 
 def memory_request(
@@ -34,7 +34,7 @@ def memory_request(
     """What the memory plan of this rank, with its `model` loaded, depends on."""
     layout, shape = place.layout, model.shape.shard(place.layout.tensor)
     if not place.stage.first:  # images are encoded where tokens are embedded
-        shape = replace(shape, image_tokens=0, image_elements=0)
+        shape = replace(shape, image_tokens=0, image_elements=0, image_pixels=0)
     on_gpu = device.type == "cuda"
     limit = device_memory(device).limit
     num_blocks = config.num_gpu_blocks_override
@@ -63,6 +63,7 @@ def memory_request(
         num_blocks=num_blocks,
         swap_space=swap_space,
         host_room=(memory_limit() - HTTP_SERVER_BYTES) // layout.per_node - resident_bytes(),
+        image_room=image_room(model.shape, dtype) if core_config.images is not None and place.rank == 0 else 0,
     )
 
 
@@ -79,9 +80,8 @@ def model_runner(
     dtype: torch.dtype,
     device: torch.device,
     place: Place,
-    processor: ImageProcessor | None = None,
 ) -> ModelRunner:
-    """Allocate the KV cache and the buffers of steps, as `plan` says. `processor` is of a model that takes images."""
+    """Allocate the KV cache and the buffers of steps, as `plan` says."""
     cache = allocate_kv_cache(
         model,
         num_blocks=plan.num_blocks,
@@ -112,7 +112,7 @@ def model_runner(
         grids=count if isinstance(count, MergedCount) else None,
     )
     images = None
-    if processor is not None and place.stage.first:  # where tokens are embedded
-        images = ImageEmbedder(lambda data: model.embed_image(processor.inputs_of(data, device, dtype)))
+    if core_config.images is not None and place.stage.first:  # where tokens are embedded
+        images = ImageEmbedder(lambda prepared: model.embed_image(on_device(prepared, device)))
     # The results are rank 0's.
     return ModelRunner(model, batch, cache, place, dtype, core_config.pooling if place.rank == 0 else None, images)

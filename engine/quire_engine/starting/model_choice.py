@@ -37,7 +37,7 @@ def _with_image_settings(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSp
     vision = spec.vision.prepared_by(settings)
     sizes = image_sizes(checkpoint.config, shape.architecture, shape.hidden_size, settings)
     if sizes is not None:
-        shape = replace(shape, image_tokens=sizes.tokens, image_elements=sizes.elements)
+        shape = replace(shape, image_tokens=sizes.tokens, image_elements=sizes.elements, image_pixels=sizes.pixels)
     adapted = image_adapter(checkpoint.directory, shape.architecture) is not None
     return replace(spec, shape=shape, vision=replace(vision, adapted=adapted))
 

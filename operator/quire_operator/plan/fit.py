@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.memory_plan.model_shape import serving_dtype
-from quire_engine.memory_plan.plan import GIB, TOKENS_PER_STEP, MemoryPlan, MemoryRequest, size_memory
+from quire_engine.memory_plan.plan import GIB, TOKENS_PER_STEP, MemoryPlan, MemoryRequest, image_room, size_memory
 from quire_operator.api import Spec
 from quire_operator.plan.gpu_memory import Device
 
@@ -78,6 +78,7 @@ class Trial:
                 max_model_len=self.max_model_len,
                 max_num_seqs=engine.max_num_seqs,
                 max_num_batched_tokens=step,
+                image_room=image_room(self.facts.shape, self.dtype),
                 swap_space=None if engine.swap_space_gib == 4 else int(engine.swap_space_gib * GIB),
             )
         )

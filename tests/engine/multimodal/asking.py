@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
+from quire_engine.core.images import PromptImage
 from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.llm import LLM
+from quire_engine.multimodal.preparation import ImagePreparer, Pending
 from quire_engine.sampling_params import SamplingParams
 from tests.engine.multimodal.llava_checkpoint import Llava
 
@@ -31,6 +34,25 @@ def embedder_of(llm: LLM) -> ImageEmbedder:
     executor: Any = llm.core._executor
     found: ImageEmbedder = executor._images
     return found
+
+
+def preparer_of(llm: LLM) -> ImagePreparer:
+    found = llm.core._images
+    assert isinstance(found, ImagePreparer)
+    return found
+
+
+def prepare_at_once(llm: LLM) -> None:
+    """Have all requests be schedulable when they come, so that they meet each other."""
+    preparer = preparer_of(llm)
+    prepare = preparer.prepare
+
+    def waiting(images: Sequence[PromptImage]) -> Pending:
+        pending = prepare(images)
+        pending.wait(60)
+        return pending
+
+    preparer.prepare = waiting  # type: ignore[method-assign]
 
 
 def answers(llm: LLM, asked: list[Asked]) -> list[list[int]]:

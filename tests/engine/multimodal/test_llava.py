@@ -19,7 +19,16 @@ from quire_engine.multimodal.image_files import checked
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.sampling_params import BeamSearchParams, SamplingParams
 from quire_engine.startup_error import StartupError
-from tests.engine.multimodal.asking import NEW_TOKENS, PARAMS, Asked, answers, embedder_of, load, prompts
+from tests.engine.multimodal.asking import (
+    NEW_TOKENS,
+    PARAMS,
+    Asked,
+    answers,
+    embedder_of,
+    load,
+    prepare_at_once,
+    prompts,
+)
 from tests.engine.multimodal.llava_checkpoint import CASES, IMAGE, TILED, Llava, file_of, make_llava, picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,6 +69,7 @@ def test_preempted_requests_are_answered_alike(llava: Llava, swap_space: float) 
     asked = [(f"{text} number {i}", images) for i in range(3) for text, images in ASKED]
     expected = [llava.answer(text, images, NEW_TOKENS) for text, images in asked]
     llm = load(llava, num_gpu_blocks_override=17, max_num_batched_tokens=16, swap_space=swap_space)
+    prepare_at_once(llm)
     assert answers(llm, asked) == expected
     assert llm.core.stats().num_preemptions > 0
 

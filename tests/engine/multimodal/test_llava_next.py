@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
 
 from quire_engine.attention.context import AttentionContext, PrefillSpan, attention_context
+from quire_engine.core.images import PromptImage
 from quire_engine.core.tiles import TiledCount
 from quire_engine.llm import LLM
 from quire_engine.models.language_model import ImageRows
+from quire_engine.multimodal.image_files import checked
 from quire_engine.startup_error import StartupError
-from tests.engine.multimodal.asking import NEW_TOKENS, PARAMS, Asked, answers, embedder_of, load
+from tests.engine.multimodal.asking import NEW_TOKENS, PARAMS, Asked, answers, embedder_of, load, preparer_of
 from tests.engine.multimodal.llava_checkpoint import CASES, IMAGE, TILED, Llava, file_of, picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,7 +66,9 @@ def test_prompts_alone_are_answered_as_in_a_batch(llavas: Callable[[str], Llava]
 def logits_of(llm: LLM, llava: Llava, text: str, data: bytes) -> torch.Tensor:
     """The engine's logits [tokens, vocab_size] after each token of a prompt with one image, computed in one step."""
     model: Any = llm.core._executor._model  # type: ignore[attr-defined]  # the seam names no model
-    embedded = embedder_of(llm)._embed(data)
+    file = checked(data)
+    image = PromptImage(data, b"", 0, 1, file.width, file.height)
+    embedded = embedder_of(llm)._embed(preparer_of(llm).take([image])[b""])
     ids: list[int] = []
     for token in llava.ids(text):
         ids += [token] * (len(embedded) if token == 96 else 1)

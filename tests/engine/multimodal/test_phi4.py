@@ -21,6 +21,7 @@ from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.models.language_model import ImageRows
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.startup_error import StartupError
+from tests.engine.multimodal.asking import prepare_at_once
 from tests.engine.multimodal.llava_checkpoint import picture
 from tests.engine.multimodal.phi4_checkpoint import IMAGE, IMAGE_ID, Phi4, make_phi4
 
@@ -131,6 +132,7 @@ def test_preempted_requests_are_answered_alike(phi4: Phi4, expected: list[list[i
         swap_space=swap_space,
         enable_prefix_caching=False,
     )
+    prepare_at_once(llm)
     order = [1, 4, 0, 0]
     assert answers(llm, [ASKED[i] for i in order]) == [expected[i] for i in order]
     assert llm.core.stats().num_preemptions > 0

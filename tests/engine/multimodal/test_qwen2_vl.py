@@ -27,6 +27,7 @@ from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.models.language_model import ImageRows
 from quire_engine.sampling_params import BeamSearchParams, SamplingParams
 from quire_engine.startup_error import StartupError
+from tests.engine.multimodal.asking import prepare_at_once
 from tests.engine.multimodal.llava_checkpoint import picture
 from tests.engine.multimodal.qwen2_checkpoint import CASES, IMAGE, IMAGE_ID, Qwen2, make_qwen2
 
@@ -163,6 +164,7 @@ def test_preempted_requests_are_answered_alike(qwen2: Qwen2, swap_space: float) 
     expected = [qwen2.answer(text, images, NEW_TOKENS) for text, images in asked]
     sizes = {"num_gpu_blocks_override": 18, "max_model_len": 136, "max_num_batched_tokens": 16}
     llm = load(qwen2, swap_space=swap_space, **sizes)
+    prepare_at_once(llm)
     assert answers(llm, asked) == expected
     assert llm.core.stats().num_preemptions > 0
 
