@@ -34,26 +34,30 @@ class Mailbox:
     """Where the outputs of one API request, of one or more sequences, wait for whoever sends them on."""
 
     outputs: list[EngineOutput] = field(default_factory=list)
-    filled: asyncio.Event = field(default_factory=asyncio.Event)
     failure: ApiError | None = None
+    _waiting: asyncio.Future[None] | None = None
 
     async def take(self) -> list[EngineOutput]:
         """All that has come since the last call; waits for at least one. Raises `ApiError` on failure."""
         while not self.outputs:
             if self.failure is not None:
                 raise self.failure
-            self.filled.clear()
-            await self.filled.wait()
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         taken, self.outputs = self.outputs, []
         return taken
 
     def put(self, output: EngineOutput) -> None:
         self.outputs.append(output)
-        self.filled.set()
+        self._wake()
 
     def fail(self, failure: ApiError) -> None:
         self.failure = failure
-        self.filled.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
 
 class EngineClient:

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from quire_engine.core.messages import EngineInfo, EngineOutput, EngineStats
 from quire_engine.sampling_params import SamplingParams
+from quire_engine.server.histogram import PlainHistogram
 from quire_engine.server.series import LegacySeries, add_absent
 from quire_engine.wire import StepDone
 
@@ -60,6 +61,7 @@ class Metrics:
         self._named: dict[str, Collector] = {}
         self._last = EngineStats()
         self._num_prompt_tokens = self._num_generation_tokens = 0
+        self._num_exposed = 0  # of the generated tokens: the counter follows when it is looked at
 
         self.running = self._gauge("num_requests_running", "Requests that the engine is working on.")
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for a place in the engine.")
@@ -98,8 +100,12 @@ class Metrics:
         self.first_token_seconds = seconds(
             "time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN_BUCKETS
         )
-        self.inter_token_seconds = seconds(
-            "inter_token_latency_seconds", "Between one token and the next.", TOKEN_BUCKETS
+        self.inter_token_seconds = self._named["inter_token_latency_seconds"] = PlainHistogram(
+            "vllm:inter_token_latency_seconds",
+            "Between one token and the next.",
+            dict(zip(LABELS, (model_name, "0"), strict=True)),
+            TOKEN_BUCKETS,
+            self.registry,
         )
         self.token_seconds = seconds(
             "request_time_per_output_token_seconds", "A request's mean time per token after the first.", TOKEN_BUCKETS
@@ -147,6 +153,8 @@ class Metrics:
         self._legacy = LegacySeries(self.registry, model_name, self._named) if legacy else None
 
     def exposition(self) -> bytes:
+        self.generation_tokens.inc(self._num_generation_tokens - self._num_exposed)
+        self._num_exposed = self._num_generation_tokens
         return generate_latest(self.registry)
 
     def set_info(self, info: EngineInfo) -> None:
@@ -203,7 +211,6 @@ class Metrics:
         """`count` tokens of one sequence have come at `now`."""
         if count == 0:
             return
-        self.generation_tokens.inc(count)
         self._num_generation_tokens += count
         times.num_generated += count
         if times.first_token is None:
