@@ -128,3 +128,33 @@ def test_moving_from_one_pod_to_a_group_and_back_fails_no_request(
         before = load.answered
         until("the pod answers", lambda: load.answered >= before + 4)
     assert load.failures == []
+
+
+def test_a_rollout_whose_groups_crash_is_stopped_until_the_next_spec(
+    kubectl: Kubectl, namespace: str, operator: str, engine_image: str
+) -> None:
+    service = LLMService(kubectl, namespace, "kept")
+    good = spec(engine_image, 2, replicas=2)
+    service.apply(good)
+    service.wait_ready(240)
+    before = uids(service)
+    broken = {"type": "custom", "image": engine_image, "command": ["sh", "-c", "sleep 1; exit 4"]}
+    bad = {**good, "engine": broken, "rollout": {**good.get("rollout", {}), "progressDeadlineSeconds": 40}}
+    service.apply(bad)
+    until("the rollout stopped", lambda: service.condition("Ready").get("reason") == "RolloutStopped", 180)
+    until("the failing group gone", lambda: uids(service) == before, 120)
+    assert service.condition("Available")["status"] == "True"
+    assert service.get()["status"]["ready"] == "2/2"
+    assert greeted(service)
+
+    # more of what serves, and nothing of what failed
+    service.apply({**bad, "replicas": 3})
+    until("a third group serves", lambda: service.get()["status"]["ready"] == "3/3", 240)
+    assert set(before.items()) < set(uids(service).items())
+    assert service.condition("Ready")["reason"] == "RolloutStopped"
+
+    # LeaderWorkerSet may take minutes for a group of the number that had failed so often: that it begins will do
+    service.apply({**good, "podTemplate": {**good["podTemplate"], "metadata": {"labels": {"try": "2"}}}})
+    until("a group of the next spec", lambda: any("try" in pod["metadata"]["labels"] for pod in service.pods()), 120)
+    assert service.condition("Ready")["reason"] != "RolloutStopped"
+    assert service.condition("Available")["status"] == "True"

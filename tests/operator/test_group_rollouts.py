@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +20,7 @@ from quire_operator.reconcile.replicas import count_replicas
 from quire_operator.reconcile.workloads import missing_api
 from tests.operator.api_client import Namespace, Object, eventually
 from tests.operator.conftest import program_folder
-from tests.operator.fake_node import fake_node
+from tests.operator.fake_node import crashing, fake_node, serving
 from tests.operator.services import CIRCUMSTANCES, manifest, service
 
 ENGINE = {"type": "custom", "image": "registry.example/engine:1", "command": ["serve"]}
@@ -30,6 +29,7 @@ ONE: dict[str, Any] = {"engine": ENGINE}
 UID = "11111111-2222-3333-4444-555555555555"
 DEPLOYMENT, GROUPS = ("Deployment", "llama"), ("LeaderWorkerSet", "llama-nodes")
 INDEX = "leaderworkerset.sigs.k8s.io/group-index"
+BROKEN = "registry.example/broken:1"
 LATER_SECONDS = 90
 """The operator asks every 30 s which APIs there are."""
 
@@ -342,7 +342,7 @@ def install(plane: Namespace) -> None:
 @pytest.fixture
 def node(plane: Namespace) -> Iterator[None]:
     """The only node, on which all services of a test are gone before it is."""
-    with fake_node(plane.api, "one", gpus=8):
+    with fake_node(plane.api, "one", lambda pod: crashing(pod) if BROKEN in str(pod["spec"]) else serving(pod), gpus=8):
         yield
         for owner in plane.api.list(LLMSERVICES, plane.name):
             plane.api.delete(LLMSERVICES, plane.name, owner["metadata"]["name"])
@@ -354,9 +354,18 @@ def node(plane: Namespace) -> Iterator[None]:
 
 def groups_serve(plane: Namespace, name: str) -> None:
     """What LeaderWorkerSet's controller would make of it, and report."""
+    count = plane.get(LEADER_WORKER_SETS, f"{name}-nodes")["spec"]["replicas"]
+    for index in range(count):
+        add_group(plane, name, index)
+    status = {"replicas": count, "readyReplicas": count, "updatedReplicas": count}
+    plane.api.set_status(LEADER_WORKER_SETS, plane.name, f"{name}-nodes", status)
+
+
+def add_group(plane: Namespace, name: str, index: int) -> None:
+    """The pods of one, as the templates are."""
     live = plane.get(LEADER_WORKER_SETS, f"{name}-nodes")
-    count, parts = live["spec"]["replicas"], live["spec"]["leaderWorkerTemplate"]
-    for index, kind in itertools.product(range(count), ("leader", "worker")):
+    parts = live["spec"]["leaderWorkerTemplate"]
+    for kind in ("leader", "worker"):
         metadata = parts[f"{kind}Template"]["metadata"]
         labels = {"leaderworkerset.sigs.k8s.io/name": live["metadata"]["name"], INDEX: str(index)}
         plane.api.create(
@@ -370,11 +379,14 @@ def groups_serve(plane: Namespace, name: str) -> None:
                     "labels": {**metadata["labels"], **labels},
                     "annotations": metadata["annotations"],
                 },
-                "spec": {"containers": [{"name": "engine", "image": "x:1"}]},
+                "spec": {"containers": [{"name": "engine", "image": image_of(live)}]},
             },
         )
-    status = {"replicas": count, "readyReplicas": count, "updatedReplicas": count}
-    plane.api.set_status(LEADER_WORKER_SETS, plane.name, live["metadata"]["name"], status)
+
+
+def image_of(live: Object) -> str:
+    found: str = live["spec"]["leaderWorkerTemplate"]["leaderTemplate"]["spec"]["containers"][0]["image"]
+    return found
 
 
 @pytest.mark.control_plane
@@ -424,6 +436,38 @@ def test_groups_of_which_none_comes_to_serve_are_stalled_at_the_deadline(plane: 
     plane.create(manifest("stuck", **PAIRS, rollout={"progressDeadlineSeconds": 4}))
     assert "no progress for 4 s" in plane.message("stuck", "ProgressDeadlineExceeded", LATER_SECONDS)
     assert plane.condition("stuck", "Stalled")["status"] == "True"
+
+
+@pytest.mark.control_plane
+def test_a_rollout_of_groups_that_fail_is_stopped_until_the_next_edit(plane: Namespace, node: None) -> None:
+    def rolling() -> Object:
+        found: Object = plane.get(LEADER_WORKER_SETS, "held-nodes")["spec"]["rolloutStrategy"]
+        return {"partition": 0, **found["rollingUpdateConfiguration"]}
+
+    install(plane)
+    plane.create(manifest("held", **PAIRS, replicas=2, rollout={"progressDeadlineSeconds": 4}))
+    eventually(lambda: plane.find(LEADER_WORKER_SETS, "held-nodes"), LATER_SECONDS)
+    groups_serve(plane, "held")
+    plane.message("held", "Serving")
+    assert rolling() == {"partition": 0, "maxSurge": 1, "maxUnavailable": 0}
+
+    plane.change("held", {"engine": {"image": BROKEN}})
+    eventually(lambda: image_of(plane.get(LEADER_WORKER_SETS, "held-nodes")) == BROKEN)
+    add_group(plane, "held", 2)
+    message = plane.message("held", "RolloutStopped")
+    assert "pod held-nodes-2" in message
+    assert "2 of 2 replicas serve as before" in message
+    assert plane.condition("held", "Available")["status"] == "True"
+    eventually(lambda: rolling() == {"partition": 1_000_000, "maxSurge": 0, "maxUnavailable": 1})
+    plane.change("held", {"replicas": 3})
+    eventually(lambda: plane.get(LEADER_WORKER_SETS, "held-nodes")["spec"]["replicas"] == 3)
+    assert plane.condition("held", "Ready")["reason"] == "RolloutStopped"
+    assert rolling()["partition"] == 1_000_000
+
+    plane.change("held", {"engine": {"image": "registry.example/engine:2"}})
+    eventually(lambda: rolling() == {"partition": 0, "maxSurge": 1, "maxUnavailable": 0})
+    annotations = plane.get(LEADER_WORKER_SETS, "held-nodes")["metadata"]["annotations"]
+    assert "serving.quire.dev/stopped-rollout" not in annotations
 
 
 @pytest.mark.control_plane

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from quire_operator.api import LLMService, Spec
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.deployment import build_deployment
+from quire_operator.builders.leader_worker_set import build_leader_worker_set
 from quire_operator.builders.stopped_rollout import StoppedRollout
 from quire_operator.reconcile.faults import template_hash
 from quire_operator.reconcile.observation import Observation
@@ -106,6 +109,103 @@ PENDING["status"]["conditions"] = [
 )
 def test_a_rollout_is_stopped_by(found: str | None, expected: str | None) -> None:
     assert found == expected
+
+
+PAIRS: dict[str, Any] = {
+    "engine": {"type": "custom", "image": "registry.example/engine:1", "command": ["serve"]},
+    "parallelism": {"nodes": 2},
+    "resources": {"gpu": {"count": 0}},
+    "rollout": {"progressDeadlineSeconds": 100},
+}
+GROUPS = ("LeaderWorkerSet", "llama-nodes")
+
+
+def live_groups(owner: LLMService, circumstances: Circumstances = CIRCUMSTANCES) -> Any:
+    """As our last change of them left them, at the beginning of 1970."""
+    built = build_leader_worker_set(owner, circumstances)
+    assert built is not None
+    return {**built, "status": {"replicas": 2}, "appliedAt": "1970-01-01T00:00:00Z"}
+
+
+def group(owner: LLMService, index: int, *, old: bool, ready: bool, node: bool = True, words: str = "") -> list[Any]:
+    """A leader and its worker."""
+    parts, found = live_groups(owner)["spec"]["leaderWorkerTemplate"], []
+    for kind in ("leader", "worker"):
+        metadata = parts[f"{kind}Template"]["metadata"]
+        labels = {"leaderworkerset.sigs.k8s.io/name": GROUPS[1], "leaderworkerset.sigs.k8s.io/group-index": str(index)}
+        annotations = OLD["annotations"] if old else metadata["annotations"]
+        identity = {"name": f"{kind}-{index}", "labels": {**metadata["labels"], **labels}, "annotations": annotations}
+        last = {"lastState": {"terminated": {"exitCode": 4, "message": words}}} if words else {}
+        status = {"containerStatuses": [{"name": "engine", "ready": ready, **last}]}
+        ready_since = [{"type": "Ready", "status": str(ready), "lastTransitionTime": "1970-01-01T00:00:01Z"}]
+        spec = {"nodeName": "one"} if node else {}
+        found.append({"metadata": identity, "spec": spec, "status": {**status, "conditions": ready_since}})
+    return found
+
+
+PAIR = service(**PAIRS)
+
+
+def failed_groups(*pods: Any, now: float = 1000, asked: LLMService = PAIR) -> Any:
+    observation = Observation({GROUPS: live_groups(PAIR)}, list(pods), now=now)
+    return failed_rollout(asked, observation, CIRCUMSTANCES)
+
+
+SERVING = group(PAIR, 0, old=True, ready=True)
+FAILING = group(PAIR, 2, old=False, ready=False, words="no memory")
+
+
+def test_groups_that_do_not_come_to_serve_stop_their_rollout_at_the_deadline() -> None:
+    found = failed_groups(*SERVING, *FAILING)
+    assert found.reason == "EngineFailed"
+    assert "exited with code 4: no memory" in found.message
+    made_anew = failed_groups(*SERVING, *group(PAIR, 2, old=False, ready=False))
+    assert (made_anew.reason, "within 100 s" in made_anew.message) == ("ProgressDeadlineExceeded", True)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        failed_groups(*SERVING, *FAILING, now=50),
+        failed_groups(*FAILING),
+        failed_groups(*group(PAIR, 0, old=True, ready=False), *FAILING),
+        failed_groups(SERVING[0], *FAILING),
+        failed_groups(*SERVING, *FAILING, *group(PAIR, 1, old=False, ready=True)),
+        failed_groups(*SERVING),
+        failed_groups(*SERVING, *group(PAIR, 2, old=False, ready=False, node=False)),
+        failed_groups(*SERVING, *FAILING, asked=service(**PAIRS | {"parallelism": {"nodes": 3}})),
+    ],
+    ids=[
+        "before the deadline",
+        "nothing older",
+        "nothing older serves",
+        "what is older has lost its worker",
+        "another one serves",
+        "none may begin",
+        "one that waits for nodes",
+        "a spec that was corrected just now",
+    ],
+)
+def test_no_rollout_of_groups_is_stopped_by(found: Any) -> None:
+    assert found is None
+
+
+def test_groups_of_a_stopped_rollout_stay_at_what_served_until_the_spec_is_changed() -> None:
+    fault = failed_groups(*SERVING, *FAILING)
+    observation = Observation({GROUPS: live_groups(PAIR)}, [*SERVING, *FAILING], now=1000)
+    found = stop_rollout(PAIR, fault, observation, [], CIRCUMSTANCES)
+    assert found is not None
+    held = live_groups(PAIR, replace(CIRCUMSTANCES, stopped=found))
+    rolling = held["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]
+    assert rolling == {"partition": 1_000_000, "maxSurge": 0, "maxUnavailable": 1}
+    assert held["spec"]["leaderWorkerTemplate"] == live_groups(PAIR)["spec"]["leaderWorkerTemplate"]
+
+    observed = Observation({GROUPS: held})
+    assert still_stopped(PAIR, observed, CIRCUMSTANCES) == found
+    assert still_stopped(service(**PAIRS, replicas=5), observed, CIRCUMSTANCES) == found
+    engine = {**PAIRS["engine"], "image": "registry.example/engine:2"}
+    assert still_stopped(service(**PAIRS | {"engine": engine}), observed, CIRCUMSTANCES) is None
+    assert "partition" not in live_groups(PAIR)["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]
 
 
 def replica_set(revision: int, ready: int, *, hash_: str = "old", owner: str = "d") -> dict[str, Any]:

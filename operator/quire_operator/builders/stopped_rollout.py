@@ -1,4 +1,4 @@
-"""A rollout that was stopped, as the Deployment itself remembers it: written in one piece with what it changes."""
+"""A rollout that was stopped, as the workload itself remembers it: written in one piece with what it changes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class StoppedRollout:
     """Reason and words of the pods that failed."""
 
     template: Manifest
-    """The pod template that served, and does so again."""
+    """The pod template that served, and does so again; empty for groups, whose own controller keeps it."""
 
     def annotation(self) -> str:
         """The value of the annotation."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @staticmethod
-    def of(deployment: Mapping[str, Any]) -> StoppedRollout | None:
-        """What the Deployment remembers; None without, or with something that we did not write."""
-        text = (deployment["metadata"].get("annotations") or {}).get(ANNOTATION)
+    def of(workload: Mapping[str, Any]) -> StoppedRollout | None:
+        """What the workload remembers; None without, or with something that we did not write."""
+        text = (workload["metadata"].get("annotations") or {}).get(ANNOTATION)
         try:
             return StoppedRollout(**json.loads(text)) if text else None
         except (ValueError, TypeError):

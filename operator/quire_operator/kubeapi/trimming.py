@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quire_operator.builders.identity import FIELD_MANAGER, TEMPLATE_HASH
+from quire_operator.builders.identity import CACHED_REVISION, FIELD_MANAGER, TEMPLATE_HASH
 from quire_operator.kubeapi.client import Object
 
 _METADATA = (
@@ -52,11 +52,12 @@ def trim_scaler(item: Object) -> Object:
 
 
 def trim_pod(item: Object) -> Object:
-    """Identity, the template's hash, the node, what containers are limited to, and what the status says."""
+    """Identity, what tells its template and its model, the node, what containers may use, and what the status says."""
     metadata = _metadata(item, tuple(key for key in _METADATA if key not in ("annotations", "ownerReferences")))
-    hash_of_template = (item["metadata"].get("annotations") or {}).get(TEMPLATE_HASH)
-    if hash_of_template is not None:
-        metadata["annotations"] = {TEMPLATE_HASH: hash_of_template}
+    annotations = item["metadata"].get("annotations") or {}
+    kept = {name: annotations[name] for name in (TEMPLATE_HASH, CACHED_REVISION) if name in annotations}
+    if kept:
+        metadata["annotations"] = kept
     status, spec = item.get("status") or {}, item.get("spec") or {}
     node, limits = spec.get("nodeName"), [_limits(container) for container in spec.get("containers") or []]
     return {

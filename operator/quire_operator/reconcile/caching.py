@@ -61,6 +61,9 @@ class Surroundings(Protocol):
     def children(self, key: Key) -> Mapping[ChildKey, Object]:
         """Children of one LLMService."""
 
+    def pods(self, key: Key) -> list[Object]:
+        """Its pods."""
+
 
 class Caching:
     """Looks at the download that a service waits for, and sees that there is one."""
@@ -138,9 +141,10 @@ class Caching:
             found.add((status.get("cache") or {}).get("commit"))
             found.add((status.get("model") or {}).get("revision"))
             found.add(((item.get("spec") or {}).get("model") or {}).get("revision"))
-            for child in self._surroundings.children((namespace, metadata["name"])).values():
-                template = template_of(child)
-                found.add(((template.get("metadata") or {}).get("annotations") or {}).get(CACHED_REVISION))
+            key = (namespace, metadata["name"])
+            templates = [template_of(child) for child in self._surroundings.children(key).values()]
+            for serving in (*templates, *self._surroundings.pods(key)):
+                found.add(((serving.get("metadata") or {}).get("annotations") or {}).get(CACHED_REVISION))
         return {revision for revision in found if isinstance(revision, str) and is_commit(revision)}
 
 

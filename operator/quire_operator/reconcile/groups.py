@@ -18,6 +18,12 @@ GROUP_LABEL = "leaderworkerset.sigs.k8s.io/name"
 INDEX_LABEL = "leaderworkerset.sigs.k8s.io/group-index"
 
 
+def leaders_of(groups: Object, pods: Sequence[Object]) -> list[Object]:
+    """The first pod of each group, but for those that leave."""
+    name = groups["metadata"]["name"]
+    return [pod for pod in pods if _leads(pod, name) and not pod["metadata"].get("deletionTimestamp")]
+
+
 def serving_leaders(leaders: Sequence[Object], pods: Sequence[Object], size: int) -> list[Object]:
     """The leaders that are ready, and with them `size` pods in all of their group.
 
@@ -62,6 +68,11 @@ def _nodes(pods: Sequence[Object], index: str) -> list[str]:
 
 def _kin(pod: Object) -> tuple[str | None, str | None]:
     return _index(pod), template_hash(pod)
+
+
+def _leads(pod: Object, groups: str) -> bool:
+    labels = pod["metadata"].get("labels") or {}
+    return labels.get(GROUP_LABEL) == groups and labels.get(COMPONENT_LABEL) == "engine"
 
 
 def _component(pod: Object) -> str | None:

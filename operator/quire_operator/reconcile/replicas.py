@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quire_operator.api import LLMService
-from quire_operator.builders.identity import COMPONENT_LABEL
 from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.faults import template_hash
-from quire_operator.reconcile.groups import GROUP_LABEL, serving_leaders
+from quire_operator.reconcile.groups import leaders_of, serving_leaders
 from quire_operator.reconcile.workloads import (
     REVISION,
     condition,
@@ -99,8 +98,8 @@ def _of_deployment(deployment: Object) -> Replicas:
 
 def _of_groups(groups: Object, pods: Sequence[Object]) -> Replicas:
     """Its status does not say which generation it is of, so that only the leaders themselves tell new from old."""
-    spec, status, name = groups["spec"], groups.get("status") or {}, groups["metadata"]["name"]
-    leaders = [pod for pod in pods if _leads(pod, name)]
+    spec, status = groups["spec"], groups.get("status") or {}
+    leaders = leaders_of(groups, pods)
     newest = template_hash(template_of(groups))
     wanted, existing, size = (
         spec.get("replicas", 1),
@@ -119,12 +118,6 @@ def _of_groups(groups: Object, pods: Sequence[Object]) -> Replicas:
         rolled_out=existing == updated == len(leaders) == ready == wanted,
         older=len(leaders) - updated,
     )
-
-
-def _leads(pod: Object, groups: str) -> bool:
-    labels = pod["metadata"].get("labels") or {}
-    is_leader = labels.get(GROUP_LABEL) == groups and labels.get(COMPONENT_LABEL) == "engine"
-    return is_leader and not pod["metadata"].get("deletionTimestamp")
 
 
 def _is_recreating(deployment: Object, *, settled: bool) -> bool:

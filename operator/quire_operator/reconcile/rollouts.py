@@ -7,14 +7,16 @@ from typing import Any
 
 from quire_operator.api import LLMService
 from quire_operator.builders.circumstances import Circumstances
+from quire_operator.builders.deployment import progress_deadline
 from quire_operator.builders.identity import Manifest, digest
-from quire_operator.builders.pod import build_pod_template
+from quire_operator.builders.pod import build_group_templates, build_pod_template
 from quire_operator.builders.stopped_rollout import RETRY, StoppedRollout
 from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.faults import Fault, is_ready, pod_fault, template_hash
-from quire_operator.reconcile.observation import Observation, is_late
+from quire_operator.reconcile.groups import leaders_of, serving_leaders
+from quire_operator.reconcile.observation import Observation, groups_late_in, is_late
 from quire_operator.reconcile.ownership import controller_of
-from quire_operator.reconcile.workloads import REVISION
+from quire_operator.reconcile.workloads import REVISION, template_of
 
 _RESTARTS = 3
 """The engine has then failed four times, over at least a minute of back-offs."""
@@ -28,17 +30,26 @@ _COUNTS = {"replicas", "autoscaling"}
 
 def still_stopped(service: LLMService, observation: Observation, circumstances: Circumstances) -> StoppedRollout | None:
     """The rollout that was stopped, for as long as the same would be tried again."""
-    deployment = _deployment(service, observation)
-    stopped = StoppedRollout.of(deployment) if deployment is not None else None
+    workload = observation.workload(service)
+    stopped = StoppedRollout.of(workload) if workload is not None else None
     return stopped if stopped is not None and stopped.attempt == _attempt(service, circumstances) else None
 
 
 def failed_rollout(service: LLMService, observation: Observation, circumstances: Circumstances) -> Fault | None:
     """Why the rollout has to be stopped; None while it may yet succeed, or has nothing to go back to."""
-    deployment = _deployment(service, observation)
-    if deployment is None or service.spec.suspend:
+    workload = observation.workload(service)
+    if workload is None or service.spec.suspend:
         return None
-    newest = template_hash(deployment["spec"]["template"])
+    newest = template_hash(template_of(workload))
+    failed = _failed_groups if service.spec.parallelism.nodes > 1 else _failed_pods
+    fault = failed(service, workload, observation, newest)
+    if fault is None or not fault.needs_action:
+        return None
+    # what is failing may be a spec that was corrected just now
+    return fault if newest == template_hash(_template(service, circumstances)) else None
+
+
+def _failed_pods(service: LLMService, deployment: Object, observation: Observation, newest: str | None) -> Fault | None:
     pods = [pod for pod in observation.pods if not pod["metadata"].get("deletionTimestamp")]
     ours = [pod for pod in pods if template_hash(pod) == newest]
     if not any(is_ready(pod) for pod in pods if template_hash(pod) != newest):
@@ -48,10 +59,20 @@ def failed_rollout(service: LLMService, observation: Observation, circumstances:
     fault = pod_fault(service, [pod for pod in ours if _restarts(pod) >= _RESTARTS], newest)
     if fault is None or fault.reason in _MAY_PASS:
         fault = pod_fault(service, ours, newest) if is_late(deployment) else None
-    if fault is None or not fault.needs_action:
+    return fault
+
+
+def _failed_groups(service: LLMService, groups: Object, observation: Observation, newest: str | None) -> Fault | None:
+    """At the deadline alone: a group whose pod ends is made anew, so that no pod tells how often it has failed."""
+    if groups_late_in(service, observation) != 0:
         return None
-    # what is failing may be a spec that was corrected just now
-    return fault if newest == template_hash(build_pod_template(service, circumstances)) else None
+    leaders, size = leaders_of(groups, observation.pods), service.spec.parallelism.nodes
+    serving = {template_hash(leader) for leader in serving_leaders(leaders, observation.pods, size)}
+    ours = [pod for pod in observation.pods if template_hash(pod) == newest]
+    if not serving or newest in serving or not any((pod.get("spec") or {}).get("nodeName") for pod in ours):
+        return None
+    text = f"no group of the newest spec has come to serve within {progress_deadline(service)} s"
+    return pod_fault(service, ours, newest) or Fault("ProgressDeadlineExceeded", text, True)
 
 
 def stop_rollout(
@@ -61,8 +82,14 @@ def stop_rollout(
     replica_sets: Iterable[Object],
     circumstances: Circumstances,
 ) -> StoppedRollout | None:
-    """The rollout, stopped: the newest template of which pods serve takes its place. None when there is no such."""
-    deployment = _deployment(service, observation)
+    """The rollout, stopped: the newest template of which pods serve takes its place. None when there is no such.
+
+    Groups need none of `replica_sets`: LeaderWorkerSet knows which template served.
+    """
+    attempt, message = _attempt(service, circumstances), f"{fault.reason}: {fault.message}"
+    if service.spec.parallelism.nodes > 1:
+        return StoppedRollout(attempt, message, {})
+    deployment = observation.workload(service)
     if deployment is None:
         return None
     failing = template_hash(deployment["spec"]["template"])
@@ -76,19 +103,21 @@ def stop_rollout(
     if not serving:
         return None
     template = _as_deployed(max(serving, key=_revision)["spec"]["template"])
-    return StoppedRollout(_attempt(service, circumstances), f"{fault.reason}: {fault.message}", template)
+    return StoppedRollout(attempt, message, template)
 
 
-def _deployment(service: LLMService, observation: Observation) -> Object | None:
-    """Groups of pods are left to LeaderWorkerSet, which keeps no template that another may ask for."""
-    return observation.workload(service) if service.spec.parallelism.nodes == 1 else None
+def _template(service: LLMService, circumstances: Circumstances) -> Manifest:
+    """Of the pods that serve."""
+    if service.spec.parallelism.nodes > 1:
+        return build_group_templates(service, circumstances)[0]
+    return build_pod_template(service, circumstances)
 
 
 def _attempt(service: LLMService, circumstances: Circumstances) -> str:
     """Tells one try from another. How many replicas there are makes no difference, so that scaling tries nothing."""
     # without defaults, a field that a later operator knows is no other try
     spec = service.spec.model_dump(mode="json", exclude=_COUNTS, exclude_defaults=True)
-    template = template_hash(build_pod_template(service, circumstances))
+    template = template_hash(_template(service, circumstances))
     return digest([spec, template, service.metadata.annotations.get(RETRY)])
 
 
