@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from quire_operator.api import InvalidLLMServiceError, LLMService, Status, parse_llmservice
+from quire_operator.api import InvalidLLMServiceError, LLMService, parse_llmservice
 from quire_operator.builders.circumstances import Capabilities, Circumstances
 from quire_operator.builders.desired import desired_objects
-from quire_operator.builders.identity import FIELD_MANAGER, SERVICE_LABEL
+from quire_operator.builders.identity import SERVICE_LABEL
 from quire_operator.builders.scaling import obstacle
 from quire_operator.kubeapi.client import Client, Object
 from quire_operator.kubeapi.errors import ApiError, UnreachableError
 from quire_operator.kubeapi.login import own_namespace
 from quire_operator.kubeapi.reflector import Key
-from quire_operator.kubeapi.resources import EVENTS, LLMSERVICES, REPLICA_SETS
+from quire_operator.kubeapi.resources import LLMSERVICES, REPLICA_SETS
 from quire_operator.plan.acceptance import Refusal, refusal_of
 from quire_operator.reconcile.caching import HELD_BACK, Caching, Downloads
 from quire_operator.reconcile.changes import ChildKey, changes, is_scaler
@@ -30,7 +30,6 @@ from quire_operator.reconcile.events import (
     hand_edit_event,
     loss_event,
     plan_events,
-    transition_events,
 )
 from quire_operator.reconcile.hand_edits import HandEdits
 from quire_operator.reconcile.needed import still_needed
@@ -38,6 +37,7 @@ from quire_operator.reconcile.observation import Observation, groups_late_in
 from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, serves_already, was_accepted
 from quire_operator.reconcile.prefetch_jobs import losses
 from quire_operator.reconcile.prefetching import CacheState
+from quire_operator.reconcile.reporting import Reporter
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
 from quire_operator.reconcile.scalers import leaving_scalers, stuck_scaler
 from quire_operator.reconcile.status import failing_status, planning_status, status_of
@@ -134,6 +134,7 @@ class Reconciler:
         self._settled: dict[Key, dict[ChildKey, tuple[str, str]]] = {}
         self._environments = environments
         self._hand_edits = HandEdits()
+        self._reporter = Reporter(client, services)
         self._caching = Caching(client, downloads, services, surroundings)
 
     async def reconcile(self, key: Key) -> Result:
@@ -204,9 +205,9 @@ class Reconciler:
                 observation = replace(self._observe(key, outcome.deleted), environment=environment)
                 cache = await self._caching.carry_out(jobs, service, planned, observation)
                 for loss in losses(jobs):
-                    await self._post(loss_event(service, loss, _now()))
+                    await self._reporter.post(loss_event(service, loss, _now()))
             if edit is not None:
-                await self._post(hand_edit_event(service, edit, _now()))
+                await self._reporter.post(hand_edit_event(service, edit, _now()))
             stuck = stuck_scaler(service, self._surroundings.children(key), _now())
             outcome.waiting_for += leaving_scalers(service, self._surroundings.children(key))
             if stuck is not None:
@@ -312,23 +313,19 @@ class Reconciler:
         status = status_of(service, observation, outcome, refusal, self._settings, now, planned)
         if status == service.status:
             return False
-        events = transition_events(service, service.status.conditions, status.conditions, now)
-        if is_warning(service.status, status, refusal):
-            events += plan_events(service, status, now)
+        events = plan_events(service, status, now) if is_warning(service.status, status, refusal) else []
         events += advice_events(service, service.status, status, now)
         downloading = download_event(service, status, now)
         if downloading is not None:
             events.append(downloading)
-        await self._write_status(service.metadata.namespace, service.metadata.name, service.metadata.uid, status)
-        for event in events:
-            await self._post(event)
+        await self._reporter.write(service, status, now, events)
         return True
 
     async def _report_planning(self, key: Key, service: LLMService) -> Result:
         """Say once that the spec is not acted on yet: without conditions, tools would take it for done."""
         if service.status.observed_generation != service.metadata.generation:
             now = _now()
-            await self._write_interim(service, planning_status(service, self._observe(key, ()), now), now)
+            await self._reporter.write(service, planning_status(service, self._observe(key, ()), now), now)
         return Result("waiting")
 
     async def _report_failing(self, key: Key, error: ApiError) -> None:
@@ -341,35 +338,9 @@ class Reconciler:
             service, now = parse_llmservice(manifest), _now()
             status = failing_status(service, self._observe(key, ()), str(error), now)
             if status != service.status:
-                await self._write_interim(service, status, now)
+                await self._reporter.write(service, status, now)
         except (InvalidLLMServiceError, ApiError, UnreachableError) as second:
             logger.warning("the status cannot be written: %s", second)
-
-    async def _write_interim(self, service: LLMService, status: Status, now: str) -> None:
-        events = transition_events(service, service.status.conditions, status.conditions, now)
-        await self._write_status(service.metadata.namespace, service.metadata.name, service.metadata.uid, status)
-        for event in events:
-            await self._post(event)
-
-    async def _write_status(self, namespace: str, name: str, uid: str, status: Status) -> None:
-        manifest = {
-            "apiVersion": LLMSERVICES.api_version,
-            "kind": LLMSERVICES.kind,
-            # with the uid, a status cannot land on a successor of the same name
-            "metadata": {"name": name, "namespace": namespace, "uid": uid},
-            "status": status.model_dump(by_alias=True, exclude_none=True, exclude_defaults=False),
-        }
-        answer = await self._client.apply(LLMSERVICES, manifest, FIELD_MANAGER, force=True, subresource="status")
-        self._services.learn(answer)
-
-    async def _post(self, event: Object) -> None:
-        logger.info("%s: %s", event["reason"], event["message"])
-        try:
-            await self._client.create(EVENTS, event)
-        except (ApiError, UnreachableError) as error:
-            if isinstance(error, ApiError) and error.namespace_is_going:
-                return
-            logger.warning("an Event was lost: %s", error)  # the condition says the same
 
     async def _report_unreadable(self, key: Key, manifest: Object, error: InvalidLLMServiceError) -> Result:
         """The API server let an object pass that we cannot read: its CRD is older or newer than this operator."""
