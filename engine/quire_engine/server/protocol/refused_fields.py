@@ -63,7 +63,7 @@ OF_RESPONSES: RefusedFields = {
     "access_programs": Refused(),
     "background": Refused("nothing is stored here, leave it out or set stream to true", _OFF),
     "background_options": Refused("nothing is stored here, leave it out"),
-    "context_management": Refused('set truncation to "auto", or send fewer items in input'),
+    "context_management": Refused("send fewer items in input"),
     "conversation": Refused(_STORED),
     "enable_response_messages": Refused(harmless=_OFF),
     "image": Refused(),
