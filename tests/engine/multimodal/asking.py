@@ -52,7 +52,7 @@ def prepare_at_once(llm: LLM) -> None:
         pending.wait(60)
         return pending
 
-    preparer.prepare = waiting  # type: ignore[method-assign]
+    preparer.prepare = waiting  # type: ignore[method-assign]  # so that a test can step on at once
 
 
 def answers(llm: LLM, asked: list[Asked]) -> list[list[int]]:
