@@ -143,7 +143,9 @@ class Caching:
             found.add(((item.get("spec") or {}).get("model") or {}).get("revision"))
             key = (namespace, metadata["name"])
             templates = [template_of(child) for child in self._surroundings.children(key).values()]
-            for serving in (*templates, *self._surroundings.pods(key)):
+            # one that leaves has read its model, and would keep it on the claim until the next download
+            pods = [pod for pod in self._surroundings.pods(key) if not pod["metadata"].get("deletionTimestamp")]
+            for serving in (*templates, *pods):
                 found.add(((serving.get("metadata") or {}).get("annotations") or {}).get(CACHED_REVISION))
         return {revision for revision in found if isinstance(revision, str) and is_commit(revision)}
 
