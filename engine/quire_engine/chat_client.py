@@ -9,7 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def run_chat(url: str, model: str | None, api_key: str | None, message: str | None) -> int:
@@ -20,19 +20,44 @@ def run_chat(url: str, model: str | None, api_key: str | None, message: str | No
         messages: list[dict[str, str]] = []
         for asked in [message] if message else _typed():
             messages.append({"role": "user", "content": asked})
-            answer = ""
-            for text in server.stream(model, messages):
-                sys.stdout.write(text)
-                sys.stdout.flush()
-                answer += text
-            sys.stdout.write("\n")
-            messages.append({"role": "assistant", "content": answer})
+            messages.append({"role": "assistant", "content": _show(server.stream(model, messages))})
     except _ServerError as error:
         sys.stderr.write(f"quire-engine chat: {error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stdout.write("\n")
     return 0
+
+
+def _show(pieces: Iterable[_Piece]) -> str:
+    """Write an answer as it comes: what the model thinks to standard error, dimmed on a terminal. Returns the rest."""
+    dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
+    thought, thinking, said = False, False, ""
+    try:
+        for piece in pieces:
+            if piece.thought:
+                sys.stderr.write(f"{dim}{'' if thinking else 'thinking: '}{piece.thought}{plain}")
+                sys.stderr.flush()
+                thought = thinking = True
+            if piece.said:
+                if thinking:
+                    sys.stderr.write("\n")
+                    thinking = False
+                sys.stdout.write(piece.said)
+                sys.stdout.flush()
+                said += piece.said
+    finally:
+        if thinking:
+            sys.stderr.write("\n")
+    if thought and not said:
+        sys.stderr.write("(no answer: all its tokens went into thinking)\n")
+    sys.stdout.write("\n")
+    return said
+
+
+class _Piece(NamedTuple):
+    thought: str
+    said: str
 
 
 class _ServerError(Exception):
@@ -53,7 +78,7 @@ class _Server:
         except (ValueError, LookupError, TypeError) as error:
             raise _ServerError(f"{self._base}/v1/models lists no model: is it the server of one?") from error
 
-    def stream(self, model: str, messages: list[dict[str, str]]) -> Iterator[str]:
+    def stream(self, model: str, messages: list[dict[str, str]]) -> Iterator[_Piece]:
         body = {"model": model, "messages": messages, "stream": True}
         with self._open("/v1/chat/completions", json.dumps(body).encode()) as answer:
             for data in self._events(answer):
@@ -61,7 +86,9 @@ class _Server:
                 if "error" in event:
                     raise _ServerError(event["error"]["message"])
                 for choice in event["choices"]:
-                    yield choice["delta"].get("content") or ""
+                    delta = choice["delta"]
+                    thought = delta.get("reasoning") or delta.get("reasoning_content")
+                    yield _Piece(thought or "", delta.get("content") or "")
 
     def _events(self, answer: Iterable[bytes]) -> Iterator[str]:
         with contextlib.suppress(OSError, http.client.HTTPException):

@@ -59,8 +59,8 @@ class Inputs:
             if len(ids) > self._longest:
                 raise ApiError(
                     400,
-                    f"input has {len(ids)} tokens: this model takes at most {self._longest}, shorten it or set "
-                    "truncate_prompt_tokens to -1",
+                    f"This model's maximum context length is {self._longest} tokens. However, input has {len(ids)} "
+                    "tokens: shorten it, or set truncate_prompt_tokens to -1",
                     param="input",
                 )
         return prompts

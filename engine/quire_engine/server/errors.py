@@ -15,7 +15,10 @@ from starlette.responses import JSONResponse
 from quire_engine.core.messages import EngineOutput
 
 # How pydantic names the member of a union in the path to what is wrong.
-_KINDS_OF_UNIONS = ("list[", "dict[", "function-", "constrained-", "of-", "tagged-union[", "literal[")
+_KINDS_OF_UNIONS = (
+    *("list[", "dict[", "function-", "constrained-", "of-", "tagged-union[", "literal["),
+    *("NamedFunction", "NamedToolChoice"),
+)
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but metrics and traces count it
 KINDS = {
     400: "BadRequestError",

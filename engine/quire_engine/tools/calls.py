@@ -58,18 +58,20 @@ class CallFormat:
     """How a model writes calls.
 
     `opening` markers begin a series of calls and `closing` ones end it, but need not come. With `bare`, calls may also
-    be the answer's first text, beginning with one of these characters. `reader` gives what reads a call that begins at
-    a place, or None where none can. Between calls there may be whitespace, commas, semicolons and square brackets.
+    be the answer's first text, beginning with one of these characters. `heads` are the first characters of calls that
+    need no marker before them. `reader` gives what reads a call that begins at a place, or None where none can. Between
+    calls there may be whitespace, commas, semicolons and square brackets.
     """
 
     reader: Reader
     opening: tuple[str, ...] = ()
     closing: tuple[str, ...] = ()
     bare: str = ""
+    heads: tuple[str, ...] = ()
 
     @property
     def markers(self) -> tuple[str, ...]:
-        return self.opening + self.closing
+        return self.opening + self.closing + self.heads
 
 
 class CallParser:
@@ -127,6 +129,10 @@ class CallParser:
             self._events.content(text[at:end])
             return len(text)
         self._events.content(text[at : found.start()])
+        if found[0] in self._format.heads:
+            self._enter()
+            self._opened = True
+            return found.start()
         self._marker(found[0])
         return found.end()
 
@@ -143,7 +149,7 @@ class CallParser:
     def _between(self, text: str, at: int) -> int:
         """Behind a marker or a call, where another call may begin."""
         found = self._markers.match(text, at)
-        if found is not None:
+        if found is not None and found[0] not in self._format.heads:
             self._leave("")
             self._marker(found[0])
             return found.end()
@@ -170,8 +176,16 @@ class CallParser:
         elif self._call.faulty:
             self._opened = self._opened and self._call.started
             self._unread = self._call.unread
-            self._call, self._state = None, self._text
+            self._state = self._text if self._call.started else self._past_head
+            self._call = None
         return at
+
+    def _past_head(self, text: str, at: int) -> int:
+        """At what was no call: its head is content, or it would be taken for one again, and for ever."""
+        head = next((head for head in self._format.heads if text.startswith(head, at)), "")
+        self._events.content(head)
+        self._state = self._text
+        return at + len(head)
 
     def _enter(self) -> None:
         self._state, self._before, self._first = self._between, [], True

@@ -1,4 +1,7 @@
-"""Qwen 3 Coder: <tool_call><function=f><parameter=a>1</parameter>...</function></tool_call>, once for each call."""
+"""Qwen 3 Coder: <tool_call><function=f><parameter=a>1</parameter>...</function></tool_call>, once for each call.
+
+Models at times forget <tool_call>: a call begins without it, too.
+"""
 
 from __future__ import annotations
 
@@ -47,4 +50,4 @@ def _xml_calls(events: EventList, offered: Offered, place: Place) -> CallReader 
     return XmlCall(events, offered, place.before) if place.char == "<" else None
 
 
-QWEN3_CODER = CallFormat(_xml_calls, opening=("<tool_call>",), closing=("</tool_call>",))
+QWEN3_CODER = CallFormat(_xml_calls, opening=("<tool_call>",), closing=("</tool_call>",), heads=(_HEAD,))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import socket
 import subprocess
 import sys
@@ -85,3 +87,40 @@ def test_an_answer_that_breaks_off_is_no_success(answer: str) -> None:
     result = chat(answer, "--model", "tiny")
     assert (result.returncode, result.stdout) == (1, "A")
     assert result.stderr.strip().endswith("broke off before the end of its answer")
+
+
+@pytest.fixture
+def thinker(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server that streams the parameter's deltas, whatever it is asked."""
+    events = [f"data: {json.dumps({'choices': [{'delta': delta}]})}\n\n" for delta in request.param]
+    body = "".join([*events, "data: [DONE]\n\n"]).encode()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.server_port}"
+        listener.shutdown()
+
+
+_THOUGHTS = [{"reasoning": "Hm, "}, {"reasoning_content": "well."}]
+
+
+@pytest.mark.parametrize(
+    ("thinker", "said", "thought"),
+    [
+        ([*_THOUGHTS, {"content": "A"}, {"content": "B"}], "AB\n", "thinking: Hm, well.\n"),
+        (_THOUGHTS, "\n", "thinking: Hm, well.\n(no answer: all its tokens went into thinking)\n"),
+        ([{"content": "A", "reasoning": None}], "A\n", ""),
+    ],
+    indirect=["thinker"],
+)
+def test_what_a_model_thinks_is_shown_beside_its_answer(thinker: str, said: str, thought: str) -> None:
+    result = chat(thinker, "--model", "tiny")
+    assert (result.returncode, result.stdout, result.stderr) == (0, said, thought)

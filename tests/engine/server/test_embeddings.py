@@ -126,7 +126,11 @@ def test_prompt_tokens_are_counted_and_requests_end_well(embedder: Server) -> No
         ({"input": [128]}, "input", "ids end at 127"),
         ({"input": [-1]}, None, None),
         ({"input": {"a": 1}}, None, None),
-        ({"input": "a" * 127}, "input", "129 tokens: this model takes at most 128"),
+        (
+            {"input": "a" * 127},
+            "input",
+            "This model's maximum context length is 128 tokens. However, input has 129 tokens",
+        ),
         ({"input": "abc", "dimensions": 65}, "dimensions", "dimensions is 65: this model's vectors have 64"),
         ({"input": "abc", "dimensions": 0}, "dimensions", None),
         ({"input": "abc", "encoding_format": "hex"}, "encoding_format", "base64"),

@@ -95,6 +95,7 @@ def test_any_page_may_ask_unless_origins_are_named(server: Server) -> None:
 def test_a_proxys_path_may_stand_before_each_path(guarded: Server) -> None:
     assert get(guarded, "/llm/v1/models").json()["data"] == get(guarded, "/v1/models").json()["data"]
     assert get(guarded, "/llm/health", "wrong").status_code == 200
+    assert get(guarded, "/metrics/", "wrong").status_code == get(guarded, "/metrics", "wrong").status_code == 200
     assert get(guarded, "/llm/v1/models", "wrong").status_code == 401
     assert get(guarded, "/other/v1/models").status_code == 404
     assert get(guarded, "/llm/openapi.json").json()["servers"] == [{"url": "/llm"}]

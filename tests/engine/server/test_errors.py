@@ -57,6 +57,7 @@ COMPLETION = {"model": "tiny", "prompt": "Hello"}
         ({**CHAT, "n": 129}, "n", "n: Input should be less than or equal to 128"),
         ({**CHAT, "stop": ["a"] * 17}, "stop", "stop holds 17 strings: it may hold at most 16"),
         ({**CHAT, "tool_choice": "foo"}, "tool_choice", "'none'"),
+        ({**CHAT, "tool_choice": {"type": "tool"}}, "tool_choice.type", "'function'"),
         ({**CHAT, "messages": []}, "messages", "at least 1 item"),
         ({"model": "tiny"}, "messages", "missing"),
         ({**CHAT, "messages": [{"role": "user", "content": 5}]}, "messages.0.content", "string"),

@@ -218,6 +218,7 @@ def test_an_image_is_a_chats_image_and_a_fields_of_sampling_a_chats() -> None:
             "tools.0.parameters",
             "tools.0.parameters has the type 'array'",
         ),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "no"}}, "tool_choice.type", "'function'"),
         ({"truncation": "auto"}, None, "truncation is auto"),
         ({"input": []}, None, "input is empty: send a text, or at least one item"),
         ({"input": [{"type": "web_search_call"}]}, "input.0.type", "input.0.type is 'web_search_call': it must be one"),

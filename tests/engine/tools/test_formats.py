@@ -107,6 +107,12 @@ def call(name: str, arguments: str) -> list[Event]:
         ),
         (
             "qwen3_coder",
+            "Well.\n<function=get_time></function>\n<function=get_weather><parameter=city>Oslo</parameter></function>"
+            "\n</tool_call> Done.",
+            [Content("Well."), *call("get_time", "{}"), *call("get_weather", OSLO), Content("Done.")],
+        ),
+        (
+            "qwen3_coder",
             '<tool_call><function=math.add><parameter=a>True</parameter><parameter=b>{"c": [1]}</parameter>'
             "<parameter=c>two\nlines</parameter><parameter=d>NaN</parameter></function></tool_call>",
             call("math.add", '{"a": true, "b": {"c": [1]}, "c": "two\\nlines", "d": "NaN"}'),
@@ -208,6 +214,9 @@ def test_calls_are_found_as_models_write_them(format: str, text: str, expected: 
         ("kimi_k2", "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_time:0{}"),
         ("qwen3_coder", "<tool_call>\n<func>x</func></tool_call>"),
         ("qwen3_coder", "<tool_call>\n<function=></function></tool_call>"),
+        ("qwen3_coder", "Well, <function=></function>"),
+        ("qwen3_coder", "<function=get_weather"),
+        ("qwen3_coder", "<tool_call><function=<function=<function="),
     ],
 )
 def test_what_is_no_call_is_content_to_the_letter(format: str, text: str) -> None:
