@@ -15,7 +15,7 @@ import torch
 from quire_engine.config import EngineConfig
 from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.loop import EngineCore
-from quire_engine.core.messages import EngineInfo
+from quire_engine.core.messages import EngineInfo, Vocabulary
 from quire_engine.core.step import Executor
 from quire_engine.core.step_profile import NO_PROFILE, StepProfile
 from quire_engine.distributed.layout import Layout
@@ -40,11 +40,12 @@ from quire_engine.starting.model_loading import load_by_transformers, load_model
 from quire_engine.starting.phases import OnPhase, Phases
 from quire_engine.startup_error import StartupError
 from quire_engine.structured.grammars import CompiledGrammars
-from quire_engine.structured.vocabulary import vocabulary_of
+from quire_engine.structured.vocabulary import read_vocabulary, written_vocabulary
 from quire_engine.text.token_bytes import TokenBytes
 from quire_engine.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
+    from llguidance import LLTokenizer
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -79,14 +80,23 @@ class BuiltRank:
     images: ImagePreparer | None  # of rank 0, where the model takes images
 
 
+@dataclass
+class Learned:
+    """What the process around an engine may tell it once it is there."""
+
+    vocabulary: Vocabulary | None = None
+
+
 def build_engine(
     config: EngineConfig,
     on_phase: OnPhase | None = None,
     on_lost: OnLost | None = None,
     on_model: OnModel | None = None,
+    learned: Learned | None = None,
 ) -> tuple[EngineCore, EngineInfo]:
     """Load the model, plan and allocate its memory, and warm it up.
 
+    `learned` is where a vocabulary may come to be, for an engine that should load no tokenizer.
     `on_phase` hears the name and the seconds of each part of the start: device, config, ranks, weights, memory,
     warm-up. `on_lost` hears the cause, in a thread, when another rank has gone: see `Leader`.
     Raises `StartupError` for everything that the user can put right.
@@ -95,11 +105,11 @@ def build_engine(
         raise StartupError("InvalidFlag", f"--node-rank is {config.node_rank}: only node 0 runs an engine by itself")
     if Layout.of(config).size == 1:
         built = build_rank(config, None, on_phase, on_model)
-        return _started(config, built, built.runner)
+        return _started(config, built, built.runner, learned or Learned())
     leader = Leader(config, on_lost)
     try:
         built = build_rank(config, leader, on_phase, on_model)
-        return _started(config, built, RankedExecutor(built.runner, leader))
+        return _started(config, built, RankedExecutor(built.runner, leader), learned or Learned())
     except StartupError as error:
         leader.close(str(error))
         raise
@@ -190,7 +200,9 @@ def build_rank(
     return BuiltRank(runner, core_config, plan, info, phase, preparer)
 
 
-def _started(config: EngineConfig, built: BuiltRank, executor: Executor) -> tuple[EngineCore, EngineInfo]:
+def _started(
+    config: EngineConfig, built: BuiltRank, executor: Executor, learned: Learned
+) -> tuple[EngineCore, EngineInfo]:
     """Warm up all ranks, and put the core on top of them."""
     core_config, info = built.core_config, built.info
     with built.phase("warm-up", "EngineFailed"):
@@ -201,8 +213,13 @@ def _started(config: EngineConfig, built: BuiltRank, executor: Executor) -> tupl
     on_gpu = info.device == "cuda"
     gpu_blocks, cpu_blocks = (info.num_blocks, info.num_swap_blocks) if on_gpu else (0, info.num_blocks)
     log.info("# GPU blocks: %d, # CPU blocks: %d", gpu_blocks, cpu_blocks)
+
+    def vocabulary() -> LLTokenizer:
+        told = learned.vocabulary or written_vocabulary(_load_tokenizer(config), core_config.vocab_size)
+        return read_vocabulary(told)
+
     grammars = CompiledGrammars(
-        lambda: vocabulary_of(_load_tokenizer(config), core_config.vocab_size),
+        vocabulary,
         core_config.vocab_size,
         core_config.eos_token_ids,
         lambda: TokenBytes(_load_tokenizer(config)),

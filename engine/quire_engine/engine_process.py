@@ -19,7 +19,7 @@ from quire_engine.distributed.launch import die_with_parent
 from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.leader import MASTER_PORT
 from quire_engine.distributed.watch import RanksLostError
-from quire_engine.engine import build_engine, build_rank
+from quire_engine.engine import Learned, build_engine, build_rank
 from quire_engine.failure import failure_of
 from quire_engine.logs import configure_logging
 from quire_engine.startup_error import StartupError
@@ -61,10 +61,11 @@ def main() -> int:
 
 def _lead(options: wire.LaunchOptions, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]) -> None:
     on_lost, on_model = _on_lost(options.socket_folder), _on_model(replies)
-    core, info = build_engine(options.config, _on_phase(replies), on_lost, on_model)
+    learned = Learned()
+    core, info = build_engine(options.config, _on_phase(replies), on_lost, on_model, learned)
     try:
         replies.send(wire.encode(wire.Ready(info)))
-        _serve(core, requests, replies)
+        _serve(core, learned, requests, replies)
     finally:
         core.close()
 
@@ -121,23 +122,25 @@ def _on_lost(socket_folder: str) -> Callable[[str], None]:
     return end
 
 
-def _serve(core: EngineCore, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]) -> None:
+def _serve(core: EngineCore, learned: Learned, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]) -> None:
     """Step while there is work; sleep in the socket while there is none."""
     while True:
         while not core.has_work() or requests.poll(0):
-            if not _handle(wire.decode_to_engine(requests.recv()), core, replies):
+            if not _handle(wire.decode_to_engine(requests.recv()), core, learned, replies):
                 return
         outputs = core.step()
         with core.profile.span("send"):
             replies.send(wire.encode(wire.StepDone(outputs, core.stats())))
 
 
-def _handle(message: wire.ToEngine, core: EngineCore, replies: zmq.Socket[bytes]) -> bool:
+def _handle(message: wire.ToEngine, core: EngineCore, learned: Learned, replies: zmq.Socket[bytes]) -> bool:
     """Apply one message. False when the process should end."""
     match message:
         case wire.Add(requests):
             for request in requests:
                 core.add_request(request)
+        case wire.Learn(vocabulary):
+            learned.vocabulary = vocabulary
         case wire.Abort(request_ids):
             core.abort(request_ids)
             replies.send(wire.encode(wire.Pong(core.stats())))

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from quire_engine.config import EngineConfig
-from quire_engine.core.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats
+from quire_engine.core.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats, Vocabulary
 
 
 class LaunchOptions(msgspec.Struct):
@@ -31,6 +31,12 @@ def output_address(folder: str | Path) -> str:
 
 class Add(msgspec.Struct, tag=True):
     requests: list[EngineRequest]
+
+
+class Learn(msgspec.Struct, tag=True):
+    """What grammars are compiled for, before the first request that needs one."""
+
+    vocabulary: Vocabulary
 
 
 class Abort(msgspec.Struct, tag=True):
@@ -82,7 +88,7 @@ class Released(msgspec.Struct, tag=True):
     """On a node that follows another: that one has ended, as it was asked to, and so does this one."""
 
 
-ToEngine = Add | Abort | Ping | Stop
+ToEngine = Add | Learn | Abort | Ping | Stop
 FromEngine = Phase | ModelRead | Ready | StepDone | Pong | Failed | Released
 
 encode: Callable[[ToEngine | FromEngine], bytes] = msgspec.msgpack.Encoder().encode

@@ -105,6 +105,15 @@ class EngineStats:
     num_scheduled_tokens: int = 0  # in this step
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """A model's tokens, from the process that has loaded its tokenizer: where torch is, transformers takes seconds."""
+
+    tokenizer: str  # the tokenizers library's JSON, with the tokens that were added
+    size: int
+    eos_token_id: int
+
+
 @dataclass
 class EngineInfo:
     """What the engine found out while starting; the server needs it to validate and to report."""

@@ -20,7 +20,7 @@ import zmq.asyncio
 
 from quire_engine import wire
 from quire_engine.config import EngineConfig
-from quire_engine.core.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats
+from quire_engine.core.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats, Vocabulary
 from quire_engine.server.errors import ApiError
 from quire_engine.wire import LaunchOptions, input_address, output_address
 
@@ -117,6 +117,11 @@ class EngineClient:
         for request in requests:
             self._mailboxes[request.request_id] = mailbox
         self._send(wire.Add(requests))
+
+    def teach(self, vocabulary: Vocabulary) -> None:
+        """Tell the engine its tokens, so that it need not load the tokenizer for its first grammar."""
+        if self.failure is None:
+            self._send(wire.Learn(vocabulary))
 
     def abort(self, request_ids: list[str]) -> None:
         """Forget these requests and free their pages. Ids that have ended already are ignored."""

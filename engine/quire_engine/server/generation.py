@@ -17,6 +17,7 @@ from quire_engine.server.errors import ApiError, refused
 from quire_engine.server.metrics import Answers, Metrics, RequestTimes
 from quire_engine.server.request_log import RequestLog
 from quire_engine.server.tracing.facts import note_end
+from quire_engine.server.vocabulary import VocabularyLesson
 from quire_engine.text.detokenizer import IncrementalDetokenizer
 
 if TYPE_CHECKING:
@@ -50,9 +51,15 @@ class Generation:
     """Runs requests on the engine and turns their tokens into text."""
 
     def __init__(
-        self, client: EngineClient, tokenizer: PreTrainedTokenizerBase, metrics: Metrics, requests: RequestLog
+        self,
+        client: EngineClient,
+        tokenizer: PreTrainedTokenizerBase,
+        metrics: Metrics,
+        requests: RequestLog,
+        lesson: VocabularyLesson,
     ) -> None:
         self._client, self._tokenizer, self._metrics, self._log = client, tokenizer, metrics, requests
+        self._lesson = lesson
 
     async def run(
         self,
@@ -74,6 +81,7 @@ class Generation:
             self._add_sequences(sequences, first, prompt, own, priority, cache_salt, images)
             first += own.num_answers
         mailbox = Mailbox()
+        await self._lesson.before(params)
         self._client.submit([s.request for s in sequences.values()], mailbox)
         for own in params:
             self._metrics.observe_submitted(own)

@@ -30,6 +30,7 @@ from quire_engine.server.responses import Responses
 from quire_engine.server.scores import Scores
 from quire_engine.server.service import Service
 from quire_engine.server.tokenization import Tokenization
+from quire_engine.server.vocabulary import VocabularyLesson
 from quire_engine.startup_error import StartupError
 from quire_engine.text.token_bytes import TokenBytes
 
@@ -113,7 +114,8 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
         service.scores = Scores(service.embeddings)
         return
     requests = RequestLog(wanted=not settings.disable_log_requests)
-    generation = Generation(service.client, tokenizer, service.metrics, requests)
+    lesson = VocabularyLesson(service.client, tokenizer, info.vocab_size)
+    generation = Generation(service.client, tokenizer, service.metrics, requests, lesson)
     use_priority = service.client.config.scheduling_policy == "priority"
     parameters = Parameters(tokenizer, info.vocab_size, use_priority=use_priority, defaults=defaults)
     tokens = TokenBytes(tokenizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
+from quire_engine.core.messages import Vocabulary
 from quire_engine.structured.panics import panics_as_errors
 
 if TYPE_CHECKING:
@@ -17,7 +18,11 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> LLToke
 
     Takes a second where there are 100,000 tokens. Raises `ValueError` for a tokenizer that cannot be used.
     """
-    from llguidance.hf import from_tokenizer
+    return read_vocabulary(written_vocabulary(tokenizer, vocab_size))
+
+
+def written_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Vocabulary:
+    """The same, for another process to read. Raises `ValueError` for a tokenizer of another library."""
     from transformers import PreTrainedTokenizerFast
 
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -28,9 +33,19 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> LLToke
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
         tokenizer, eos, size = _with_end(tokenizer, size), size, size + 1
+    own = copy.copy(tokenizer.backend_tokenizer)
+    own.no_padding()
+    own.no_truncation()
+    return Vocabulary(own.to_str(), size, eos)
+
+
+def read_vocabulary(vocabulary: Vocabulary) -> LLTokenizer:
+    """What was written. Raises `ValueError` for what cannot be used."""
+    from llguidance import LLTokenizer
+
     try:
         with panics_as_errors():
-            return from_tokenizer(tokenizer, n_vocab=size, eos_token=eos)
+            return LLTokenizer(vocabulary.tokenizer, n_vocab=vocabulary.size, eos_token=vocabulary.eos_token_id)
     except ValueError as error:
         raise ValueError(f"structured outputs cannot read this model's tokenizer: {error}") from error
 

@@ -10,6 +10,7 @@ from quire_engine.core.messages import EngineRequest
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.errors import ApiError
 from quire_engine.server.generation import Generation
+from quire_engine.server.vocabulary import VocabularyLesson
 
 
 class Recorder:
@@ -26,7 +27,7 @@ class Recorder:
 def test_the_prompt_of_several_answers_is_sent_once() -> None:
     client = Recorder()
     params = SamplingParams(n=2, best_of=3, seed=5)
-    generation = Generation(client, None, None, None)  # type: ignore[arg-type]  # stand-ins
+    generation = Generation(client, None, None, None, VocabularyLesson(client, None, 9))  # type: ignore[arg-type]  # stand-ins
     pieces = generation.run([[1, 2], [3]], [params, params], priority=1, cache_salt="salt")
     with pytest.raises(ApiError):
         asyncio.run(anext(pieces))

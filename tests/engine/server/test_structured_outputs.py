@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -12,7 +13,7 @@ import jsonschema
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.engine.server.conftest import Server
+from tests.engine.server.conftest import Server, StartServer
 
 MESSAGES: Any = [{"role": "user", "content": "Hello!"}]
 CHAT = {"model": "tiny", "messages": MESSAGES, "max_tokens": 300, "seed": 1}
@@ -23,6 +24,9 @@ SCHEMA = {
     "required": ["n", "ok"],
     "additionalProperties": False,
 }
+
+
+FORMS: tuple[Any, ...] = ({"guided_regex": "[ab]{3}"}, {"structured_outputs": {"choice": ["aab", "bba"]}})
 
 
 class Circle(BaseModel):
@@ -46,6 +50,16 @@ def content(answer: httpx.Response) -> str:
     choice = answer.json()["choices"][0]
     assert choice["finish_reason"] == "stop", choice
     return str(choice["message"]["content"] if "message" in choice else choice["text"])
+
+
+def test_the_engine_loads_no_tokenizer_for_its_first_form(start_server: StartServer) -> None:
+    """It would take seconds, with every other stream beside it."""
+    server = start_server()
+    answers = [httpx.post(f"{server.url}/v1/completions", json=COMPLETION | form) for form in FORMS]
+    assert all(re.fullmatch("[ab]{3}", content(answer)) for answer in answers)
+    libraries = Path(f"/proc/{server.engine_pid()}/maps").read_text()
+    assert "llguidance" in libraries
+    assert "/tokenizers/" not in libraries
 
 
 def test_the_openai_client_parses_an_answer_into_a_pydantic_model(server: Server) -> None:
