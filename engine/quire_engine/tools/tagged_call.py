@@ -49,7 +49,7 @@ class TaggedCall:
 
     def _read_tag(self, text: str, at: int) -> int:
         """Read the tag at `text[at]`, or hold it while it is not whole. Returns the place behind."""
-        raise NotImplementedError
+        raise NotImplementedError  # every format has its own
 
     def _end(self) -> None:
         assert self._arguments is not None

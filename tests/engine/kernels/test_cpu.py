@@ -30,9 +30,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def library(tmp_path_factory: pytest.TempPathFactory) -> cpu.Library:
     """The library as pyproject.toml has it built."""
     if not cpu.flags_of_processor() >= cpu.NEEDED:
-        pytest.skip("the processor has no AVX-512")
+        pytest.skip("the processor has no AVX-512")  # and torch does the work there, which the other tests hold
     if shutil.which("g++") is None:
-        pytest.skip("there is no g++")
+        pytest.skip("there is no g++")  # and no library is built: it is optional
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     (extension,) = settings["tool"]["setuptools"]["ext-modules"]
     file = tmp_path_factory.mktemp("kernels") / "cpu.so"

@@ -107,7 +107,7 @@ def test_ab_with_ten_at_once(server: Server, tmp_path: Path, flags: list[str]) -
     try:
         packages.ensure(AB)
     except ClusterError as error:
-        pytest.skip(f"no ab: {error}")
+        pytest.skip(f"no ab: {error}")  # on a laptop without root; the release check installs it
     (tmp_path / "body").write_text(json.dumps(ASKED))
     what = ["-n", "60", "-c", "10", "-s", "120", "-p", str(tmp_path / "body"), "-T", "application/json"]
 
@@ -124,7 +124,7 @@ def test_ab_with_ten_at_once(server: Server, tmp_path: Path, flags: list[str]) -
 
 def test_a_loop_of_curl(server: Server, expected: str) -> None:
     if not shutil.which("curl"):
-        pytest.skip("curl is not on PATH")
+        pytest.skip("curl is not on PATH")  # a laptop's lack is no fault of the server
     ask = f"curl -sf {server.url}/v1/chat/completions -H 'content-type: application/json' -d '{json.dumps(ASKED)}'"
     loop = f"for i in $(seq 10); do {ask} & {ask}; echo; wait; done"
 
