@@ -7,6 +7,7 @@ from typing import Any
 
 from quire_engine.memory_plan.quantization import SCHEME_OF_FLAG
 from quire_engine.multimodal.limits import most_images
+from quire_engine.multimodal.processor_kwargs import processor_kwargs
 
 MAX_SWAP_GIB = 4096
 
@@ -80,6 +81,9 @@ class EngineConfig:
     limit_mm_per_prompt: str | None = setting(
         None, 'most images in a prompt, as image=4 or {"image": 4}; 16 when unset'
     )
+    mm_processor_kwargs: str | None = setting(
+        None, 'JSON of settings that the image processor has instead of its own, as {"max_pixels": 1003520}'
+    )
     profile_steps: int = setting(
         0, "steps to time from the first request on: then a table is logged, and a trace written for Chrome's viewers"
     )
@@ -130,6 +134,7 @@ class EngineConfig:
         if self.profile_steps < 0:
             raise ValueError(f"--profile-steps is {self.profile_steps}: it must be at least 0")
         most_images(self.limit_mm_per_prompt)
+        processor_kwargs(self.mm_processor_kwargs)
         self._check_ranks()
 
     def _check_ranks(self) -> None:

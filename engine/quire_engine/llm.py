@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,10 +69,13 @@ class _Sequence:
 class LLM:
     """A model that generates. `config` are the fields of `EngineConfig`: names, meanings and defaults as the flags'.
 
+    Where a flag takes JSON, a dict is as good.
+
     Raises `ValueError` for a setting that is wrong and `StartupError` for a model that cannot be run.
     """
 
     def __init__(self, model: str, **config: Any) -> None:
+        config |= {name: json.dumps(value) for name, value in config.items() if isinstance(value, dict)}
         self.config = EngineConfig(model=model, **config)
         self.core, self.info = build_engine(self.config, on_model=self._load_tokenizer)
         self._token_bytes = TokenBytes(self._tokenizer)

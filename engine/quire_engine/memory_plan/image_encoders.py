@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ _COPIES = 3
 _MOST_TILES = 64
 # Of the image processors of the models as they were published.
 _USUAL_CROPS = 36
+_USUAL_LEAST_PIXELS = 56 * 56
 _USUAL_PIXELS = 16384 * 28 * 28
+_LONGEST_TO_SHORTEST = 200  # sides, of an image that Qwen2-VL takes
 _USUAL_GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
@@ -166,7 +169,9 @@ def _qwen2_vl(config: Config, hidden_size: int, settings: Config) -> ImageSizes:
     size = settings.get("size")
     largest = size.get("longest_edge") if isinstance(size, dict) else None
     pixels = positive_int({"max_pixels": settings.get("max_pixels") or largest}, "max_pixels", default=_USUAL_PIXELS)
-    tokens = max(1, pixels // (patch * merge) ** 2)
+    least = size.get("shortest_edge") if isinstance(size, dict) else None
+    least = positive_int({"min_pixels": settings.get("min_pixels") or least}, "min_pixels", default=_USUAL_LEAST_PIXELS)
+    tokens = _most_squares(least / (patch * merge) ** 2, pixels / (patch * merge) ** 2)
     frames = positive_int(found, "temporal_patch_size", default=2)
     values = tokens * merge**2 * 3 * frames * patch**2
     return ImageSizes(
@@ -181,6 +186,17 @@ def _qwen2_vl(config: Config, hidden_size: int, settings: Config) -> ImageSizes:
         ),
         pixels=values,
     )
+
+
+def _most_squares(least: float, most: float) -> int:
+    """Squares of the image with the most, where images are resized to between `least` and `most`: see `MergedCount`."""
+    # The one line that a narrow image has is not made thinner where it is made smaller.
+    shrunk = most if most >= _LONGEST_TO_SHORTEST else math.sqrt(_LONGEST_TO_SHORTEST * most)
+    # Both sides of one that is enlarged are rounded up: so many lines are longest where the last is barely begun.
+    longest = math.sqrt(_LONGEST_TO_SHORTEST * least)
+    lines = range(1, math.ceil(math.sqrt(least)) + 1)
+    enlarged = (n * math.ceil(longest if n == 1 else min(longest, least / (n - 1))) for n in lines)
+    return max(int(shrunk), *enlarged, 1)
 
 
 def _vision_config(config: Config) -> Config:

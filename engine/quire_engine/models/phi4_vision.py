@@ -38,6 +38,10 @@ class Phi4Vision(VisionSpec):
         return replace(self, most_crops=most)
 
     @property
+    def tunable(self) -> Mapping[str, int]:
+        return {"dynamic_hd": _MOST_CROPS}
+
+    @property
     def count(self) -> CroppedCount:
         return CroppedCount(self.tower.image_size, self.tower.patch_size, self.most_crops)
 

@@ -64,6 +64,14 @@ class Qwen2Vision(VisionSpec):
         return replace(self, min_pixels=least, max_pixels=most)
 
     @property
+    def tunable(self) -> Mapping[str, int]:
+        return {"min_pixels": _MOST_PIXELS, "max_pixels": _MOST_PIXELS}
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        return {"size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}}
+
+    @property
     def count(self) -> MergedCount:
         return MergedCount(self.patch_size * self.merge_size, self.min_pixels, self.max_pixels)
 

@@ -37,6 +37,11 @@ class VisionSpec(ABC):
         return self
 
     @property
+    def tunable(self) -> Mapping[str, int]:
+        """Of those settings the ones that a flag may change, whole numbers above 0, with the most that each may be."""
+        return {}
+
+    @property
     @abstractmethod
     def count(self) -> ImageCount:
         """How many tokens an image stands in for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import torch
@@ -18,23 +19,43 @@ from quire_engine.memory_plan.quantization import Quantization, quantization_of,
 from quire_engine.models.decoder import CausalLM, DecoderSpec
 from quire_engine.models.registry import decoder_spec, embedding_spec, has_family
 from quire_engine.models.transformers_backend.spec import TransformersSpec
+from quire_engine.multimodal.processor_kwargs import FLAG, check_processor_kwargs, processor_kwargs
 from quire_engine.startup_error import StartupError
 
 
 def model_spec(config: EngineConfig, checkpoint: Checkpoint) -> DecoderSpec | TransformersSpec:
-    """The model as Quire or as transformers has it, for --model-impl. Raises `ValueError`."""
-    read = checkpoint.config
+    """The model as Quire or as transformers has it, for --model-impl.
+
+    Raises `ValueError`, or `StartupError` for a flag that does not go with the model.
+    """
+    read, given = checkpoint.config, processor_kwargs(config.mm_processor_kwargs)
     if config.model_impl == "quire" or (config.model_impl == "auto" and has_family(read)):
-        return _with_image_settings(decoder_spec(read), checkpoint)
+        return _with_image_settings(decoder_spec(read), checkpoint, given)
+    if given:
+        raise StartupError(
+            "InvalidFlag", f"{FLAG} is set: the model is run by transformers, which takes text alone here"
+        )
     return TransformersSpec.from_directory(checkpoint.directory, read, trust_remote_code=config.trust_remote_code)
 
 
-def _with_image_settings(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSpec:
-    """The same, as the files beside config.json say: how many tokens an image has, and whether it has an adapter."""
+def _with_image_settings(spec: DecoderSpec, checkpoint: Checkpoint, given: dict[str, object]) -> DecoderSpec:
+    """The same, as the files beside config.json say: how many tokens an image has, and whether it has an adapter.
+
+    `given` are settings of the image processor that win over the files'.
+    """
+    try:
+        check_processor_kwargs(given, {} if spec.vision is None else spec.vision.tunable, spec.shape.architecture)
+    except ValueError as error:
+        raise StartupError("InvalidFlag", str(error)) from error
     if spec.vision is None:
         return spec
-    shape, settings = spec.shape, image_settings(checkpoint.directory)
-    vision = spec.vision.prepared_by(settings)
+    shape, settings = spec.shape, image_settings(checkpoint.directory) | given
+    try:
+        vision = spec.vision.prepared_by(settings)
+    except ValueError as error:
+        if not given:
+            raise
+        raise StartupError("InvalidFlag", f"with {FLAG} {json.dumps(given)}: {error}") from error
     sizes = image_sizes(checkpoint.config, shape.architecture, shape.hidden_size, settings)
     if sizes is not None:
         shape = replace(shape, image_tokens=sizes.tokens, image_elements=sizes.elements, image_pixels=sizes.pixels)

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from quire_engine.core.merged_patches import MergedCount
 from quire_engine.layers.linear import create_weights
 from quire_engine.memory_plan.image_encoders import image_sizes
 from quire_engine.memory_plan.model_facts import ModelFacts
@@ -98,7 +101,7 @@ OTHERS = {
     "Qwen2VLForConditionalGeneration: positions by time, height and width": (
         {"embed_dim": 64, "mlp_ratio": 4},
         {"max_pixels": 4096},
-        (64, 64),
+        (1600, 8),  # of a square it would have less
     ),
 }
 
@@ -119,7 +122,8 @@ def test_encoding_the_largest_image_that_its_processor_lets_through_takes_what_i
         parameter.zero_()
     inputs = {name: torch.ones(shape) for name, shape in vision.inputs(width, height).items()}
     inputs["image_sizes"] = torch.tensor([[height, width]])
-    inputs["image_grid_thw"] = torch.tensor([[1, height // 4, width // 4]])
+    rows, columns = vision.count.grid(width, height) if isinstance(vision.count, MergedCount) else (0, 0)
+    inputs["image_grid_thw"] = torch.tensor([[1, 2 * rows, 2 * columns]])
     given = 4 * sum(x.numel() for name, x in inputs.items() if name.endswith("pixel_values"))
     with LiveBytes() as live:
         rows = encoder(inputs)
@@ -127,6 +131,20 @@ def test_encoding_the_largest_image_that_its_processor_lets_through_takes_what_i
     assert sizes is not None
     assert len(rows) == sizes.tokens
     assert live.most + given <= 4 * sizes.elements <= 2.5 * (live.most + given)
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 200), st.integers(1, 4000), st.integers(1, 200))
+def test_no_image_of_qwen2_vl_has_more_tokens_than_are_planned(
+    least: int, more: int, fraction: int, side: int, ratio: int
+) -> None:
+    low, high = 64 * least - min(fraction, 63), 64 * (least + more)
+    vision = {"patch_size": 4, "spatial_merge_size": 2, "embed_dim": 8}
+    config = {"vision_config": vision}
+    settings = {"min_pixels": low, "max_pixels": high}
+    sizes = image_sizes(config, "Qwen2VLForConditionalGeneration", 8, settings)
+    assert sizes is not None
+    count = MergedCount(8, low, high)
+    assert max(count.of(side * ratio, side), count.of(side, side * ratio)) <= sizes.tokens
 
 
 def test_the_plan_of_a_real_model_sets_memory_aside_for_its_largest_image() -> None:

@@ -205,6 +205,17 @@ def test_an_image_processor_that_does_not_fit_is_refused(
         load(replace(phi4, directory=tmp_path))
 
 
+def test_the_flag_sets_how_many_crops_there_are_as_it_does_for_transformers(phi4: Phi4) -> None:
+    load_processor: Any = transformers.Phi4MultimodalImageProcessor.from_pretrained
+    reference = replace(phi4, processor=load_processor(phi4.directory, dynamic_hd=2))
+    asked = [(f"see {IMAGE} what is it?", [picture(4, 130, 200)])]
+    expected = [reference.answer(text, images, NEW_TOKENS) for text, images in asked]
+    assert answers(load(phi4, mm_processor_kwargs='{"dynamic_hd": 2}'), asked) == expected
+    assert expected != [phi4.answer(text, images, NEW_TOKENS) for text, images in asked]
+    with pytest.raises(StartupError, match="dynamic_hd is 300: it must be a whole number between 1 and 256"):
+        load(phi4, mm_processor_kwargs='{"dynamic_hd": 300}')
+
+
 def test_an_image_that_the_model_does_not_take_is_refused_offline(phi4: Phi4) -> None:
     prompt: Any = {"prompt": IMAGE, "multi_modal_data": {"image": picture(1, 900, 9)}}
     with pytest.raises(ValueError, match="one side is too short for the other"):

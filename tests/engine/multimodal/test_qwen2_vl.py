@@ -24,6 +24,7 @@ from quire_engine.core.merged_patches import MergedCount
 from quire_engine.execution.image_positions import ImagePositions
 from quire_engine.llm import LLM
 from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_engine.memory_plan.model_shape import ModelShape
 from quire_engine.models.language_model import ImageRows
 from quire_engine.sampling_params import BeamSearchParams, SamplingParams
 from quire_engine.startup_error import StartupError
@@ -230,6 +231,44 @@ def test_an_image_processor_that_does_not_fit_is_refused(
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
     with pytest.raises(StartupError, match=message):
         load(replace(qwen2, directory=tmp_path))
+
+
+def test_the_flag_sets_how_large_images_are_as_it_does_for_transformers(qwen2: Qwen2) -> None:
+    tuned: dict[str, Any] = {"min_pixels": 64 * 12, "max_pixels": 64 * 16}
+    load_processor: Any = transformers.AutoImageProcessor.from_pretrained
+    reference = replace(qwen2, processor=load_processor(qwen2.directory, backend="pil", **tuned))
+    llm = load(qwen2, mm_processor_kwargs=tuned)
+    expected = [reference.answer(text, images, NEW_TOKENS) for text, images in ASKED]
+    assert answers(llm, ASKED) == expected
+    assert expected != [qwen2.answer(text, images, NEW_TOKENS) for text, images in ASKED]
+
+
+def test_smaller_images_leave_more_memory(qwen2: Qwen2) -> None:
+    def shape(text: str | None) -> ModelShape:
+        model: Any = load(qwen2, mm_processor_kwargs=text).core._executor._model  # type: ignore[attr-defined]
+        found: ModelShape = model.shape
+        return found
+
+    usual, small = shape(None), shape('{"max_pixels": 512}')
+    assert (usual.image_tokens, small.image_tokens) == (84, 40)  # of images 200 times as long as wide
+    assert small.image_elements < usual.image_elements / 2
+    assert small.image_pixels == usual.image_pixels * 40 / 84
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_pixels=512", "--mm-processor-kwargs is 'max_pixels=512': it must be a JSON object"),
+        ('{"patches": 4}', "has 'patches': Qwen2VLForConditionalGeneration has min_pixels, max_pixels"),
+        ('{"max_pixels": "512"}', "max_pixels is '512': it must be a whole number between 1 and 33554432"),
+        ('{"max_pixels": true}', "max_pixels is True"),
+        ('{"max_pixels": 0}', "max_pixels is 0: it must be a whole number between 1"),
+        ('{"max_pixels": 100}', r'with --mm-processor-kwargs {"max_pixels": 100}: min_pixels and max_pixels of .* 256'),
+    ],
+)
+def test_settings_that_the_image_processor_does_not_have_are_refused(qwen2: Qwen2, text: str, message: str) -> None:
+    with pytest.raises((StartupError, ValueError), match=message):
+        load(qwen2, mm_processor_kwargs=text)
 
 
 def test_sections_that_do_not_fill_a_head_are_refused(qwen2: Qwen2, tmp_path: Path) -> None:
