@@ -79,7 +79,7 @@ class EngineConfig:
     enable_chunked_prefill: bool = setting(True, "split long prompts over steps, so that decodes never wait for them")
     scheduling_policy: str = setting("fcfs", "order of waiting requests", choices=("fcfs", "priority"))
     limit_mm_per_prompt: str | None = setting(
-        None, 'most images in a prompt, as image=4 or {"image": 4}; 16 when unset'
+        None, 'most images in a prompt, as image=4 or {"image": 4}; 16 when unset. With 0 their encoder is not loaded'
     )
     mm_processor_kwargs: str | None = setting(
         None, 'JSON of settings that the image processor has instead of its own, as {"max_pixels": 1003520}'

@@ -191,6 +191,7 @@ def build_rank(
         device=device.type,
         pooling=pooling,
         images=core_config.images,
+        no_images=core_config.no_images,
         sampling_defaults=defaults,
         startup_seconds=phase.seconds,
     )

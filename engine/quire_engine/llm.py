@@ -244,7 +244,7 @@ class LLM:
         images = self.info.images
         if images is None:
             if any(holds_images(message) for conversation in conversations for message in conversation):
-                raise ValueError("this model takes text alone: leave the images out")
+                raise ValueError(f"{self.info.no_images}: leave the images out")
             return conversations, [[] for _ in conversations]
         token = str(self._tokenizer.convert_ids_to_tokens(images.token_id))
         in_parts = takes_parts(self._tokenizer, template, token)
@@ -256,7 +256,7 @@ class LLM:
         if not files:
             return ()
         if self.info.images is None:
-            raise ValueError("this model takes text alone: leave multi_modal_data out")
+            raise ValueError(f"{self.info.no_images}: leave multi_modal_data out")
         token_ids[:], images = expanded(token_ids, files, self.info.images)
         return tuple(images)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quire_engine.core.images import ImageTokens
+from quire_engine.core.images import TEXT_ALONE, ImageTokens
 from quire_engine.core.pooling import Pooling
 from quire_engine.core.scheduler import SchedulerConfig
 from quire_engine.sampling_params import SamplingParams
@@ -21,6 +21,7 @@ class CoreConfig(SchedulerConfig):
     use_priority: bool = False
     pooling: Pooling | None = None  # of a model that makes embeddings
     images: ImageTokens | None = None  # of a model that takes images
+    no_images: str = TEXT_ALONE  # why, where it takes none
 
     @property
     def max_tokens(self) -> int:

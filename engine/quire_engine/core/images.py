@@ -10,6 +10,9 @@ from quire_engine.core.cropped_images import CroppedCount
 from quire_engine.core.merged_patches import MergedCount
 from quire_engine.core.tiles import TiledCount
 
+TEXT_ALONE = "this model takes text alone"
+"""Why images are refused, as a rule."""
+
 
 @dataclass(frozen=True, slots=True)
 class PromptImage:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from quire_engine.core.images import ImageTokens, PromptImage
+from quire_engine.core.images import TEXT_ALONE, ImageTokens, PromptImage
 from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
@@ -130,4 +130,5 @@ class EngineInfo:
     sampling_defaults: dict[str, int | float] = field(default_factory=dict)  # of requests, by names of `SamplingParams`
     pooling: Pooling | None = None  # of a model that makes embeddings, and nothing else
     images: ImageTokens | None = None  # of a model that takes images
+    no_images: str = TEXT_ALONE  # why, where it takes none
     startup_seconds: dict[str, float] = field(default_factory=dict)  # by phase

@@ -76,7 +76,7 @@ def _check_kind(request: EngineRequest, config: CoreConfig) -> None:
 
 def _check_images(images: Sequence[PromptImage], length: int, config: CoreConfig) -> None:
     if config.images is None:
-        raise ValueError("this model takes text alone: leave the images out")
+        raise ValueError(f"{config.no_images}: leave the images out")
     if len(images) > config.images.most:
         raise ValueError(
             f"the prompt has {len(images)} images and at most {config.images.most} may be in one: leave some out, "

@@ -69,6 +69,6 @@ class VisionSpec(ABC):
     def build(self, hidden_size: int) -> ImageEmbedding:
         """The encoder, for a decoder of `hidden_size`."""
 
-    def in_prompts(self, most: int) -> ImageTokens | None:
-        """How images stand in prompts that may have `most`; None where they may have none."""
-        return ImageTokens(self.token_id, self.count, most, self.adapted) if most else None
+    def in_prompts(self, most: int) -> ImageTokens:
+        """How images stand in prompts that may have `most`."""
+        return ImageTokens(self.token_id, self.count, most, self.adapted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from quire_engine.core.images import ImageTokens, PromptImage
+from quire_engine.core.images import TEXT_ALONE, ImageTokens, PromptImage
 from quire_engine.multimodal.data_url import bytes_of
 from quire_engine.multimodal.image_files import ImageFile, checked
 from quire_engine.multimodal.placeholders import expanded
@@ -31,9 +31,13 @@ class ChatImages:
         tokenizer: PreTrainedTokenizerBase,
         template: str | None = None,
         download: ImageDownload | None = None,
+        no_images: str = TEXT_ALONE,
     ) -> None:
-        """`tokens` is None for a model that takes text alone. Without a `download` none is fetched."""
-        self._tokens, self._download = tokens, download or ImageDownload()
+        """`tokens` is None where no images are taken, for the reason in `no_images`.
+
+        Without a `download` none is fetched.
+        """
+        self._tokens, self._download, self._no_images = tokens, download or ImageDownload(), no_images
         self._free = asyncio.Semaphore(_AT_ONCE)
         self.token = None if tokens is None else str(tokenizer.convert_ids_to_tokens(tokens.token_id))
         self.in_parts = self.token is not None and takes_parts(tokenizer, template, self.token)
@@ -54,7 +58,7 @@ class ChatImages:
             return []
         field = urls[0][0]
         if self._tokens is None:
-            raise ApiError(400, f"{field}: this model takes text alone: leave the image out", param=field)
+            raise ApiError(400, f"{field}: {self._no_images}: leave the image out", param=field)
         if len(urls) > self._tokens.most:
             field = urls[self._tokens.most][0]
             raise ApiError(

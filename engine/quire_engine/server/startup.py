@@ -106,7 +106,8 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
     service.client.on_step = service.metrics.observe_step
     settings = service.settings
     download = ImageDownload(map(host_of_flag, settings.allowed_media_domains), settings.media_fetch_timeout)
-    chat_prompts = ChatPrompts(prompts, ChatImages(info.images, tokenizer, template, download))
+    images = ChatImages(info.images, tokenizer, template, download, info.no_images)
+    chat_prompts = ChatPrompts(prompts, images)
     service.tokenization = Tokenization(prompts, chat_prompts, tokenizer, limit)
     if info.pooling is not None:
         inputs = Inputs(prompts, tokenizer, limit)

@@ -10,6 +10,7 @@ import torch
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.core_config import CoreConfig
+from quire_engine.core.images import TEXT_ALONE
 from quire_engine.core.pooling import Pooling
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.generation_config import eos_token_ids
@@ -45,6 +46,7 @@ def core_settings(
                 f"raise it to --max-model-len, {max_model_len}, or leave chunked prefill on",
             )
         budget = max_model_len
+    most = most_images(config.limit_mm_per_prompt)
     return CoreConfig(
         num_blocks=0,
         block_size=config.block_size,
@@ -59,7 +61,8 @@ def core_settings(
         use_priority=config.scheduling_policy == "priority",
         rotation=spec.rotation if isinstance(spec, DecoderSpec) else None,
         num_stages=config.pipeline_parallel_size,
-        images=None if spec.vision is None else spec.vision.in_prompts(most_images(config.limit_mm_per_prompt)),
+        images=None if spec.vision is None else spec.vision.in_prompts(most),
+        no_images=TEXT_ALONE if most else "--limit-mm-per-prompt allows no images",
     )
 
 

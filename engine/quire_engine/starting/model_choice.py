@@ -13,12 +13,13 @@ from quire_engine.distributed.ranks import TensorRanks, build_for
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.image_adapter import image_adapter
 from quire_engine.loading.image_processor import image_settings
-from quire_engine.memory_plan.architectures import makes_embeddings
+from quire_engine.memory_plan.architectures import makes_embeddings, tower_tensors
 from quire_engine.memory_plan.image_encoders import image_sizes
 from quire_engine.memory_plan.quantization import Quantization, quantization_of, served_quantization
 from quire_engine.models.decoder import CausalLM, DecoderSpec
 from quire_engine.models.registry import decoder_spec, embedding_spec, has_family
 from quire_engine.models.transformers_backend.spec import TransformersSpec
+from quire_engine.multimodal.limits import most_images
 from quire_engine.multimodal.processor_kwargs import FLAG, check_processor_kwargs, processor_kwargs
 from quire_engine.startup_error import StartupError
 
@@ -28,27 +29,31 @@ def model_spec(config: EngineConfig, checkpoint: Checkpoint) -> DecoderSpec | Tr
 
     Raises `ValueError`, or `StartupError` for a flag that does not go with the model.
     """
-    read, given = checkpoint.config, processor_kwargs(config.mm_processor_kwargs)
+    read = checkpoint.config
     if config.model_impl == "quire" or (config.model_impl == "auto" and has_family(read)):
-        return _with_image_settings(decoder_spec(read), checkpoint, given)
-    if given:
+        return _with_image_settings(decoder_spec(read), checkpoint, config)
+    if config.mm_processor_kwargs:
         raise StartupError(
             "InvalidFlag", f"{FLAG} is set: the model is run by transformers, which takes text alone here"
         )
     return TransformersSpec.from_directory(checkpoint.directory, read, trust_remote_code=config.trust_remote_code)
 
 
-def _with_image_settings(spec: DecoderSpec, checkpoint: Checkpoint, given: dict[str, object]) -> DecoderSpec:
+def _with_image_settings(spec: DecoderSpec, checkpoint: Checkpoint, config: EngineConfig) -> DecoderSpec:
     """The same, as the files beside config.json say: how many tokens an image has, and whether it has an adapter.
 
-    `given` are settings of the image processor that win over the files'.
+    Settings of the image processor that a flag gives win over the files'. Without its encoder where no prompt may have
+    images.
     """
+    given = processor_kwargs(config.mm_processor_kwargs)
     try:
         check_processor_kwargs(given, {} if spec.vision is None else spec.vision.tunable, spec.shape.architecture)
     except ValueError as error:
         raise StartupError("InvalidFlag", str(error)) from error
     if spec.vision is None:
         return spec
+    if most_images(config.limit_mm_per_prompt) == 0:
+        return _without_images(spec)
     shape, settings = spec.shape, image_settings(checkpoint.directory) | given
     try:
         vision = spec.vision.prepared_by(settings)
@@ -61,6 +66,16 @@ def _with_image_settings(spec: DecoderSpec, checkpoint: Checkpoint, given: dict[
         shape = replace(shape, image_tokens=sizes.tokens, image_elements=sizes.elements, image_pixels=sizes.pixels)
     adapted = image_adapter(checkpoint.directory, shape.architecture) is not None
     return replace(spec, shape=shape, vision=replace(vision, adapted=adapted))
+
+
+def _without_images(spec: DecoderSpec) -> DecoderSpec:
+    naming, towers = spec.naming, tower_tensors(spec.shape.architecture)
+    return replace(
+        spec,
+        shape=replace(spec.shape, image_tokens=0, image_elements=0, image_pixels=0),
+        naming=replace(naming, unused_prefixes=(*naming.unused_prefixes, *towers)),
+        vision=None,
+    )
 
 
 def spec_of_embeddings(spec: DecoderSpec | TransformersSpec, longest: int | None) -> DecoderSpec:

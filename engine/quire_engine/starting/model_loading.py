@@ -32,7 +32,7 @@ def load_model(
 ) -> LanguageModel:
     """This rank's share of a model of Quire's own families. Raises `CheckpointError` or `ValueError`."""
     naming, dummy = spec.naming, config.load_format == "dummy"
-    adapter = image_adapter(checkpoint.directory, spec.shape.architecture)
+    adapter = None if spec.vision is None else image_adapter(checkpoint.directory, spec.shape.architecture)
     method_for: MethodFor | None = None
     if quantization is not None:
         method_for = methods_for(quantization, None if dummy else stored_tensors(checkpoint.directory, naming))
