@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 
+import quire_engine.engine
+import quire_engine.starting.memory
 from quire_engine.config import EngineConfig
-from quire_engine.engine import build_engine
+from quire_engine.engine import build_engine, build_rank
+from quire_engine.execution.device import Memory
 from quire_engine.memory_plan.architectures import ARCHITECTURES
 from quire_engine.memory_plan.architectures import ENCODERS as PLANNED_ENCODERS
-from quire_engine.memory_plan.host_memory import memory_limit
 from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.memory_plan.model_shape import ModelShape
+from quire_engine.memory_plan.plan import CPU_POOL_AT_MOST, GIB
 from quire_engine.models.registry import ENCODERS as SERVED_ENCODERS
 from quire_engine.models.registry import FAMILIES as SERVED
 from quire_engine.models.registry import decoder_spec
+from quire_operator.plan.fit import CPU_RESIDENT_BYTES
 from quire_operator.plan.gpu_memory import Device
 from quire_operator.plan.service_plan import plan_of
 from tests.engine.models.checkpoints import ALL, ENCODERS, make_model, save
@@ -26,6 +30,8 @@ from tests.engine.models.families import FAMILIES as TESTED
 from tests.operator.services import service
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+LIMIT = 5 * GIB
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
@@ -45,16 +51,25 @@ def test_weights_and_kv_bytes_per_token_are_those_of_the_engine(tmp_path: Path, 
     assert plan.max_model_len == info.max_model_len
 
 
-@pytest.mark.parametrize(
-    "name", ["LlamaForCausalLM: grouped heads", "LlavaNextForConditionalGeneration: tiles before Qwen2"]
-)
-def test_the_pool_of_a_pod_is_the_one_that_the_engine_allocates(tmp_path: Path, name: str) -> None:
-    cls, config = ALL[name]
+@pytest.mark.parametrize("name", [*ALL, *ENCODERS])
+def test_the_pool_of_a_pod_is_the_one_that_the_engine_allocates(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a process that is as large as the operator takes it to be."""
+    for module in (quire_engine.engine, quire_engine.starting.memory):
+        monkeypatch.setattr(module, "device_memory", lambda _: Memory(LIMIT, CPU_RESIDENT_BYTES))
+    cls, config = (ALL | ENCODERS)[name]
     save(make_model(cls, config()), tmp_path)
-    spec = service(model={"source": "hf://org/name"}, engine={"blockSize": 128}).spec
-    plan = plan_of(spec, ModelFacts.of_directory(tmp_path), Device("CPU", memory_limit(), on_gpu=False))
-    _, info = build_engine(EngineConfig(model=str(tmp_path), device="cpu", block_size=128))
-    assert plan.tokens == info.num_blocks * info.block_size
+    spec = service(model={"source": "hf://org/name"}).spec
+    plan = plan_of(spec, ModelFacts.of_directory(tmp_path), Device("CPU", LIMIT, on_gpu=False))
+    built = build_rank(EngineConfig(model=str(tmp_path), device="cpu"), None)
+    assert (plan.activations_bytes, plan.other_bytes) == (built.plan.activations, built.plan.others)
+    assert (plan.tokens, plan.kv_cache_bytes) == (built.plan.num_tokens, built.plan.kv_cache)
+    assert built.plan.kv_cache < CPU_POOL_AT_MOST, "it is as large as there is memory"
+    if name not in ENCODERS:
+        usable = int(LIMIT * 0.9)
+        used = built.plan.weights + built.plan.activations + built.plan.others + built.plan.kv_cache
+        assert 0 <= usable - used < 0.03 * built.plan.kv_cache
 
 
 def test_the_architectures_that_are_planned_are_those_that_are_served_and_tested() -> None:
