@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from quire_engine.attention.decode_groups import DecodeGroup
+
+if TYPE_CHECKING:
+    from quire_engine.attention.kernel_attention import BatchOnDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class AttentionContext:
     axes: torch.Tensor | None = None  # [3, num_tokens] int64: time, height and width; None where all are the position
     adapted: torch.Tensor | None = None  # [n] int64: rows that an adapter changes; None where it changes none
     groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)  # by sliding window, filled on demand
+    on_device: BatchOnDevice | None = None  # for kernels, made on demand
 
 
 _current: AttentionContext | None = None

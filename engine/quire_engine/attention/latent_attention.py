@@ -18,6 +18,7 @@ class LatentAttention(PagedAttention):
     """
 
     num_cached = 1
+    has_kernels = False
 
     def __init__(self, num_heads: int, width: int, *, scale: float) -> None:
         super().__init__(num_heads, 1, width, scale=scale)

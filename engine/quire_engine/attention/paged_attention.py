@@ -1,6 +1,8 @@
-"""Attention of a mixed batch over a paged KV cache, in plain torch: the same code on CPU and CUDA."""
+"""Attention of a mixed batch over a paged KV cache: by kernels on GPUs that have Triton, else in plain torch."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -9,7 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from quire_engine.attention.context import AttentionContext, PrefillSpan, current_context
 from quire_engine.attention.decode_groups import DecodeGroup, group_decodes
 from quire_engine.attention.scores import Alibi, soft_capped_attention
+from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.memory_plan.plan import QUERY_ROWS, SCORES
+
+if TYPE_CHECKING:
+    from quire_engine.attention.kernel_attention import KernelAttention
 
 
 class PagedAttention(nn.Module):
@@ -23,6 +29,7 @@ class PagedAttention(nn.Module):
     k_cache: torch.Tensor  # [num_blocks, block_size, num_kv_heads, head_dim]
     v_cache: torch.Tensor
     num_cached = 2  # of them: keys and values
+    has_kernels = True
 
     def __init__(
         self,
@@ -45,11 +52,16 @@ class PagedAttention(nn.Module):
         self.alibi = alibi
         self.fused = softcap is None and alibi is None  # torch has kernels for such scores
         self.max_gathered_tokens = 0
+        self.kernels: KernelAttention | None = None
 
     def bind(self, k_cache: torch.Tensor, v_cache: torch.Tensor, max_gathered_tokens: int) -> None:
         """Attach the cache. What a sequence has not written of its blocks must not be NaN: padding reads it."""
         self.k_cache, self.v_cache = k_cache, v_cache
         self.max_gathered_tokens = max_gathered_tokens
+        if self.has_kernels and by_gpu_kernels(k_cache.device):
+            from quire_engine.attention.kernel_attention import KernelAttention
+
+            self.kernels = KernelAttention(self)
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """q [num_tokens, num_heads, head_dim], k and v [num_tokens, num_kv_heads, head_dim] -> as q."""
@@ -58,6 +70,9 @@ class PagedAttention(nn.Module):
         self.k_cache.flatten(0, 1).index_copy_(0, context.slots, k)
         self.v_cache.flatten(0, 1).index_copy_(0, context.slots, v)
         out = torch.empty_like(q)
+        if self.kernels is not None:
+            self.kernels.attend(q, out, context)
+            return out
         if context.num_decodes:
             self._decode(q, out, context)
         for span in context.prefills:

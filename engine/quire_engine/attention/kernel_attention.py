@@ -1,0 +1,76 @@
+"""One layer's attention by the kernels for GPUs. To import it imports Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from quire_engine.attention.context import AttentionContext, PrefillSpan
+from quire_engine.kernels.gpu.attention import ScoreRules, Spans, attend, attend_decodes, rows_of_tile
+
+if TYPE_CHECKING:
+    from quire_engine.attention.paged_attention import PagedAttention
+
+
+class KernelAttention:
+    """Decodes are split along their length; the parts of prompts are one launch."""
+
+    def __init__(self, layer: PagedAttention) -> None:
+        self._caches = layer.k_cache, layer.v_cache
+        alibi = layer.alibi
+        self._rules = ScoreRules(layer.scale, layer.window, layer.softcap)
+        if alibi is not None:
+            slopes = alibi.slopes.to(layer.k_cache.device)
+            self._rules = ScoreRules(layer.scale, layer.window, layer.softcap, slopes, alibi.scale)
+        _, self._tokens = rows_of_tile(layer.num_heads, layer.num_kv_heads, layer.head_dim, layer.k_cache.dtype)
+
+    def attend(self, q: torch.Tensor, out: torch.Tensor, context: AttentionContext) -> None:
+        """Write to `out` what all rows of `q` [num_tokens, num_heads, head_dim] attend to. The caches are written."""
+        batch = context.on_device
+        if batch is None:
+            batch = context.on_device = BatchOnDevice(context)
+        num_decodes = context.num_decodes
+        if num_decodes:
+            tables = context.decode_blocks
+            attend_decodes(q[:num_decodes], *self._caches, out[:num_decodes], tables, batch.lengths, self._rules)
+        if context.prefills:
+            attend(q, *self._caches, out, batch.spans(self._tokens), self._rules)
+
+
+class BatchOnDevice:
+    """What kernels have to know of a batch beside its block tables: made once a step, for all layers."""
+
+    def __init__(self, context: AttentionContext) -> None:
+        self._device, self._prefills = context.slots.device, context.prefills
+        self.lengths = self._put(context.decode_lengths)  # [num_decodes] int32
+        self._spans: dict[int, Spans] = {}  # by the tokens of a tile
+
+    def spans(self, tokens: int) -> Spans:
+        """The parts of prompts in tiles of `tokens`."""
+        found = self._spans.get(tokens)
+        if found is None:
+            made = next(iter(self._spans.values()), None)
+            if made is None:
+                tables = torch.nn.utils.rnn.pad_sequence([s.blocks for s in self._prefills], batch_first=True)
+                rows = self._put([(s.first, s.count, s.start) for s in self._prefills])
+            else:
+                tables, rows = made.tables, made.spans
+            found = self._spans[tokens] = Spans(tables, rows, self._put(tiles_of(self._prefills, tokens)))
+        return found
+
+    def _put(self, values: Sequence[int] | Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """As int32 on the device, which nobody waits for."""
+        array = torch.from_numpy(np.array(values, dtype=np.int32))
+        return array.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else array
+
+
+def tiles_of(prefills: list[PrefillSpan], tokens: int) -> list[tuple[int, ...]]:
+    """(span, first of its tokens) of tiles of `tokens`, those with most keys first: the last to run should be short."""
+    by_keys = chain.from_iterable(
+        ((span.start + begin, i, begin) for begin in range(0, span.count, tokens)) for i, span in enumerate(prefills)
+    )
+    return [(i, begin) for _, i, begin in sorted(by_keys, reverse=True)]

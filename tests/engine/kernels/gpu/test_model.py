@@ -1,0 +1,98 @@
+"""A model whose work the kernels do answers as it does by torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quire_engine.attention.context import PrefillSpan
+from quire_engine.attention.paged_attention import PagedAttention
+from quire_engine.config import EngineConfig
+from quire_engine.core.messages import EngineRequest
+from quire_engine.engine import build_engine
+from quire_engine.kernels import choice
+from quire_engine.sampling_params import SamplingParams
+from tests.engine.models.checkpoints import ALL, MAX_MODEL_LEN, greedy_reference, make_model, mixed_prompts, save
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CASES = {
+    "llama": "LlamaForCausalLM: grouped heads",
+    "mistral": "MistralForCausalLM: sliding window",
+    "qwen3": "Qwen3ForCausalLM: norm of each head",
+}
+NEW_TOKENS = 5
+
+
+@pytest.fixture
+def by_kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The kernels are used, on the CPU too. Gives the layers that attend by them."""
+    from quire_engine.attention import kernel_attention
+
+    used: list[Any] = []
+    attend = kernel_attention.KernelAttention.attend
+
+    def counted(self: Any, *operands: Any) -> None:
+        used.append(self)
+        attend(self, *operands)
+
+    monkeypatch.setattr(kernel_attention.KernelAttention, "attend", counted)
+    monkeypatch.setattr(choice, "interpreted_on_cpu", True)
+    return used
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_prompts_in_chunks_and_decodes_are_answered_as_transformers_answers_each_alone(
+    family: str, device: torch.device, by_kernels: list[Any], tmp_path: Path
+) -> None:
+    cls, config = ALL[CASES[family]]
+    model, prompts = make_model(cls, config()), mixed_prompts(4, 40)
+    save(model, tmp_path)
+    settings = {"block_size": 8, "max_model_len": MAX_MODEL_LEN, "num_gpu_blocks_override": 64}
+    core, _ = build_engine(
+        EngineConfig(model=str(tmp_path), device=device.type, dtype="float32", max_num_batched_tokens=24, **settings)
+    )
+    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
+    answers: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        answers[str(i)] = []
+        core.add_request(EngineRequest(str(i), prompt, params))
+    while core.has_work():
+        for output in core.step():
+            answers[output.request_id] += output.new_token_ids
+    assert [answers[str(i)] for i in range(len(prompts))] == greedy_reference(model, prompts, NEW_TOKENS)
+    assert by_kernels
+
+
+def test_without_a_gpu_torch_attends_and_triton_is_not_imported() -> None:
+    program = """
+import sys, torch
+from quire_engine.attention.paged_attention import PagedAttention
+import quire_engine.engine
+layer = PagedAttention(2, 1, 16)
+layer.bind(torch.zeros(4, 8, 1, 16), torch.zeros(4, 8, 1, 16), 64)
+assert layer.kernels is None
+assert not [name for name in sys.modules if name.partition(".")[0] == "triton" or "kernels.gpu" in name]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_gpu_without_triton_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "has_triton", lambda: False)
+    assert not choice.by_gpu_kernels(torch.device("cuda"))
+    layer = PagedAttention(2, 1, 16)
+    layer.bind(torch.zeros(4, 8, 1, 16, device="meta"), torch.zeros(4, 8, 1, 16, device="meta"), 64)
+    assert layer.kernels is None
+
+
+def test_tiles_with_most_keys_come_first(device: torch.device) -> None:
+    from quire_engine.attention.kernel_attention import tiles_of
+
+    blocks = torch.zeros(9, dtype=torch.int64)
+    spans = [PrefillSpan(0, 9, 0, blocks), PrefillSpan(9, 5, 30, blocks)]
+    assert tiles_of(spans, 4) == [(1, 4), (1, 0), (0, 8), (0, 4), (0, 0)]
