@@ -155,6 +155,27 @@ def edit_config(directory: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("helium", {"num_hidden_layers": 3}, "lacks .* tensors, model.layers.2"),
+        ("gpt-oss", {"num_local_experts": 5}, r"mlp.experts.down_proj has the shape \[4, 96, 64\] and"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_any_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, changes: dict[str, Any], message: str
+) -> None:
+    cls, config, *_ = (PAGED | ALONE)[name]
+    directory = save(make_model(cls, config()), tmp_path)
+    edit_config(directory, **changes)
+    read: list[object] = []
+    monkeypatch.setattr(transformers.modeling_utils, "safe_open", lambda *args, **_: read.append(args))
+    settings = EngineConfig(model=str(directory), device="cpu", model_impl="transformers")
+    with pytest.raises(StartupError, match=message) as caught:
+        build_engine(settings)
+    assert (read, str(caught.value).count("\n")) == ([], 0)
+
+
 def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:
     cls, config = PAGED["helium"]
     sound = save(make_model(cls, config()), tmp_path / "sound")
