@@ -165,7 +165,10 @@ def test_a_conversation_goes_through_the_chat_template(llm: LLM) -> None:
 
 
 def test_a_prompt_that_cannot_run_is_refused_and_the_next_call_works(llm: LLM) -> None:
-    with pytest.raises(ValueError, match=r"prompt .*: the prompt has 500 tokens.*--max-model-len"):
+    with pytest.raises(
+        ValueError,
+        match=r"prompt .*: This model's maximum context length is \d+ tokens, .* the prompt has 500 .*--max-model-len",
+    ):
         llm.generate(["fine", "x" * 500], GREEDY, use_tqdm=False)
     assert not llm.core.has_work()
     assert len(llm.generate("fine", GREEDY, use_tqdm=False)[0].outputs[0].token_ids) == 8

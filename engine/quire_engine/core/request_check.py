@@ -100,10 +100,10 @@ def _check_length(length: int, config: CoreConfig, more: int) -> None:
     if length == 0:
         raise ValueError("the prompt is empty: it needs at least one token")
     if length > config.max_model_len - more:
-        room = ", with room for one more" if more else ""
+        both = ", prompt and answer together" if more else ""  # clients look for these words of OpenAI's
         raise ValueError(
-            f"the prompt has {length} tokens and at most {config.max_model_len - more} fit{room}: "
-            f"shorten it, or raise --max-model-len, now {config.max_model_len}"
+            f"This model's maximum context length is {config.max_model_len} tokens{both}. However, the prompt has "
+            f"{length} tokens: shorten it, or raise --max-model-len"
         )
     pool = config.num_blocks * config.block_size
     if length > pool - more:

@@ -88,17 +88,21 @@ class Chat:
         """Check the request, then return its events: what can be refused is refused before the answer begins."""
         return self._events(request, model, await self.start(request))
 
-    async def start(self, request: ChatCompletionRequest) -> Started:
-        """Check the request and have it computed. Raises `ApiError`."""
+    async def start(self, request: ChatCompletionRequest, *, drops_oldest: bool = False) -> Started:
+        """Check the request and have it computed. Raises `ApiError`.
+
+        `drops_oldest` leaves out the oldest messages where all with the answer would not fit in the context.
+        """
         self._formats.check(request)
-        ids, images = await self._chat_prompts.of(
-            request,
-            copies=request.num_sequences,
-            keep=request.truncate_prompt_tokens,
-            side=request.truncation_side,
-        )
         newer = request.max_completion_tokens is not None
         asked = request.max_completion_tokens if newer else request.max_tokens
+        copies = request.num_sequences
+        if drops_oldest:
+            ids, images = await self._chat_prompts.shortened(request, answer=asked or 1, copies=copies)
+        else:
+            ids, images = await self._chat_prompts.of(
+                request, copies=copies, keep=request.truncate_prompt_tokens, side=request.truncation_side
+            )
         room = self._prompts.max_tokens(ids, asked, "max_completion_tokens" if newer else "max_tokens")
         params = await self._parameters.of(request, [room])
         params = [self._formats.shaped(own, request, ids) for own in params]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from quire_engine.core.images import PromptImage
+from quire_engine.multimodal.image_files import ImageFile
 from quire_engine.server.chat_images import ChatImages
 from quire_engine.server.errors import ApiError
-from quire_engine.server.prompts import Prompts, Side
+from quire_engine.server.prompts import Prompts, PromptTooLongError, Side
 from quire_engine.server.protocol.chat import ChatPrompt
+from quire_engine.server.turns import beginnings, from_beginning
+
+Prompt = tuple[list[int], tuple[PromptImage, ...]]
 
 
 class ChatPrompts:
@@ -17,7 +21,7 @@ class ChatPrompts:
 
     async def of(
         self, chat: ChatPrompt, *, copies: int = 1, keep: int | None = None, side: Side | None = None
-    ) -> tuple[list[int], tuple[PromptImage, ...]]:
+    ) -> Prompt:
         """The tokens of a chat's prompt, and the images in it, of which each of `copies` answers gets its own.
 
         `keep` and `side` are as in `Prompts.truncated`. Raises `ApiError` for messages that the model cannot take.
@@ -25,6 +29,39 @@ class ChatPrompts:
         files = await self._images.files(chat.messages, copies)
         if files and keep is not None:
             raise ApiError(400, "truncate_prompt_tokens would cut images: leave it out", param="truncate_prompt_tokens")
-        messages = [m.as_template_input(self._images.token, in_parts=self._images.in_parts) for m in chat.messages]
+        ids, images = await self._rendered(chat, files, 0)
+        return self._prompts.truncated(ids, keep, side), images
+
+    async def shortened(self, chat: ChatPrompt, *, answer: int, copies: int = 1) -> Prompt:
+        """As `of`, without as many of the oldest messages as leaves room for `answer` tokens in the context.
+
+        Where all that may be left out does not make that room, the shortest prompt there is.
+        """
+        files = await self._images.files(chat.messages, copies)
+        starts = beginnings(chat.messages)
+        shortest, at, found = len(starts) - 1, 0, None  # most chats fit whole: the first is tried first
+        low = 0
+        while low < shortest:
+            try:
+                prompt = await self._rendered(chat, files, starts[at])
+                fits = self._prompts.leaves_room(prompt[0], answer)
+            except PromptTooLongError:
+                fits = False
+            if fits:
+                shortest, found = at, prompt
+            else:
+                low = at + 1
+            at = (low + shortest) // 2
+        return found or await self._rendered(chat, files, starts[low])
+
+    async def _rendered(self, chat: ChatPrompt, files: list[ImageFile], start: int) -> Prompt:
+        """The prompt of the messages that stay from `start` on; `files` are the images of all."""
+        token, in_parts = self._images.token, self._images.in_parts
+        stay = range(len(chat.messages)) if start == 0 else from_beginning(chat.messages, start)
+        if files and start:
+            owners = [i for i, message in enumerate(chat.messages) for _ in range(message.num_images)]
+            kept = set(stay)
+            files = [file for file, owner in zip(files, owners, strict=True) if owner in kept]
+        messages = [chat.messages[i].as_template_input(token, in_parts=in_parts) for i in stay]
         ids, images = self._images.expanded(await self._prompts.from_chat(chat, messages), files)
-        return self._prompts.truncated(ids, keep, side), tuple(images)
+        return ids, tuple(images)

@@ -39,7 +39,7 @@ class FollowerProcess:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         client = self._client = self._launch()
         client.start()
-        routes = [Route(path, self._health) for path in ("/health", "/ping")]
+        routes = [Route("/health", self._health), Route("/ping", self._health, methods=["GET", "POST"])]
         server = HttpServer(Starlette(routes=routes), self._settings)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         ends = [asyncio.create_task(event.wait()) for event in (client.dead, client.released, self._stop)]

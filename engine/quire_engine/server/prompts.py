@@ -23,6 +23,10 @@ _SERVERS = frozenset(
 )
 
 
+class PromptTooLongError(ApiError):
+    """A prompt has more characters than the context could hold."""
+
+
 class Prompts:
     """Tokenizes prompts and renders chats for one model."""
 
@@ -139,6 +143,10 @@ class Prompts:
         room = min(limit - length, self._longest_answer)
         return room if asked is None else min(asked, room)
 
+    def leaves_room(self, prompt_token_ids: list[int], answer: int) -> bool:
+        """Whether the context holds the prompt and an answer of `answer` tokens."""
+        return len(prompt_token_ids) + min(answer, self._longest_answer) <= self._max_model_len
+
     def _limit(self) -> str:
         """Clients look for these words of OpenAI's, to shorten their prompts."""
         return f"This model's maximum context length is {self._max_model_len} tokens"
@@ -160,7 +168,7 @@ class Prompts:
         self, text: str, *, special: bool, field: str = "prompt", may_be_empty: bool = False
     ) -> list[int]:
         if len(text) > self._max_model_len * 128:  # no tokenizer packs more into a token: do not even try
-            raise ApiError(
+            raise PromptTooLongError(
                 400, f"{self._limit()}. However, the prompt has {len(text)} characters: shorten it", param=field
             )
         if len(text) > LONG_TEXT:

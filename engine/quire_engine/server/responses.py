@@ -59,7 +59,7 @@ class Responses:
     async def _start(self, request: ResponsesRequest, model: str) -> _Answer:
         chat = as_chat(request)
         try:
-            started = await self._chat.start(chat)
+            started = await self._chat.start(chat, drops_oldest=request.truncation == "auto")
         except ApiError as error:
             raise in_its_words(error) from error
         return _Answer(started, ResponseWriter(_empty(request, model)), request.tells_logprobs)
@@ -122,6 +122,7 @@ def _empty(request: ResponsesRequest, model: str) -> ResponseObject:
         tools=request.tools or [],
         top_logprobs=request.top_logprobs or 0,
         top_p=request.top_p,
+        truncation=request.truncation or "disabled",
         user=request.user,
     )
 

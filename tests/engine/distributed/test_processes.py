@@ -153,6 +153,7 @@ def test_two_nodes_serve_together_and_end_together(two_nodes: tuple[Server, Serv
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30).json()
     assert answer["choices"][0]["message"]["content"]
     assert health(FOLLOWER, follower.port) == 200
+    assert httpx.post(f"http://{FOLLOWER}:{follower.port}/ping").json() == {"status": "ok"}
     assert httpx.get(f"http://{FOLLOWER}:{follower.port}/v1/models").status_code == 404
 
     # A node that is asked to stop goes on for the leader, until that has finished what runs.

@@ -219,7 +219,9 @@ def test_an_image_is_a_chats_image_and_a_fields_of_sampling_a_chats() -> None:
             "tools.0.parameters has the type 'array'",
         ),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "no"}}, "tool_choice.type", "'function'"),
-        ({"truncation": "auto"}, None, "truncation is auto"),
+        ({"truncation": "auto", "truncate_prompt_tokens": 5}, "truncation", "truncate_prompt_tokens is set"),
+        ({"truncation": "auto", "input": "word " * 5000}, "input", "maximum context length is 2048 tokens"),
+        ({"truncation": "auto", "input": "word " * 60000}, "input", "maximum context length is 2048 tokens"),
         ({"input": []}, None, "input is empty: send a text, or at least one item"),
         ({"input": [{"type": "web_search_call"}]}, "input.0.type", "input.0.type is 'web_search_call': it must be one"),
         ({"input": [{"role": "robot", "content": "a"}]}, "input.0.role", "'developer'"),
@@ -252,6 +254,41 @@ def test_what_cannot_be_is_a_400_that_names_the_field(
     assert says in error["message"]
     if param is not None:
         assert error["param"] == param
+
+
+def long_input(count: int) -> list[Any]:
+    """Turns of which a few fit in the context, and a last question."""
+    turns = [{"role": role, "content": f"{i} " * 50} for i in range(count) for role in ("user", "assistant")]
+    return [*turns, {"role": "user", "content": "Hello!"}]
+
+
+def test_truncation_drops_the_oldest_turns_and_no_more_of_them_than_it_must(server: Server) -> None:
+    items, asked = long_input(40), {"instructions": "Be brief.", "max_output_tokens": 20}
+    with pytest.raises(openai.BadRequestError, match="2048 tokens"):
+        respond(server, items, **asked)
+    response = respond(server, items, truncation="auto", **asked)
+    assert response.truncation == "auto"
+
+    def length(start: int) -> int:
+        kept = [{"role": "system", "content": "Be brief."}, *items[start:]]
+        return int(httpx.post(f"{server.url}/tokenize", json={"messages": kept}).json()["count"])
+
+    start = next(i for i in range(0, len(items), 2) if length(i) == response.usage.input_tokens)
+    assert length(start) + 20 <= 2048 < length(start - 2) + 20
+    assert respond(server, items[start:], **asked).output_text == response.output_text
+
+
+def test_truncation_leaves_what_fits_as_it_is(server: Server) -> None:
+    whole = respond(server, long_input(2), max_output_tokens=5)
+    cut = respond(server, long_input(2), max_output_tokens=5, truncation="auto")
+    assert (cut.output_text, cut.usage.input_tokens) == (whole.output_text, whole.usage.input_tokens)
+    assert (whole.truncation, cut.truncation) == ("disabled", "auto")
+
+
+def test_truncation_drops_a_huge_past_and_answers_the_last_question(server: Server) -> None:
+    items = [{"role": "user", "content": "word " * 100_000}, {"role": "assistant", "content": "Ok."}]
+    events = list(respond(server, [*items, *HELLO], truncation="auto", stream=True, max_output_tokens=5))
+    assert events[-1].response.usage.input_tokens == respond(server, max_output_tokens=5).usage.input_tokens
 
 
 def test_an_unknown_model_is_a_404(server: Server) -> None:

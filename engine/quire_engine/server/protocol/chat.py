@@ -74,6 +74,11 @@ class ChatMessage(BaseModel):
         parts = self.content or ""
         return parts if isinstance(parts, str) else "".join(part.text or "" for part in parts)
 
+    @property
+    def num_images(self) -> int:
+        parts = self.content if isinstance(self.content, list) else ()
+        return sum(part.image_url is not None for part in parts)
+
     def as_template_input(self, image_token: str | None = None, *, in_parts: bool = False) -> dict[str, Any]:
         """The message as chat templates expect it: its parts joined, or as a list for those that see images."""
         parts = self.content or []

@@ -95,8 +95,8 @@ class ResponsesRequest(BaseModel):
         if not self.input:
             raise ValueError("input is empty: send a text, or at least one item")
         refuse(self.model_extra or {}, OF_RESPONSES)
-        if self.truncation == "auto":
-            raise ValueError("truncation is auto: items are never dropped here, leave some out of input instead")
+        if self.truncation == "auto" and (self.model_extra or {}).get("truncate_prompt_tokens") is not None:
+            raise ValueError("truncation is auto and truncate_prompt_tokens is set: leave one out")
         return self
 
     @property
@@ -189,6 +189,6 @@ class ResponseObject(BaseModel):
     tools: list[FunctionTool] = Field(default_factory=list)
     top_logprobs: int = 0
     top_p: float | None = None
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"] = "disabled"
     usage: ResponseUsage | None = None
     user: str | None = None
