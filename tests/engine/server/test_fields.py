@@ -93,6 +93,14 @@ def test_every_field_is_taken_or_refused_or_said_to_have_no_effect(path: str) ->
         assert taken != (name in REFUSED[path]), name
 
 
+def test_the_table_of_refused_fields_has_each_of_them() -> None:
+    _, _, rest = (REPOSITORY / "docs" / "http.md").read_text().partition("## Refused fields\n")
+    rows = [row.split("|")[1] for row in rest.partition("\n## ")[0].splitlines() if row.startswith("| `")]
+    listed = [name.strip(" `") for row in rows for name in row.split(",")]
+    assert len(listed) == len({*listed})
+    assert {*listed} - {"text.verbosity"} == {name for refused in REFUSED.values() for name in refused}
+
+
 @pytest.mark.parametrize(("path", "name"), [(path, name) for path, refused in REFUSED.items() for name in refused])
 def test_a_refused_field_is_a_400_that_names_it_and_what_to_write(server: Server, path: str, name: str) -> None:
     asked = {"id": "x"} if name in ("prompt", "conversation") else "x"
