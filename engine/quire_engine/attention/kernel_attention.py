@@ -11,6 +11,7 @@ import torch
 
 from quire_engine.attention.context import AttentionContext, PrefillSpan
 from quire_engine.kernels.gpu.attention import ScoreRules, Spans, attend, attend_decodes, rows_of_tile
+from quire_engine.kernels.gpu.rotary import rotate_and_write
 
 if TYPE_CHECKING:
     from quire_engine.attention.paged_attention import PagedAttention
@@ -28,8 +29,23 @@ class KernelAttention:
             self._rules = ScoreRules(layer.scale, layer.window, layer.softcap, slopes, alibi.scale)
         _, self._tokens = rows_of_tile(layer.num_heads, layer.num_kv_heads, layer.head_dim, layer.k_cache.dtype)
 
-    def attend(self, q: torch.Tensor, out: torch.Tensor, context: AttentionContext) -> None:
-        """Write to `out` what all rows of `q` [num_tokens, num_heads, head_dim] attend to. The caches are written."""
+    def rotated(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        context: AttentionContext,
+        *,
+        by_neighbours: bool,
+    ) -> torch.Tensor:
+        """Rotate queries and keys, write keys and values to the caches, and attend: see `rotate_and_write`."""
+        q = rotate_and_write(q, k, v, *rotation, context.slots, *self._caches, by_neighbours=by_neighbours)
+        return self.attend(q, context)
+
+    def attend(self, q: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        """What all rows of `q` [num_tokens, num_heads, head_dim] attend to. The caches are written already."""
+        out = torch.empty_like(q)
         batch = context.on_device
         if batch is None:
             batch = context.on_device = BatchOnDevice(context)
@@ -39,6 +55,7 @@ class KernelAttention:
             attend_decodes(q[:num_decodes], *self._caches, out[:num_decodes], tables, batch.lengths, self._rules)
         if context.prefills:
             attend(q, *self._caches, out, batch.spans(self._tokens), self._rules)
+        return out
 
 
 class BatchOnDevice:

@@ -69,16 +69,28 @@ class PagedAttention(nn.Module):
         # The whole batch is written before any of it is read: sequences of one step may share blocks.
         self.k_cache.flatten(0, 1).index_copy_(0, context.slots, k)
         self.v_cache.flatten(0, 1).index_copy_(0, context.slots, v)
-        out = torch.empty_like(q)
         if self.kernels is not None:
-            self.kernels.attend(q, out, context)
-            return out
+            return self.kernels.attend(q, context)
+        out = torch.empty_like(q)
         if context.num_decodes:
             self._decode(q, out, context)
         for span in context.prefills:
             rows = slice(span.first, span.first + span.count)
             self._prefill(q[rows], k[rows], v[rows], out[rows], span)
         return out
+
+    def rotated(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        *,
+        by_neighbours: bool,
+    ) -> torch.Tensor:
+        """As `forward`, with `q` and `k` that are still to be rotated by cosines and sines. Of `kernels` alone."""
+        assert self.kernels is not None
+        return self.kernels.rotated(q, k, v, rotation, current_context(), by_neighbours=by_neighbours)
 
     def _decode(self, q: torch.Tensor, out: torch.Tensor, context: AttentionContext) -> None:
         """One query a sequence. The query heads of a KV head take the place of the query length."""

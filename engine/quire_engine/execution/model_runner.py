@@ -14,9 +14,10 @@ from quire_engine.execution.input_batch import InputBatch, ModelInputs
 from quire_engine.execution.kv_cache import KVCache
 from quire_engine.execution.model_spans import time_parts
 from quire_engine.execution.pooling import Pooler
+from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.models.language_model import LanguageModel
 from quire_engine.sampling.logprobs import rank_hidden
-from quire_engine.sampling.sampler import SamplingBatch, choose
+from quire_engine.sampling.sampler import Draw, SamplingBatch, choose, draw_within
 from quire_engine.sampling_params import SamplingParams
 
 _WARM_UP = "warm-up"
@@ -111,7 +112,7 @@ class ModelRunner:
         self, step: Step, sampled: list[str], logits: torch.Tensor, sampling: SamplingBatch, result: StepResult
     ) -> None:
         """Sample the next token of each of `sampled`, from its row of `logits`, into `result`."""
-        chosen = choose(logits, sampling)
+        chosen = choose(logits, sampling, drawing_on(logits.device))
         tokens = dict(zip(sampled, chosen.token_ids, strict=True))
         result.token_ids = [[tokens[s.request_id]] if s.samples else [] for s in step.scheduled]
         result.logprobs = {sampled[row]: [entry] for row, entry in chosen.logprobs.items()}
@@ -128,6 +129,15 @@ class ModelRunner:
             )
             for rows in inputs.prompt_logprobs
         }
+
+
+def drawing_on(device: torch.device) -> Draw:
+    """How tokens are drawn on `device`."""
+    if by_gpu_kernels(device):
+        from quire_engine.kernels.gpu import sampling
+
+        return sampling.draw_within
+    return draw_within
 
 
 def warm_up(executor: Executor, num_tokens: int, block_size: int, *, pools: bool = False) -> None:

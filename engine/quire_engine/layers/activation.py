@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
+
+from quire_engine.kernels.choice import by_gpu_kernels
+
+if TYPE_CHECKING:
+    from quire_engine.kernels.gpu.gate import Gate
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -19,6 +25,20 @@ def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
 
 def _squared_relu(x: torch.Tensor) -> torch.Tensor:
     return functional.relu(x).square()
+
+
+_GATES: dict[Activation, Gate] = {functional.silu: "silu", functional.gelu: "gelu", _gelu_tanh: "gelu_tanh"}
+
+
+def gated(both: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """The activation of the first half of `both` [..., 2 * size] times the second: [..., size]."""
+    gate = _GATES.get(activation)
+    if gate is not None and by_gpu_kernels(both.device):
+        from quire_engine.kernels.gpu.gate import gate_and_multiply
+
+        return gate_and_multiply(both, gate)
+    left, right = both.chunk(2, dim=-1)
+    return activation(left) * right
 
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from quire_engine.distributed.ranks import TensorRanks, build_for, tensor_ranks
+from quire_engine.layers.activation import gated
 from quire_engine.layers.linear import ColumnLinear, LinearMethod, RowLinear, Rows, Unquantized
 from quire_engine.layers.shard import Shard
 
@@ -116,5 +117,4 @@ class Experts(nn.Module):
 
     def _run(self, expert: nn.Module, x: torch.Tensor) -> torch.Tensor:
         assert isinstance(expert, Expert)
-        gate, up = expert.gate_up_proj(x).chunk(2, dim=-1)
-        return expert.down_proj.partial(self.activation(gate) * up)
+        return expert.down_proj.partial(gated(expert.gate_up_proj(x), self.activation))

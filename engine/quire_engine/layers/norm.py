@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from quire_engine.distributed.ranks import tensor_ranks
+from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.layers.shard import Shard
 
 
@@ -28,11 +29,20 @@ class Norm(nn.Module):
 class RMSNorm(Norm):
     """x / rms(x) * weight over the last dimension, in float32 (Zhang and Sennrich, 2019)."""
 
+    offset = False
+
     def __init__(self, size: int, eps: float) -> None:
         super().__init__(eps, size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] -> the same shape and dtype."""
+        if by_gpu_kernels(x.device):
+            from quire_engine.kernels.gpu.norm import rms_norm
+
+            return rms_norm(x, self.weight, self.eps, offset=self.offset)
+        return self.by_torch(x)
+
+    def by_torch(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -42,11 +52,22 @@ class OffsetRMSNorm(RMSNorm):
     """RMSNorm with 1 + weight in place of weight, multiplied in float32: Gemma's."""
 
     neutral = 0.0
+    offset = True
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def by_torch(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * (1.0 + self.weight.float())).to(x.dtype)
+
+
+def add_and_norm(x: torch.Tensor, more: torch.Tensor, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """x + more, and its norm."""
+    if isinstance(norm, RMSNorm) and by_gpu_kernels(x.device):
+        from quire_engine.kernels.gpu.norm import add_and_rms_norm
+
+        return add_and_rms_norm(x, more, norm.weight, norm.eps, offset=norm.offset)
+    total = x + more
+    return total, norm(total)
 
 
 class LayerNorm(Norm):

@@ -64,7 +64,8 @@ class Attention(nn.Module):
             by_halves, by_neighbours = rotate, rotate_neighbours
             if spec.rope.dim < head_dim:
                 by_halves, by_neighbours = rotate_first, rotate_first_neighbours
-            self.rotate = by_neighbours if spec.rope.interleaved else by_halves
+            self.by_neighbours = spec.rope.interleaved
+            self.rotate = by_neighbours if self.by_neighbours else by_halves
         if not spec.causal:
             self.attend: nn.Module = WholeAttention(head_dim, scale=spec.scale)
             return
@@ -94,6 +95,11 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
+            if isinstance(self.attend, PagedAttention) and self.attend.kernels is not None:
+                return self._out(self.attend.rotated(q, k, v, rotation, by_neighbours=self.by_neighbours))
             q, k = self.rotate(q, *rotation), self.rotate(k, *rotation)
-        out: torch.Tensor = self.o_proj(self.attend(q, k, v).flatten(-2))
+        return self._out(self.attend(q, k, v))
+
+    def _out(self, attended: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.o_proj(attended.flatten(-2))
         return out

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
-from quire_engine.layers.norm import NormSpec
+from quire_engine.layers.norm import NormSpec, add_and_norm
 from quire_engine.layers.rotary import RopeSettings
 from quire_engine.memory_plan.model_shape import ModelShape
 
@@ -91,8 +91,9 @@ class PreNormLayer(_Layer):
         super().__init__(spec, shape, "input_layernorm", "post_attention_layernorm")
 
     def forward(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation)
-        out: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        attended = self.self_attn(self.input_layernorm(x), rotation)
+        x, normed = add_and_norm(x, attended, self.post_attention_layernorm)
+        out: torch.Tensor = x + self.mlp(normed)
         return out
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quire_engine.layers.activation import ACTIVATIONS
+from quire_engine.layers.activation import ACTIVATIONS, gated
 from quire_engine.layers.linear import ColumnLinear, RowLinear, Rows
 from quire_engine.memory_plan.model_shape import ModelShape
 
@@ -44,9 +44,7 @@ class GatedMLP(nn.Module):
         return self.down_proj.partial(self._inner(x))
 
     def _inner(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        inner: torch.Tensor = self.activation(gate) * up
-        return inner
+        return gated(self.gate_up_proj(x), self.activation)
 
 
 class PlainMLP(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -45,14 +46,24 @@ class Chosen:
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
 
 
-def choose(logits: torch.Tensor, batch: SamplingBatch) -> Chosen:
+Draw = Callable[[torch.Tensor, SamplingBatch], torch.Tensor]
+"""From probabilities [rows, vocab_size] float32, which may be written to, and the limits of a batch: [rows] int64."""
+
+
+def draw_within(probabilities: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """A token of those of each row that the limits leave. A `Draw`."""
+    restrict(probabilities, batch.top_k, batch.top_p, batch.min_p)
+    return draw(probabilities, batch.uniform)
+
+
+def choose(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_within) -> Chosen:
     """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to."""
     if not batch.logprobs:
-        return Chosen(sample(logits, batch).tolist())
+        return Chosen(sample(logits, batch, drawing).tolist())
     rows, counts = (list(column) for column in zip(*batch.logprobs, strict=True))
     on_device = torch.tensor(rows, dtype=torch.int64).to(logits.device)
     raw = logits[on_device]  # a copy, before anything is forbidden or scaled
-    token_ids = sample(logits, batch)
+    token_ids = sample(logits, batch, drawing)
     among = raw
     if batch.ranks_allowed:
         where = set(batch.ranks_allowed)
@@ -63,7 +74,7 @@ def choose(logits: torch.Tensor, batch: SamplingBatch) -> Chosen:
     return Chosen(token_ids.tolist(), dict(zip(rows, ranked.as_lists(counts), strict=True)))
 
 
-def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+def sample(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_within) -> torch.Tensor:
     """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to: [rows] int64.
 
     `NO_TOKEN` for a row that holds NaN or infinity, or -infinity alone. It costs no look at the whole row: the greatest
@@ -75,8 +86,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         return best.masked_fill(~logits.gather(-1, best[:, None]).squeeze(-1).isfinite(), NO_TOKEN)
     probabilities = torch.softmax(logits / batch.temperature[:, None], dim=-1)
     wrong = _is_nan(probabilities)
-    restrict(probabilities, batch.top_k, batch.top_p, batch.min_p)
-    drawn = draw(probabilities, batch.uniform)
+    drawn = drawing(probabilities, batch)
     chosen = torch.where(batch.greedy, logits.argmax(-1), drawn) if batch.any_greedy else drawn
     return chosen.masked_fill(wrong, NO_TOKEN)
 

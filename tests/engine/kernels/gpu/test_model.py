@@ -21,12 +21,20 @@ from tests.engine.models.checkpoints import ALL, MAX_MODEL_LEN, greedy_reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CASES = {
-    "llama": "LlamaForCausalLM: grouped heads",
-    "mistral": "MistralForCausalLM: sliding window",
-    "qwen3": "Qwen3ForCausalLM: norm of each head",
-}
-NEW_TOKENS = 5
+LLAMA = "LlamaForCausalLM: grouped heads"
+CASES = [
+    LLAMA,
+    "Gemma2ForCausalLM: alternating window, soft-capped scores and logits",
+    "BloomForCausalLM: ALiBi, norm behind the embedding",
+]
+MORE_CASES = [
+    "MistralForCausalLM: sliding window",
+    "Qwen3ForCausalLM: norm of each head",
+    "GPTJForCausalLM: parallel block, first neighbours rotated, biased head",
+    "MixtralForCausalLM: experts",
+]
+NEW_TOKENS = 3
+GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
 
 
 @pytest.fixture
@@ -37,27 +45,23 @@ def by_kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[An
     used: list[Any] = []
     attend = kernel_attention.KernelAttention.attend
 
-    def counted(self: Any, *operands: Any) -> None:
+    def counted(self: Any, *operands: Any) -> torch.Tensor:
         used.append(self)
-        attend(self, *operands)
+        return attend(self, *operands)
 
     monkeypatch.setattr(kernel_attention.KernelAttention, "attend", counted)
     monkeypatch.setattr(choice, "interpreted_on_cpu", True)
     return used
 
 
-@pytest.mark.parametrize("family", CASES)
-def test_prompts_in_chunks_and_decodes_are_answered_as_transformers_answers_each_alone(
-    family: str, device: torch.device, by_kernels: list[Any], tmp_path: Path
-) -> None:
-    cls, config = ALL[CASES[family]]
-    model, prompts = make_model(cls, config()), mixed_prompts(4, 40)
-    save(model, tmp_path)
+def answers_of(
+    directory: Path, device: torch.device, prompts: list[list[int]], params: SamplingParams
+) -> list[list[int]]:
+    """In chunks of at most 8 tokens, decodes of other requests beside them."""
     settings = {"block_size": 8, "max_model_len": MAX_MODEL_LEN, "num_gpu_blocks_override": 64}
     core, _ = build_engine(
-        EngineConfig(model=str(tmp_path), device=device.type, dtype="float32", max_num_batched_tokens=24, **settings)
+        EngineConfig(model=str(directory), device=device.type, dtype="float32", max_num_batched_tokens=8, **settings)
     )
-    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
     answers: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         answers[str(i)] = []
@@ -65,8 +69,32 @@ def test_prompts_in_chunks_and_decodes_are_answered_as_transformers_answers_each
     while core.has_work():
         for output in core.step():
             answers[output.request_id] += output.new_token_ids
-    assert [answers[str(i)] for i in range(len(prompts))] == greedy_reference(model, prompts, NEW_TOKENS)
+    return [answers[str(i)] for i in range(len(prompts))]
+
+
+@pytest.mark.parametrize("family", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_CASES)])
+def test_prompts_in_chunks_and_decodes_are_answered_as_transformers_answers_each_alone(
+    family: str, device: torch.device, by_kernels: list[Any], tmp_path: Path
+) -> None:
+    cls, config = ALL[family]
+    model, prompts = make_model(cls, config()), mixed_prompts(3, 16)
+    save(model, tmp_path)
+    assert answers_of(tmp_path, device, prompts, GREEDY) == greedy_reference(model, prompts, NEW_TOKENS)
     assert by_kernels
+
+
+def test_drawn_answers_are_those_of_torch(
+    device: torch.device, by_kernels: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls, config = ALL[LLAMA]
+    save(make_model(cls, config()), tmp_path)
+    prompts = mixed_prompts(2, 9)
+    params = SamplingParams(temperature=1.3, top_k=40, top_p=0.9, min_p=0.01, seed=7, max_tokens=NEW_TOKENS)
+    found = answers_of(tmp_path, device, prompts, params)
+    assert by_kernels
+    monkeypatch.setattr(choice, "by_gpu_kernels", lambda device: False)
+    monkeypatch.setattr(choice, "interpreted_on_cpu", False)
+    assert answers_of(tmp_path, torch.device("cpu"), prompts, params) == found
 
 
 def test_without_a_gpu_torch_attends_and_triton_is_not_imported() -> None:

@@ -1,0 +1,101 @@
+"""Compiles the kernels for Hopper as they are launched for a model's shapes. It needs no GPU.
+
+A program of its own, as TRITON_INTERPRET must not be set. Prints how much shared memory each takes, in bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from quire_engine.kernels.gpu import attention, gate, norm, rotary, sampling
+from quire_engine.sampling.sampler import SamplingBatch
+
+HOPPER = GPUTarget("cuda", 90, 32)
+NAMES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+KERNELS = {
+    attention: ("_attend_spans", "_attend_splits", "_join_splits"),
+    gate: ("_gate_and_multiply",),
+    norm: ("_norm_rows",),
+    rotary: ("_rotate_and_write",),
+    sampling: ("_draw_within",),
+}
+
+
+class Compiled:
+    """Takes the place of a kernel: compiles it for what it is launched with."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*operands: Any, num_warps: int = 4, num_stages: int = 3, **constants: Any) -> None:
+            names = self.kernel.arg_names
+            signature = dict.fromkeys(names, "constexpr")
+            for name, operand in zip(names, operands, strict=False):
+                if isinstance(operand, torch.Tensor):
+                    signature[name] = NAMES[operand.dtype]
+                else:
+                    signature[name] = "i32" if isinstance(operand, int) else "fp32"
+            source = ASTSource(self.kernel, signature, {(names.index(name),): v for name, v in constants.items()})
+            options = {"num_warps": num_warps, "num_stages": num_stages}
+            made = triton.compile(source, target=HOPPER, options=options)
+            assert "cubin" in made.asm
+            sys.stdout.write(f"{self.kernel.__name__} {made.metadata.shared}\n")
+
+        return launch
+
+
+def empty(*size: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(*size, dtype=dtype, device="meta")
+
+
+def attend(dtype: torch.dtype, head_dim: int, group: int, cached: torch.dtype | None = None, **rules: Any) -> None:
+    q, out = (empty(64, 8 * group, head_dim, dtype=dtype) for _ in range(2))
+    cache = empty(10, 16, 8, head_dim, dtype=cached or dtype)
+    tables, lengths = empty(64, 10, dtype=torch.int64), empty(64, dtype=torch.int32)
+    spans = attention.Spans(tables, empty(64, 3, dtype=torch.int32), empty(9, 2, dtype=torch.int32))
+    attention.attend(q, cache, cache, out, spans, attention.ScoreRules(0.1, **rules))
+    attention.attend_decodes(q, cache, cache, out, tables, lengths, attention.ScoreRules(0.1, **rules))
+
+
+def main() -> None:
+    for module, names in KERNELS.items():
+        for name in names:
+            setattr(module, name, Compiled(getattr(module, name)))
+    bfloat16 = torch.bfloat16
+    attend(bfloat16, 128, 4)
+    attend(torch.float32, 128, 4)
+    attend(bfloat16, 256, 2, window=1024, softcap=50.0)
+    attend(torch.float16, 64, 1, slopes=empty(8, dtype=torch.float32))
+    attend(bfloat16, 128, 8, cached=torch.float8_e4m3fn)
+    x, weight = empty(64, 4096, dtype=bfloat16), empty(4096, dtype=bfloat16)
+    norm.add_and_rms_norm(x, x, weight, 1e-5, offset=False)
+    norm.rms_norm(x, weight, 1e-5, offset=True)
+    for kind in ("silu", "gelu", "gelu_tanh"):
+        gate.gate_and_multiply(x, kind)  # type: ignore[arg-type]
+    q, k, angles = (empty(64, heads, size, dtype=bfloat16) for heads, size in ((32, 128), (8, 128), (1, 64)))
+    slots, cache = empty(64, dtype=torch.int64), empty(10, 16, 8, 128, dtype=bfloat16)
+    for by_neighbours in (False, True):
+        rotary.rotate_and_write(q, k, k, angles, angles, slots, cache, cache, by_neighbours=by_neighbours)
+    ones, flags = empty(64, dtype=torch.float32), empty(64, dtype=torch.bool)
+    counts, uniform = empty(64, dtype=torch.int64), empty(64, dtype=torch.float64)
+    batch = SamplingBatch(flags, False, False, ones, counts, ones, ones, uniform)
+    sampling.draw_within(empty(64, 128256, dtype=torch.float32), batch)
+
+
+if __name__ == "__main__":
+    main()
