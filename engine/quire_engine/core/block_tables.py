@@ -86,7 +86,7 @@ class BlockTables:
 
     def stop(self, request: Request) -> None:
         """Take a request's blocks back."""
-        self._release(request, len(request.block_ids))
+        self._release(request, 0, len(request.block_ids))
         # What left the window came free before what is behind it, which nobody finds without it.
         self.pool.use(request.block_hashes[: request.num_let_go])
         request.block_ids, request.num_let_go = [], 0
@@ -96,7 +96,7 @@ class BlockTables:
         """Have `child` hold what `parent` holds. Takes time for the blocks that the two do not share already."""
         kept = _num_shared(parent, child)
         self.pool.acquire(parent.block_ids[max(kept, parent.num_let_go) :])
-        self.pool.release(child.block_ids[max(kept, child.num_let_go) :])
+        self._release(child, kept, len(child.block_ids))
         child.follow(parent, kept, self._block_size)
 
     def let_go(self, requests: Iterable[Request]) -> None:
@@ -107,7 +107,7 @@ class BlockTables:
             # One token more than is seen, since a beam may have to compute its last token again.
             unseen = (request.num_computed_tokens - self._window) // self._block_size
             if unseen > request.num_let_go:
-                self._release(request, unseen)
+                self._release(request, 0, unseen)
                 request.num_let_go = unseen
 
     def num_lacking(self, requests: Iterable[Request]) -> int:
@@ -170,12 +170,12 @@ class BlockTables:
         step.swap_in.append((page, block))
         return block
 
-    def _release(self, request: Request, end: int) -> None:
-        """Release what the request holds of its first `end` blocks.
+    def _release(self, request: Request, first: int, end: int) -> None:
+        """Release what the request holds of its blocks from `first` to `end`.
 
         With a window, finite logits show nothing of the parts of a prompt that they do not come from.
         """
-        first = request.num_let_go
+        first = max(first, request.num_let_go)
         seen = first if self._window is None else min(end, max(first, self._num_blocks(request.num_prompt_tokens)))
         self.pool.release(request.block_ids[seen:end], sound=request.sound)
         self.pool.release(request.block_ids[first:seen], sound=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import settings
@@ -18,21 +18,49 @@ from quire_engine.core.scheduler import Scheduler
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.structured_outputs import StructuredOutputsParams
 from tests.engine.core.fake_model import POISON, VOCAB_SIZE, PagedExecutor, Stages, generate, search
+from tests.engine.core.test_beams import Rule, narrow
 from tests.engine.core.test_grammars import Grammar
 
 EOS = (11, 12, 40)
 
 
-class Compiler:
-    """Makes grammars that allow as many tokens as their regex has characters."""
+@dataclass
+class PendingRule:
+    """What a search is held to, on its way."""
 
-    def __init__(self, made: list[Grammar]) -> None:
+    rule: Rule
+    ready: bool = False
+
+    def done(self) -> bool:
+        return self.ready
+
+    def wait(self, seconds: float) -> None: ...
+
+    def leave(self) -> None: ...
+
+    def start(self) -> Rule:
+        return self.rule
+
+
+class Compiler:
+    """Makes grammars that allow as many tokens as their regex has characters, and the rules of searches."""
+
+    def __init__(self, made: list[Grammar | PendingRule]) -> None:
         self._made = made
 
-    def compile(self, params: SamplingParams) -> Grammar:
-        assert params.structured_outputs is not None
-        self._made.append(Grammar(len(params.structured_outputs.regex or ""), ready=False))
+    def compile(self, params: SamplingParams) -> Grammar | PendingRule:
+        if params.use_beam_search:
+            self._made.append(PendingRule(rule_of(params)))
+        else:
+            assert params.structured_outputs is not None
+            self._made.append(Grammar(len(params.structured_outputs.regex or ""), ready=False))
         return self._made[-1]
+
+
+def rule_of(params: SamplingParams) -> Rule:
+    """Of a search: with a form beams grow fewer and more, and a stop string is that of a few tokens."""
+    last = [token for token in range(VOCAB_SIZE) for stop in params.stop if token % 31 == int(stop)]
+    return Rule(last=last) if params.structured_outputs is None else Rule(narrow, last)
 
 
 class LookingAgain(Scheduler):
@@ -91,7 +119,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             vocab_size=VOCAB_SIZE,
             eos_token_ids=EOS,
         )
-        self.grammars: list[Grammar] = []  # in the order of their requests
+        self.grammars: list[Grammar | PendingRule] = []  # in the order of their requests
         executor = Stages(PagedExecutor(self.config, poison=True), num_stages)
         self.core = EngineCore(executor, self.config, Compiler(self.grammars))
         self.core._scheduler = LookingAgain(self.config)
@@ -110,6 +138,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         siblings=st.sampled_from([0, 0, 3]),
         length=st.sampled_from([None, None, 1, 4]),
+        stop=st.sampled_from([None, "3", "20"]),
     )
     def add(
         self,
@@ -122,15 +151,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         ignore_eos: bool,
         siblings: int,
         length: int | None,
+        stop: str | None,
     ) -> None:
-        """`length` is that of all that the request's grammar allows; a search has none."""
+        """`length` is that of all that the request's grammar allows; a search has a form instead, and a stop string."""
         name = str(len(self.requests))
         params = SamplingParams(
             n=max(1, width),
             use_beam_search=width > 0,
             max_tokens=max_tokens,
             ignore_eos=ignore_eos,
-            structured_outputs=None if length is None or width else StructuredOutputsParams(regex="x" * length),
+            structured_outputs=None if length is None else StructuredOutputsParams(regex="x" * length),
+            stop=[stop] if stop and width else [],
         )
         prompt = [1] * begins_alike + tail
         request = EngineRequest(name, prompt, params, priority=priority, cache_salt=salt)
@@ -197,12 +228,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         config, params, prompt = self.config, request.params, request.prompt_token_ids
         longest = config.max_beam_tokens(params) if params.use_beam_search else config.max_tokens
         count = min(params.max_tokens or longest, longest - len(prompt))
-        if params.structured_outputs is not None:
+        if params.structured_outputs is not None and not params.use_beam_search:
             count = min(count, len(params.structured_outputs.regex or ""))
         eos = () if params.ignore_eos else EOS
         if params.use_beam_search:
             found = [beam.token_ids for beam in end.beams or []]
-            assert found == search(prompt, params.n, count, eos, n=params.n, window=config.window or 0)
+            rule = rule_of(params)
+            assert found == search(
+                prompt,
+                params.n,
+                count,
+                eos,
+                n=params.n,
+                window=config.window or 0,
+                allowed=rule.allowed_after,
+                over=lambda output: output[-1] in rule.last,
+            )
         else:
             if config.window is None:
                 assert POISON not in prompt + self.tokens[request.request_id][:-1], "it went on behind NaN"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.core.fake_model import generate
+from tests.engine.core.fake_model import POISON, generate, search
 from tests.engine.core.test_loop import make_core, request, run, tokens
 
 
@@ -67,3 +67,13 @@ def test_pages_that_were_let_go_are_found_again_by_those_who_begin_alike() -> No
     outputs = run(core)["again"]
     assert outputs[0].num_cached_tokens == 16
     assert tokens(outputs) == generate([1] * 20, 4, window=8)
+
+
+def test_a_page_that_a_beam_leaves_is_cleared_where_nobody_looked_at_all_of_it() -> None:
+    """It may hold NaN of the prompt, before the window, and is the next one's padding."""
+    core, executor = make_core(window=1, num_blocks=4, max_num_seqs=2, enable_prefix_caching=False)
+    executor.poison = True
+    core.add_request(request("s", [0, POISON, 1], n=2, use_beam_search=True, max_tokens=3))
+    (output,) = run(core)["s"]
+    assert output.beams is not None
+    assert [beam.token_ids for beam in output.beams] == search([0, POISON, 1], 2, 3, n=2, window=1)
