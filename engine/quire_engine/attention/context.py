@@ -40,6 +40,7 @@ class AttentionContext:
     lengths: torch.Tensor | None = None  # [num_tokens] int64: what each is rotated for; of `RotationByLength` alone
     axes: torch.Tensor | None = None  # [3, num_tokens] int64: time, height and width; None where all are the position
     adapted: torch.Tensor | None = None  # [n] int64: rows that an adapter changes; None where it changes none
+    ends: torch.Tensor | None = None  # decode_lengths as [num_decodes] int64 on the CPU, filled on demand
     groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)  # by sliding window, filled on demand
     on_device: BatchOnDevice | None = None  # for kernels, made on demand
 

@@ -1,4 +1,4 @@
-"""Attention of a mixed batch over a paged KV cache: by kernels on GPUs that have Triton, else in plain torch."""
+"""Attention of a mixed batch over a paged KV cache: by kernels on GPUs and CPUs that have them, else in plain torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from quire_engine.attention.context import AttentionContext, PrefillSpan, current_context
 from quire_engine.attention.decode_groups import DecodeGroup, group_decodes
 from quire_engine.attention.scores import Alibi, soft_capped_attention
+from quire_engine.kernels import cpu
 from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.memory_plan.plan import QUERY_ROWS, SCORES
 
@@ -66,6 +67,9 @@ class PagedAttention(nn.Module):
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """q [num_tokens, num_heads, head_dim], k and v [num_tokens, num_kv_heads, head_dim] -> as q."""
         context = current_context()
+        library = self._library(q, k, v)
+        if library is not None:
+            return self._by_library(library, q, k, v, context)
         # The whole batch is written before any of it is read: sequences of one step may share blocks.
         self.k_cache.flatten(0, 1).index_copy_(0, context.slots, k)
         self.v_cache.flatten(0, 1).index_copy_(0, context.slots, v)
@@ -91,6 +95,40 @@ class PagedAttention(nn.Module):
         """As `forward`, with `q` and `k` that are still to be rotated by cosines and sines. Of `kernels` alone."""
         assert self.kernels is not None
         return self.kernels.rotated(q, k, v, rotation, current_context(), by_neighbours=by_neighbours)
+
+    def _library(self, *new: torch.Tensor) -> cpu.Library | None:
+        if self.kernels is not None or self.alibi is not None or self.head_dim % 16 or self.head_dim > cpu.LARGEST_HEAD:
+            return None
+        return cpu.library_for(self.k_cache, *new)
+
+    def _by_library(
+        self, library: cpu.Library, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: AttentionContext
+    ) -> torch.Tensor:
+        """As `forward`, with keys and values read where they are in the cache."""
+        library.keep(k, v, self.k_cache, self.v_cache, context.slots)
+        out = q.new_empty(q.shape)
+
+        def attend(rows: slice, tables: torch.Tensor, lengths: torch.Tensor) -> None:
+            library.attention(
+                q[rows],
+                self.k_cache,
+                self.v_cache,
+                out[rows],
+                tables,
+                lengths,
+                window=self.window,
+                scale=self.scale,
+                softcap=self.softcap,
+            )
+
+        if context.num_decodes:
+            if context.ends is None:
+                context.ends = torch.tensor(context.decode_lengths)
+            attend(slice(0, context.num_decodes), context.decode_blocks, context.ends)
+        for span in context.prefills:
+            length = torch.tensor([span.start + span.count])
+            attend(slice(span.first, span.first + span.count), span.blocks[None], length)
+        return out
 
     def _decode(self, q: torch.Tensor, out: torch.Tensor, context: AttentionContext) -> None:
         """One query a sequence. The query heads of a KV head take the place of the query length."""

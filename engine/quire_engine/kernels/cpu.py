@@ -1,13 +1,15 @@
-"""Kernels for CPUs: a small library in C++, `cpu.cpp`, that is built with the package and used where it is faster.
+"""Kernels for CPUs: a small library in C++ that is built with the package and used where it is faster.
 
-It is faster than torch for linears in bfloat16 on processors that have AVX-512 and no instructions for bfloat16, by
-measurement: see benchmarks/linears.py. Elsewhere, and where the library was not built, torch does the same.
+Each function does what torch would, by the library where that is loaded and takes the tensors, else by torch. It is
+faster on processors with AVX-512, by measurement; for linears in bfloat16 only where these have no instructions for
+bfloat16: see benchmarks/linears.py and benchmarks/steps.py.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,22 +18,37 @@ from torch.nn import functional
 log = logging.getLogger(__name__)
 
 NEEDED = frozenset(("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"))
-BETTER_BY_TORCH = frozenset(("avx512_bf16", "amx_bf16"))  # oneDNN multiplies bfloat16 itself there
-_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+MULTIPLY_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16"))  # oneDNN's linears use them
+LARGEST_HEAD = 256
+_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+_POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 
 class Library:
-    """The kernels. Threads are those of torch, whose OpenMP it shares."""
+    """The kernels. Threads are those of torch, whose OpenMP it shares. Tensors are on the CPU."""
 
     def __init__(self, file: Path) -> None:
-        """Raises `OSError` where the file is none of this machine's libraries."""
+        """Raises `OSError` or `AttributeError` where the file is none of this machine's libraries."""
         found = ctypes.CDLL(str(file))
         self._room, self._linear = found.linear_room, found.linear_bfloat16
         self._room.argtypes, self._room.restype = [_SIZE] * 2, _SIZE
-        self._linear.argtypes, self._linear.restype = [_POINTER] * 5 + [_SIZE] * 3 + [ctypes.c_int], None
+        self._linear.argtypes, self._linear.restype = [_POINTER] * 5 + [_SIZE] * 3 + [_INT], None
+        self._attention_room, self._keep = found.attention_room, found.keep
+        self._attention_room.argtypes, self._attention_room.restype = [_POINTER] + [_SIZE] * 4, _SIZE
+        pointer_and_stride: Sequence[type] = (_POINTER, _SIZE)
+        self._keep.argtypes = [*pointer_and_stride, *pointer_and_stride, *[_POINTER] * 3, _SIZE, _SIZE]
+        self._keep.restype = None
+        attention = [*pointer_and_stride, *[_POINTER] * 3, *pointer_and_stride, _POINTER, *[_SIZE] * 7]
+        attention += [_FLOAT, _FLOAT, _POINTER, _INT]
+        norm = [*pointer_and_stride, _POINTER, _POINTER, _SIZE, _SIZE, _FLOAT, _INT, _INT]
+        rotation = [*pointer_and_stride, *[_POINTER] * 3, *[_SIZE] * 4, _INT]
+        self._attention = _by_dtype(found, "attention", attention)
+        self._rms_norm = _by_dtype(found, "rms_norm", norm)
+        self._silu_and_mul = _by_dtype(found, "silu_and_mul", [_POINTER, _POINTER, _SIZE, _SIZE, _INT])
+        self._rotate = _by_dtype(found, "rotate", rotation)
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """[..., inputs] -> [..., outputs], for weight [outputs, inputs] and bias [outputs]; all bfloat16, on the CPU.
+        """[..., inputs] -> [..., outputs], for weight [outputs, inputs] and bias [outputs]; all bfloat16.
 
         Sums are float32 and in the same order whatever the number of rows: a row's result depends on that row alone.
         """
@@ -45,14 +62,109 @@ class Library:
         self._linear(*pointers, rows, inputs, outputs, torch.get_num_threads())
         return y
 
+    def attention(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        out: torch.Tensor,
+        tables: torch.Tensor,
+        lengths: torch.Tensor,
+        *,
+        window: int | None,
+        scale: float,
+        softcap: float | None,
+    ) -> None:
+        """Attention of the last tokens of sequences over pages of keys and values, those tokens' own included.
+
+        q [sequences * tokens, heads, size] and `out` like it, of the caches' dtype [blocks, page, KV heads, size],
+        tables [sequences, blocks] and lengths [sequences] int64. `size` is a multiple of 16, up to `LARGEST_HEAD`.
+        Sums are float32. A sequence's result depends on that sequence alone.
+        """
+        _, page, kv_heads, size = k_cache.shape
+        q, sequences = _by_rows(q), len(lengths)
+        tokens, heads = len(q) // sequences, q.shape[1]
+        room = torch.empty(self._attention_room(lengths.data_ptr(), sequences, tokens, heads, size))
+        self._attention[q.dtype](
+            q.data_ptr(),
+            q.stride(0),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            out.data_ptr(),
+            tables.data_ptr(),
+            tables.stride(0),
+            lengths.data_ptr(),
+            *(sequences, tokens, heads, kv_heads, size, page, window or 0),
+            scale,
+            softcap or 0.0,
+            room.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+    def keep(
+        self, k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor
+    ) -> None:
+        """Write k and v [tokens, KV heads, size] to `slots` [tokens] int64 of the caches."""
+        k, v = _by_rows(k), _by_rows(v)
+        item = k.element_size()
+        strides = k.stride(0) * item, v.stride(0) * item
+        caches = k_cache.data_ptr(), v_cache.data_ptr(), slots.data_ptr()
+        self._keep(k.data_ptr(), strides[0], v.data_ptr(), strides[1], *caches, len(k), k[0].numel() * item)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: bool) -> torch.Tensor:
+        """As `RMSNorm`, or with `offset` as `OffsetRMSNorm`: [..., size] -> the same."""
+        size = len(weight)
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        pointers = x.data_ptr(), size, weight.data_ptr(), out.data_ptr()
+        self._rms_norm[x.dtype](*pointers, x.numel() // size, size, eps, offset, torch.get_num_threads())
+        return out
+
+    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+        """silu(x[..., :size]) * x[..., size:]: [..., 2 * size] -> [..., size]."""
+        size = x.shape[-1] // 2
+        x = x.contiguous()
+        out = x.new_empty((*x.shape[:-1], size))
+        rows = out.numel() // size
+        self._silu_and_mul[x.dtype](x.data_ptr(), out.data_ptr(), rows, size, torch.get_num_threads())
+        return out
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Turn the pairs (i, i + half) of x [tokens, heads, size] by angles [tokens, 1, half]; other features stay."""
+        x, cos, sin = _by_rows(x), cos.contiguous(), sin.contiguous()
+        tokens, heads, size = x.shape
+        out = x.new_empty(x.shape)
+        pointers = x.data_ptr(), x.stride(0), cos.data_ptr(), sin.data_ptr(), out.data_ptr()
+        self._rotate[x.dtype](*pointers, tokens, heads, cos.shape[-1], size, torch.get_num_threads())
+        return out
+
+
+def _by_dtype(found: ctypes.CDLL, name: str, argtypes: Sequence[type]) -> dict[torch.dtype, ctypes._NamedFuncPointer]:
+    functions = {dtype: getattr(found, f"{name}_{suffix}") for dtype, suffix in _NAMES.items()}
+    for function in functions.values():
+        function.argtypes, function.restype = argtypes, None
+    return functions
+
+
+def _by_rows(x: torch.Tensor) -> torch.Tensor:
+    """`x` [tokens, heads, size] with each token's features together."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`functional.linear`, by the library where that is faster."""
-    ours = library is not None and x.dtype == weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    if ours and weight.is_contiguous() and not torch.is_grad_enabled():
+    ours = library is not None and multiplies and x.dtype == weight.dtype == torch.bfloat16
+    if ours and weight.device.type == "cpu" and weight.is_contiguous() and not torch.is_grad_enabled():
         assert library is not None
         return library.linear(x, weight, bias)
     return functional.linear(x, weight, bias)
+
+
+def library_for(x: torch.Tensor, *others: torch.Tensor) -> Library | None:
+    """The library, if it is there and has kernels for such tensors, which nobody asks for a gradient of."""
+    if library is None or x.dtype not in _NAMES or x.device.type != "cpu" or torch.is_grad_enabled():
+        return None
+    return library if all(other.dtype == x.dtype for other in others) else None
 
 
 def flags_of_processor() -> frozenset[str]:
@@ -65,8 +177,7 @@ def flags_of_processor() -> frozenset[str]:
 
 
 def _built() -> Library | None:
-    flags = flags_of_processor()
-    if not flags >= NEEDED or flags & BETTER_BY_TORCH:
+    if not flags_of_processor() >= NEEDED:
         return None
     for file in Path(__file__).parent.glob("_cpu.*.so"):
         try:
@@ -77,3 +188,4 @@ def _built() -> Library | None:
 
 
 library = _built()
+multiplies = not flags_of_processor() & MULTIPLY_BFLOAT16

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from quire_engine.kernels import cpu
 from quire_engine.kernels.choice import by_gpu_kernels
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def gated(both: torch.Tensor, activation: Activation) -> torch.Tensor:
         from quire_engine.kernels.gpu.gate import gate_and_multiply
 
         return gate_and_multiply(both, gate)
+    library = cpu.library_for(both) if activation is functional.silu else None
+    if library is not None:
+        return library.silu_and_mul(both)
     left, right = both.chunk(2, dim=-1)
     return activation(left) * right
 

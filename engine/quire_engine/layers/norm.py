@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from quire_engine.distributed.ranks import tensor_ranks
+from quire_engine.kernels import cpu
 from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.layers.shard import Shard
 
@@ -40,6 +41,9 @@ class RMSNorm(Norm):
             from quire_engine.kernels.gpu.norm import rms_norm
 
             return rms_norm(x, self.weight, self.eps, offset=self.offset)
+        library = cpu.library_for(x, self.weight)
+        if library is not None:
+            return library.rms_norm(x, self.weight, self.eps, offset=self.offset)
         return self.by_torch(x)
 
     def by_torch(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from quire_engine.attention.context import current_context
 from quire_engine.core.rotation import RotationByLength
+from quire_engine.kernels import cpu
 from quire_engine.memory_plan.context_length import rope_parameters
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -181,8 +182,16 @@ def rotary_embedding(settings: RopeSettings) -> RotaryEmbedding:
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the pairs (i, i + head_dim / 2) of `x` [num_tokens, num_heads, head_dim]."""
+    kernels = _kernels(x, cos, sin)
+    if kernels is not None:
+        return kernels.rotate(x, cos, sin)
     left, right = x.chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+def _kernels(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> cpu.Library | None:
+    each_token = x.dim() == 3 and cos.shape == sin.shape == (x.shape[0], 1, cos.shape[-1])
+    return cpu.library_for(x, cos, sin) if each_token else None
 
 
 def rotate_neighbours(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -193,6 +202,9 @@ def rotate_neighbours(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> 
 
 def rotate_first(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the first features of `x` [num_tokens, num_heads, head_dim], by halves: as many as have angles."""
+    kernels = _kernels(x, cos, sin)
+    if kernels is not None:
+        return kernels.rotate(x, cos, sin)
     dim = 2 * cos.shape[-1]
     return torch.cat((rotate(x[..., :dim], cos, sin), x[..., dim:]), dim=-1)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,41 +18,20 @@ from quire_engine.engine import build_engine
 from quire_engine.kernels import cpu
 from tests.engine.models.checkpoints import FAMILIES, make_model, save
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 SIZES = st.integers(1, 70)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> cpu.Library:
-    """The library as pyproject.toml has it built."""
-    if not cpu.flags_of_processor() >= cpu.NEEDED:
-        pytest.skip("the processor has no AVX-512")  # and torch does the work there, which the other tests hold
-    if shutil.which("g++") is None:
-        pytest.skip("there is no g++")  # and no library is built: it is optional
-    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    (extension,) = settings["tool"]["setuptools"]["ext-modules"]
-    file = tmp_path_factory.mktemp("kernels") / "cpu.so"
-    sources = [REPOSITORY / source for source in extension["sources"]]
-    subprocess.run(["g++", "-fPIC", "-shared", *extension["extra-compile-args"], *sources, "-o", file], check=True)
-    return cpu.Library(file)
-
-
-@pytest.fixture
-def in_use(library: cpu.Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "library", library)
-
-
 class Counting:
-    """The library, and how often it was called."""
+    """The library, and how often each of its kernels was asked for."""
 
     def __init__(self, library: cpu.Library) -> None:
-        self._library, self.count = library, 0
+        self._library, self.counts = library, Counter[str]()
 
-    def linear(self, *operands: torch.Tensor) -> torch.Tensor:
-        self.count += 1
-        return self._library.linear(*operands)
+    def __getattr__(self, name: str) -> object:
+        self.counts[name] += 1
+        return getattr(self._library, name)
 
 
 def drawn(*shape: int, seed: int) -> torch.Tensor:
@@ -126,11 +103,22 @@ def test_torch_multiplies_what_the_library_does_not() -> None:
     assert cpu.linear(x.bfloat16(), trained).requires_grad
 
 
-def test_a_processor_that_multiplies_bfloat16_itself_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_the_instructions_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "Library", lambda file: pytest.fail("it was loaded"))
-    for flags in (cpu.NEEDED | {"amx_bf16"}, cpu.NEEDED | {"avx512_bf16"}, cpu.NEEDED - {"avx512bw"}, frozenset()):
+    for flags in (cpu.NEEDED - {"avx512bw"}, frozenset()):
         monkeypatch.setattr(cpu, "flags_of_processor", lambda flags=flags: flags)
         assert cpu._built() is None
+
+
+@pytest.mark.usefixtures("in_use")
+def test_linears_of_a_processor_that_multiplies_bfloat16_itself_are_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpu.library, "linear", lambda *_: pytest.fail("the library multiplied"))
+    monkeypatch.setattr(cpu, "multiplies", False)
+    x, weight = drawn(3, 8, seed=1), drawn(5, 8, seed=2)
+    with torch.inference_mode():
+        assert torch.equal(cpu.linear(x, weight), functional.linear(x, weight))
 
 
 def test_a_model_in_bfloat16_finds_its_prompts_as_likely_with_the_library_as_without(
@@ -142,12 +130,41 @@ def test_a_model_in_bfloat16_finds_its_prompts_as_likely_with_the_library_as_wit
     found = []
     for one in (None, Counting(library)):
         monkeypatch.setattr(cpu, "library", one)
+        monkeypatch.setattr(cpu, "multiplies", True)
         settings = {"block_size": 8, "max_model_len": 64, "num_gpu_blocks_override": 20, "max_num_batched_tokens": 16}
         core, _ = build_engine(EngineConfig(model=str(tmp_path), device="cpu", dtype="bfloat16", **settings))
         core.add_request(EngineRequest("a", prompt, SamplingParams(temperature=0.0, max_tokens=4, prompt_logprobs=0)))
         outputs = [output for _ in range(20) for output in (core.step() if core.has_work() else [])]
         found.append(torch.tensor([p.logprob for output in outputs for p in output.prompt_logprobs or ()]))
     assert one is not None
-    assert one.count > 0
+    assert one.counts["linear"] > 0
     assert len(found[0]) == len(prompt) - 1
     assert (found[0] - found[1]).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_greedy_answers_in_float32_are_the_same_with_the_library_as_without(
+    library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    cls, config = FAMILIES[family]
+    settings = config()
+    settings.head_dim = 16
+    save(make_model(cls, settings), tmp_path)
+    prompts = {"a": list(range(3, 60)), "b": [7], "c": list(range(20, 40))}
+    found = []
+    for one in (None, Counting(library)):
+        monkeypatch.setattr(cpu, "library", one)
+        flags = {"block_size": 8, "max_model_len": 96, "num_gpu_blocks_override": 40, "max_num_batched_tokens": 24}
+        core, _ = build_engine(EngineConfig(model=str(tmp_path), device="cpu", dtype="float32", **flags))
+        for name, prompt in prompts.items():
+            core.add_request(EngineRequest(name, prompt, SamplingParams(temperature=0.0, max_tokens=20)))
+        tokens: dict[str, list[int]] = {name: [] for name in prompts}
+        while core.has_work():
+            for output in core.step():
+                tokens[output.request_id] += output.new_token_ids
+        found.append(tokens)
+    assert found[0] == found[1]
+    assert one is not None
+    assert one.counts["attention"] > 0
+    assert one.counts["rms_norm"] > 0
+    assert one.counts["rotate"] > 0

@@ -1,33 +1,3 @@
-// Kernels for processors with AVX-512. `cpu.py` loads this library, says when it is used, and has torch in its place.
-//
-// Built without libstdc++ and torch, so that one build serves every version of both. Its OpenMP is the libgomp that
-// torch has loaded: one pool of threads.
-
-#include <immintrin.h>
-#include <stdint.h>
-#include <string.h>
-
-namespace {
-
-typedef uint16_t bfloat16;
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline __mmask16 first(int64_t count) { return count >= 16 ? 0xffff : (__mmask16)((1u << count) - 1); }
-
-inline __m512 widened(__m256i halves) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-
-// To nearest, ties to even; NaN stays NaN.
-inline __m256i narrowed(__m512 values) {
-    __m512i bits = _mm512_castps_si512(values);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    __mmask16 nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
-    rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
-}
-
 // Linear layers: y = x W^T + bias, for weights in bfloat16 and sums in float32.
 //
 // Weights stay as the checkpoint has them, [outputs, inputs]: nothing is packed, kept twice or waited for. A tile of
@@ -36,6 +6,10 @@ inline __m256i narrowed(__m512 values) {
 //
 // Two neighbouring weights are one 32-bit lane: its upper half is the odd one as a float, once the lower is cleared, and
 // a shift gives the even one. x is widened to match: of each 32 inputs the 16 even ones first.
+
+#include "lanes.h"
+
+namespace {
 
 constexpr int COLUMNS = 4;      // outputs of a tile
 constexpr int ROWS = 6;         // of x, in a tile: more sums than these 24 would leave the registers
@@ -54,17 +28,6 @@ inline void widen(const bfloat16 *from, float *to, __mmask32 which) {
 }
 
 inline __mmask32 first_pairs(int64_t count) { return count >= STEP ? 0xffffffff : (1u << count) - 1; }
-
-// The sums of the lanes of four vectors.
-inline __m128 lane_sums(__m512 a, __m512 b, __m512 c, __m512 d) {
-    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    __m512 sums = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-    __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps(sums, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
-}
 
 template <int R>
 inline void multiply(const float *x, int64_t stride, const __m512i *pairs, __m512 (*sums)[COLUMNS]) {
