@@ -57,9 +57,23 @@ OF_CHATS: RefusedFields = {
     "verbosity": Refused("say in a system message how long answers are to be", (None, "medium")),
     "web_search_options": Refused("nothing is searched here, leave it out"),
 }
+# What chats alone have, or responses by another name: OpenAI refuses these too.
+_OF_OTHER_APIS: RefusedFields = {
+    "best_of": Refused("ask /v1/chat/completions for it", (None, 1)),
+    "logprobs": Refused("set include to message.output_text.logprobs, and top_logprobs", _OFF),
+    "max_completion_tokens": Refused("set max_output_tokens instead"),
+    "max_tokens": Refused("set max_output_tokens instead"),
+    "messages": Refused("send them in input instead"),
+    "n": Refused("send one request for each answer", (None, 1)),
+    "prompt_logprobs": Refused("ask /v1/chat/completions for them"),
+    "reasoning_effort": Refused("set reasoning.effort instead"),
+    "response_format": Refused("set text.format instead", (None, {"type": "text"})),
+    "use_beam_search": Refused("ask /v1/chat/completions for it", _OFF),
+}
 _STORED = "nothing is stored here, send the earlier items in input instead"
 OF_RESPONSES: RefusedFields = {
     **OF_ALL,
+    **_OF_OTHER_APIS,
     "access_programs": Refused(),
     "background": Refused("nothing is stored here, leave it out or set stream to true", _OFF),
     "background_options": Refused("nothing is stored here, leave it out"),
