@@ -1,0 +1,203 @@
+"""What each kernel for GPUs takes beside torch, what it should take by the bytes it moves, and whether it is right.
+
+To import it imports Triton: TRITON_INTERPRET has to be set before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from quire_engine.attention.context import AttentionContext, PrefillSpan, attention_context
+from quire_engine.attention.paged_attention import PagedAttention
+from quire_engine.kernels.gpu.gate import gate_and_multiply
+from quire_engine.kernels.gpu.norm import add_and_rms_norm
+from quire_engine.kernels.gpu.rotary import rotate_and_write
+from quire_engine.kernels.gpu.sampling import draw_within as draw_within_by_kernel
+from quire_engine.layers.norm import RMSNorm
+from quire_engine.layers.rotary import rotate
+from quire_engine.sampling.sampler import SamplingBatch, draw_within
+
+HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, VOCAB, PAGE = 32, 8, 128, 4096, 14336, 128256, 16
+"""Those of Llama 3.1 8B."""
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel at one size. Both ways give the same tensors; `bytes` are what has to be read and written at least."""
+
+    name: str
+    ours: Callable[[], Tensors]
+    torch: Callable[[], Tensors]
+    bytes: int
+    flops: int = 0
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """What this device was measured to do: bytes a second of a copy, and operations a second of a product."""
+
+    bandwidth: float
+    flops: float
+
+    def seconds(self, case: Case) -> float:
+        return max(case.bytes / self.bandwidth, case.flops / self.flops)
+
+
+def measure_roofline(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> Roofline:
+    """By a copy of 4 GiB and a product of 8192 x 8192."""
+    size, side = (1 << 20, 128) if tiny else (4 << 30, 8192)
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    a = torch.randn(side, side, device=device).to(dtype)
+    return Roofline(
+        2 * size / seconds_of(lambda: target.copy_(source), device), 2 * side**3 / seconds_of(lambda: a @ a, device)
+    )
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """The median time of a run: on a GPU with cold caches, by Triton's own measure."""
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        return float(do_bench(run, return_mode="median")) / 1000
+    run()
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def figures_of(case: Case, roofline: Roofline, device: torch.device) -> dict[str, Any]:
+    """Times in microseconds, the share of the roofline, and the greatest difference from torch's result."""
+    found, wanted = case.ours(), case.torch()
+    difference = max(float((a.double() - b.double()).abs().max()) for a, b in zip(found, wanted, strict=True))
+    near = all(torch.allclose(a.double(), b.double(), atol=4e-2, rtol=4e-2) for a, b in zip(found, wanted, strict=True))
+    ours, by_torch = seconds_of(case.ours, device), seconds_of(case.torch, device)
+    return {
+        "us": round(ours * 1e6, 1),
+        "torch_us": round(by_torch * 1e6, 1),
+        "share_of_roofline": round(roofline.seconds(case) / ours, 3),
+        "greatest_difference": difference,
+        "right": near,
+    }
+
+
+def cases(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> Iterator[Case]:
+    """All kernels, at a few sizes; with `tiny` at one that the interpreter gets through."""
+    torch.manual_seed(0)
+    decodes, prompts = [(2, 70)], [(9, 20)]
+    if not tiny:
+        decodes, prompts = [(1, 1000), (1, 32000), (64, 1500), (256, 1500)], [(0, 2048), (6144, 2048)]
+    for count, length in decodes:
+        yield _attention(device, dtype, [(length - 1, 1)] * count, f"decode, {count} x {length}", tiny=tiny)
+    for before, count in prompts:
+        yield _attention(device, dtype, [(before, count)], f"prompt, {count} after {before}", tiny=tiny)
+    for rows in (2,) if tiny else (1, 64, 4096):
+        yield from _rows(device, dtype, rows, tiny=tiny)
+    for rows in (2,) if tiny else (1, 64, 256):
+        yield _sampling(device, rows, 300 if tiny else VOCAB)
+
+
+def _attention(
+    device: torch.device, dtype: torch.dtype, sequences: list[tuple[int, int]], name: str, *, tiny: bool
+) -> Case:
+    heads, kv_heads, dim = (4, 2, 16) if tiny else (HEADS, KV_HEADS, HEAD_DIM)
+    lengths = [before + count for before, count in sequences]
+    blocks = [-(-length // PAGE) for length in lengths]
+    order = torch.split(torch.randperm(sum(blocks)), blocks)
+    caches = torch.randn(2, sum(blocks), PAGE, kv_heads, dim, device=device).to(dtype)
+    tokens = sum(count for _, count in sequences)
+    q, k, v = (torch.randn(tokens, n, dim, device=device).to(dtype) for n in (heads, kv_heads, kv_heads))
+    at = [torch.arange(before, before + count) for before, count in sequences]
+    slots = torch.cat([table[p // PAGE] * PAGE + p % PAGE for table, p in zip(order, at, strict=True)]).to(device)
+    decodes = sequences[0][1] == 1
+    tables = torch.nn.utils.rnn.pad_sequence(list(order), batch_first=True).to(device)
+    spans = [] if decodes else [PrefillSpan(0, tokens, sequences[0][0], tables[0])]
+
+    def way(by_kernels: bool) -> Callable[[], Tensors]:
+        layer = PagedAttention(heads, kv_heads, dim)
+        layer.bind(caches[0], caches[1], 1 << 15)
+        if not by_kernels:
+            layer.kernels = None
+        context = AttentionContext(slots, len(sequences) if decodes else 0, lengths if decodes else [], tables, spans)
+
+        def run() -> Tensors:
+            with attention_context(context):
+                return (layer(q, k, v),)
+
+        return run
+
+    pairs = sum(count * before + count * (count + 1) // 2 for before, count in sequences)
+    size = 2 * (sum(lengths) * kv_heads + tokens * heads) * dim * dtype.itemsize
+    return Case(f"attention: {name}", way(True), way(False), size, 4 * pairs * heads * dim)
+
+
+def _rows(device: torch.device, dtype: torch.dtype, rows: int, *, tiny: bool) -> Iterator[Case]:
+    hidden, inner, heads, kv_heads, dim = (64, 96, 4, 2, 16) if tiny else (HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM)
+    x, more = (torch.randn(rows, hidden, device=device).to(dtype) for _ in range(2))
+    norm = RMSNorm(hidden, 1e-5).to(device, dtype)
+    norm.weight.data.normal_(1.0, 0.1)
+
+    def added() -> Tensors:
+        total = x + more
+        return total, norm.by_torch(total)
+
+    size = 4 * x.numel() * dtype.itemsize
+    yield Case(f"add and norm: {rows}", lambda: add_and_rms_norm(x, more, norm.weight, 1e-5, offset=False), added, size)
+    both = torch.randn(rows, 2 * inner, device=device).to(dtype)
+
+    def gated() -> Tensors:
+        left, right = both.chunk(2, dim=-1)
+        return (functional.silu(left) * right,)
+
+    size = 3 * rows * inner * dtype.itemsize
+    yield Case(f"gate: {rows}", lambda: (gate_and_multiply(both, "silu"),), gated, size)
+
+    qkv = torch.randn(rows, heads + 2 * kv_heads, dim, device=device).to(dtype)
+    q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
+    angles = torch.randn(rows, 1, dim // 2, device=device)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    slots = torch.randperm(-(-rows // PAGE) * PAGE)[:rows].to(device)
+    caches = torch.zeros(2, 2, -(-rows // PAGE), PAGE, kv_heads, dim, device=device, dtype=dtype)
+
+    def rotated() -> Tensors:
+        caches[1, 0].flatten(0, 1).index_copy_(0, slots, rotate(k, cos, sin))
+        caches[1, 1].flatten(0, 1).index_copy_(0, slots, v)
+        return rotate(q, cos, sin), caches[1]
+
+    def by_kernel() -> Tensors:
+        out = rotate_and_write(q, k, v, cos, sin, slots, caches[0, 0], caches[0, 1], by_neighbours=False)
+        return out, caches[0]
+
+    yield Case(f"rotate and write: {rows}", by_kernel, rotated, 2 * qkv.numel() * dtype.itemsize)
+
+
+def _sampling(device: torch.device, rows: int, vocab_size: int) -> Case:
+    probabilities = torch.softmax(torch.randn(rows, vocab_size, device=device) * 2, -1)
+
+    def filled(value: float, dtype: torch.dtype) -> torch.Tensor:
+        return torch.full((rows,), value, dtype=dtype, device=device)
+
+    batch = SamplingBatch(
+        greedy=filled(0, torch.bool),
+        all_greedy=False,
+        any_greedy=False,
+        temperature=filled(1.0, torch.float32),
+        top_k=filled(50, torch.int64),
+        top_p=filled(0.9, torch.float32),
+        min_p=None,
+        uniform=torch.rand(rows, dtype=torch.float64, device=device),
+    )
+    return Case(
+        f"draw: {rows}",
+        lambda: (draw_within_by_kernel(probabilities, batch),),
+        lambda: (draw_within(probabilities.clone(), batch),),
+        probabilities.numel() * 4,
+    )
