@@ -17,7 +17,7 @@ from tests.engine.models.checkpoints import FAMILIES, VOCAB_SIZE, make_model, sa
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-NUM_REQUESTS, MAX_NUM_SEQS, BLOCK_SIZE, LONGEST, MOST_TOKENS = 3000, 64, 8, 48, 16
+NUM_REQUESTS, MAX_NUM_SEQS, BLOCK_SIZE, LONGEST, MOST_TOKENS = 10_000, 64, 8, 48, 16
 ENOUGH = MAX_NUM_SEQS * (LONGEST + MOST_TOKENS) // BLOCK_SIZE
 
 
