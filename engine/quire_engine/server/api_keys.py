@@ -66,8 +66,12 @@ class ApiKeys:
         found = file.stat()
         version = (found.st_mtime_ns, found.st_ino)
         if version != self._version:
-            self._of_file = _digests(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
-            self._version = version
+            # editors of Windows begin a file with a mark, which would be part of its first key
+            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+            self._of_file = _digests(line for line in lines if not line.startswith("#"))
+            was_read, self._version = self._version != (0, 0), version
+            if was_read and not self._of_file:
+                log.warning("--api-key-file %s holds no key now: none of its keys lets anybody in", file)
 
 
 def _digests(keys: Iterable[str]) -> frozenset[bytes]:

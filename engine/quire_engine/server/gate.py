@@ -12,7 +12,8 @@ from quire_engine.server.api_keys import ApiKeys
 from quire_engine.server.errors import ApiError
 from quire_engine.server.lifecycle import Lifecycle, State
 
-OPEN_PATHS = frozenset({"/", "/health", "/ping", "/metrics", "/metrics/", "/version", "/load"})
+# The first is a proxy's path alone, which leads to the page.
+OPEN_PATHS = frozenset({"", "/", "/health", "/ping", "/metrics", "/metrics/", "/version", "/load"})
 RETRY_SECONDS = "5"
 # A prompt of a million tokens, spelled as text or ids, fits.
 MAX_BODY_BYTES = 32 * 2**20

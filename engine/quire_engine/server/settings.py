@@ -23,7 +23,9 @@ class ServerSettings:
     api_key: tuple[str, ...] = setting(
         (), "keys that clients must send one of, beside those of the environment", repeatable=True
     )
-    api_key_file: str | None = setting(None, "file with more such keys, one a line; read again when it changes")
+    api_key_file: str | None = setting(
+        None, "file with more such keys, one a line, and comments from #; read again when it changes"
+    )
     allowed_origins: tuple[str, ...] = setting(("*",), "origins of web pages that may call the server; or a JSON list")
     allowed_methods: tuple[str, ...] = setting(("*",), "methods that such pages may use; or a JSON list")
     allowed_headers: tuple[str, ...] = setting(("*",), "headers that such pages may send; or a JSON list")

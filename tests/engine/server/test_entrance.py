@@ -95,6 +95,8 @@ def test_any_page_may_ask_unless_origins_are_named(server: Server) -> None:
 def test_a_proxys_path_may_stand_before_each_path(guarded: Server) -> None:
     assert get(guarded, "/llm/v1/models").json()["data"] == get(guarded, "/v1/models").json()["data"]
     assert get(guarded, "/llm/health", "wrong").status_code == 200
+    page = httpx.get(f"{guarded.url}/llm", follow_redirects=True)
+    assert (page.status_code, page.url.path) == (200, "/llm/")
     assert get(guarded, "/metrics/", "wrong").status_code == get(guarded, "/metrics", "wrong").status_code == 200
     assert get(guarded, "/llm/v1/models", "wrong").status_code == 401
     assert get(guarded, "/other/v1/models").status_code == 404
@@ -254,6 +256,21 @@ def test_a_file_of_keys_that_goes_away_leaves_the_last_ones(tmp_path: Path, monk
     assert not keys.admit("Bearer a")
     with pytest.raises(StartupError, match="holds no key"):
         ApiKeys((), str(file))
+
+
+def test_comments_and_a_mark_before_the_first_key_are_no_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("quire_engine.server.api_keys._LOOK_SECONDS", 0.0)
+    file = tmp_path / "keys"
+    file.write_text("\ufeffof-alice\n# Bob's\n  # and more\nof-bob#1\n", encoding="utf-8")
+    keys = ApiKeys((), str(file))
+    assert [keys.admit(f"Bearer {key}") for key in ("of-alice", "of-bob#1", "# Bob's", "# and more")] == [
+        *(True, True, False, False)
+    ]
+    file.write_text("# none is left\n")
+    assert not keys.admit("Bearer of-alice")
+    assert "holds no key now" in caplog.text
 
 
 def test_no_variable_is_no_key() -> None:
