@@ -99,7 +99,7 @@ def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return f"the body is not JSON: {reason} at character {first['loc'][-1]}", None
-    field = ".".join(p for p in path if p not in ("str", "bool") and not p.startswith(_KINDS_OF_UNIONS))
+    field = ".".join(p for p in path if p not in ("str", "bool", "[key]") and not p.startswith(_KINDS_OF_UNIONS))
     message = str(first["msg"]).removeprefix("Value error, ")
     if not field and first["type"] == "model_attributes_type":
         return "the body is not a JSON object: send one, with the header `content-type: application/json`", None

@@ -35,7 +35,7 @@ COMPLETION = {"model": "tiny", "prompt": "Hello"}
         ({**CHAT, "logit_bias": {"5": 101}}, "logit_bias", "between -100 and 100"),
         ({**CHAT, "logit_bias": {"5000": 1}}, "logit_bias", "ids end at 2047"),
         ({**CHAT, "logit_bias": {"-1": 1}}, "logit_bias", "ids end at 2047"),
-        ({**CHAT, "logit_bias": {"five": 1}}, None, "logit_bias"),
+        ({**CHAT, "logit_bias": {"five": 1}}, "logit_bias.five", "logit_bias.five: Input should be a valid integer"),
         (
             {**CHAT, "logit_bias": {str(i): 1 for i in range(2000)}},
             "logit_bias",

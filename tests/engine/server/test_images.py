@@ -67,6 +67,23 @@ def refused(server: Server, messages: list[Any], model: str = "llava", **more: A
     return refusal.value
 
 
+def test_a_response_that_drops_a_turn_drops_its_image_and_keeps_the_next(seeing: Server) -> None:
+    def turn(shade: int, text: str) -> Any:
+        image = {"type": "input_image", "image_url": url_of(file_of(picture(shade)))}
+        return {"role": "user", "content": [image, {"type": "input_text", "text": text}]}
+
+    def respond(items: list[Any]) -> Any:
+        return seeing.client().responses.create(
+            model="llava", input=items, temperature=0.0, max_output_tokens=8, truncation="auto"
+        )
+
+    limit = seeing.client().models.list().data[0].max_model_len  # type: ignore[attr-defined]  # a field of vLLM's
+    past = [turn(0, "what is it? " * limit), {"role": "assistant", "content": "a cat"}]
+    cut, alone = respond([*past, turn(1, "and now?")]), respond([turn(1, "and now?")])
+    assert (cut.output_text, cut.usage.input_tokens) == (alone.output_text, alone.usage.input_tokens)
+    assert cut.output_text != respond([turn(0, "and now?")]).output_text
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_chats_with_images_are_answered_as_transformers_answers_them(llava: Llava, seeing: Server, count: int) -> None:
     images = [picture(i) for i in range(count)]
