@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from quire_engine.adapter_modules import adapter_modules
 from quire_engine.memory_plan.quantization import SCHEME_OF_FLAG
 from quire_engine.multimodal.limits import most_images
 from quire_engine.multimodal.processor_kwargs import processor_kwargs
 
 MAX_SWAP_GIB = 4096
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's
 
 
 def setting(
@@ -105,7 +107,15 @@ class EngineConfig:
         choices=tuple(SCHEME_OF_FLAG),
     )
     speculative_config: str | None = setting(None, "JSON of the speculative decoding method", only=None)
-    enable_lora: bool = setting(False, "serve LoRA adapters", only=False)
+    enable_lora: bool = setting(False, "serve LoRA adapters, which requests choose as their model")
+    lora_modules: tuple[str, ...] = setting(
+        (), 'adapters to begin with, as name=folder or {"name": ..., "path": ..., "base_model_name": ...}'
+    )
+    max_loras: int = setting(4, "adapters that requests may run with at once")
+    max_lora_rank: int = setting(16, "largest rank of an adapter")
+    max_cpu_loras: int | None = setting(
+        None, "adapters that may be loaded at once; when unset --max-loras, or as many as --lora-modules has"
+    )
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -126,7 +136,7 @@ class EngineConfig:
             raise ValueError(f"--swap-space is {self.swap_space}: it must be between 0 and {MAX_SWAP_GIB} GiB")
         for name in (
             *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override"),
-            *("tensor_parallel_size", "pipeline_parallel_size", "nnodes"),
+            *("tensor_parallel_size", "pipeline_parallel_size", "nnodes", "max_loras", "max_cpu_loras"),
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -135,7 +145,35 @@ class EngineConfig:
             raise ValueError(f"--profile-steps is {self.profile_steps}: it must be at least 0")
         most_images(self.limit_mm_per_prompt)
         processor_kwargs(self.mm_processor_kwargs)
+        self._check_adapters()
         self._check_ranks()
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """The folders of --lora-modules, by name."""
+        return {module.name: module.path for module in adapter_modules(self.lora_modules)}
+
+    @property
+    def adapter_room(self) -> int:
+        """Adapters that may be loaded at once."""
+        return self.max_cpu_loras or max(self.max_loras, len(self.lora_modules))
+
+    def _check_adapters(self) -> None:
+        if self.max_lora_rank not in LORA_RANKS:
+            raise ValueError(
+                f"--max-lora-rank is {self.max_lora_rank}: it must be one of {', '.join(map(str, LORA_RANKS))}"
+            )
+        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
+            raise ValueError(
+                f"--max-cpu-loras is {self.max_cpu_loras}: it must be at least --max-loras, {self.max_loras}"
+            )
+        modules = adapter_modules(self.lora_modules)
+        if modules and not self.enable_lora:
+            raise ValueError(f"--lora-modules names {modules[0].name}: set --enable-lora too")
+        if len(modules) > self.adapter_room:
+            raise ValueError(
+                f"--lora-modules has {len(modules)} adapters and --max-cpu-loras is {self.max_cpu_loras}: raise it"
+            )
 
     def _check_ranks(self) -> None:
         ranks = self.tensor_parallel_size * self.pipeline_parallel_size

@@ -30,9 +30,13 @@ from quire_engine.loading.generation_config import generation_config, sampling_d
 from quire_engine.loading.image_processor import ImageProcessor
 from quire_engine.loading.sentence_transformers import pooling_of
 from quire_engine.loading.weights import check_size
+from quire_engine.lora.adapted_model import AdaptedModel
+from quire_engine.lora.reader import AdapterReader
 from quire_engine.memory_plan.plan import MemoryPlan, plan_memory
+from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.transformers_backend.spec import TransformersSpec
 from quire_engine.multimodal.preparation import ImagePreparer
+from quire_engine.starting.adapters import adapter_reader, check_adapters
 from quire_engine.starting.core_settings import core_settings, one_at_a_time, with_pooling
 from quire_engine.starting.memory import memory_request, model_runner, window_of_all_layers
 from quire_engine.starting.model_choice import check_layout, model_quantization, model_spec, spec_of_embeddings
@@ -78,6 +82,7 @@ class BuiltRank:
     info: EngineInfo
     phase: Phases
     images: ImagePreparer | None  # of rank 0, where the model takes images
+    adapters: AdapterReader | None  # of rank 0, where it takes adapters
 
 
 @dataclass
@@ -154,6 +159,9 @@ def build_rank(
             if spec.vision is not None and core_config.images is not None:
                 processor = ImageProcessor(checkpoint.directory, spec.vision, DTYPES[dtype])
             check_layout(layout, spec)
+        reader = adapter_reader(config, spec, pools=pooling is not None)
+        if reader is not None and rank == 0:
+            check_adapters(config, reader)
     if on_model is not None:
         on_model(str(checkpoint.directory), spec.shape.vocab_size)
     place = Place()
@@ -166,10 +174,13 @@ def build_rank(
             model = load_by_transformers(config, spec, checkpoint, core_config.max_model_len, DTYPES[dtype], device)
         else:
             model = load_model(config, spec, checkpoint, quantization, DTYPES[dtype], device, place)
+    adapted = None
+    if reader is not None and isinstance(spec, DecoderSpec):
+        adapted = AdaptedModel(model, spec.naming, DTYPES[dtype], device)
     if not model.batches:
         core_config = one_at_a_time(core_config)
     with phase("memory", "InsufficientMemory"):
-        plan = plan_memory(memory_request(config, core_config, model, dtype, device, resident, place))
+        plan = plan_memory(memory_request(config, core_config, model, dtype, device, resident, place, adapted))
         # Pages are the same everywhere: what one rank has no room for, no rank can use.
         plan = plan.with_blocks(place.least(plan.num_blocks), place.least(plan.num_swap_blocks))
         # A rank knows the windows of its own layers alone.
@@ -177,7 +188,7 @@ def build_rank(
         core_config = replace(
             core_config, num_blocks=plan.num_blocks, num_swap_blocks=plan.num_swap_blocks, window=window
         )
-        runner = model_runner(core_config, model, plan, DTYPES[dtype], device, place)
+        runner = model_runner(core_config, model, plan, DTYPES[dtype], device, place, adapted)
     log.info("%s in %s on %s, %d threads", spec.shape.architecture, dtype, device.type, threads)
     info = EngineInfo(
         model=str(checkpoint.directory),
@@ -198,7 +209,7 @@ def build_rank(
     preparer = None
     if processor is not None:
         preparer = ImagePreparer(processor.prepared, processor.prepared_bytes, plan.image_room)
-    return BuiltRank(runner, core_config, plan, info, phase, preparer)
+    return BuiltRank(runner, core_config, plan, info, phase, preparer, reader if rank == 0 else None)
 
 
 def _started(
@@ -229,7 +240,10 @@ def _started(
     if config.profile_steps:  # from here on: the warm-up is over
         profile = StepProfile(config.profile_steps, Path(tempfile.gettempdir()) / f"quire-steps-{os.getpid()}.json")
         built.runner.time_by(profile)
-    return EngineCore(executor, core_config, grammars, profile, built.images), info
+    core = EngineCore(executor, core_config, grammars, profile, built.images, built.adapters)
+    for name, path in config.adapters.items():
+        core.load_adapter(name, path)
+    return core, info
 
 
 def _load_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:

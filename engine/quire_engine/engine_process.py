@@ -80,7 +80,7 @@ def _follow(options: wire.LaunchOptions, requests: zmq.Socket[bytes], replies: z
     try:
         built = build_rank(config, follower, _on_phase(replies))
         replies.send(wire.encode(wire.Ready(built.info)))
-        cause = follower.run(built.runner.execute, requests, lambda data: _answer(data, replies))
+        cause = follower.run(built.runner, requests, lambda data: _answer(data, replies))
     except Exception as error:
         follower.fail(error)
         raise
@@ -141,6 +141,10 @@ def _handle(message: wire.ToEngine, core: EngineCore, learned: Learned, replies:
                 core.add_request(request)
         case wire.Learn(vocabulary):
             learned.vocabulary = vocabulary
+        case wire.LoadAdapter(ticket, name, path, replace_it):
+            replies.send(_changed(ticket, lambda: core.load_adapter(name, path, replace_it=replace_it)))
+        case wire.UnloadAdapter(ticket, name):
+            replies.send(_changed(ticket, lambda: core.unload_adapter(name)))
         case wire.Abort(request_ids):
             core.abort(request_ids)
             replies.send(wire.encode(wire.Pong(core.stats())))
@@ -149,6 +153,15 @@ def _handle(message: wire.ToEngine, core: EngineCore, learned: Learned, replies:
         case wire.Stop():
             return False
     return True
+
+
+def _changed(ticket: int, change: Callable[[], None]) -> bytes:
+    """Change the adapters, and say whether that went well."""
+    try:
+        change()
+    except ValueError as error:
+        return wire.encode(wire.AdapterDone(ticket, str(error)))
+    return wire.encode(wire.AdapterDone(ticket))
 
 
 if __name__ == "__main__":

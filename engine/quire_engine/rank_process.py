@@ -35,7 +35,7 @@ def run(options: RankOptions) -> int:
     follower = Follower(options.config, options.rank, options.host, options.port, _end)
     try:
         built = build_rank(options.config, follower)
-        return 0 if follower.run(built.runner.execute) is None else 1
+        return 0 if follower.run(built.runner) is None else 1
     except Exception as error:
         if not isinstance(error, StartupError) and not comes_of_another(error):
             log.exception("rank %d failed", options.rank)

@@ -39,6 +39,22 @@ class Learn(msgspec.Struct, tag=True):
     vocabulary: Vocabulary
 
 
+class LoadAdapter(msgspec.Struct, tag=True):
+    """Is answered by an `AdapterDone` with the same ticket."""
+
+    ticket: int
+    name: str
+    path: str
+    replace_it: bool = False
+
+
+class UnloadAdapter(msgspec.Struct, tag=True):
+    """Likewise."""
+
+    ticket: int
+    name: str
+
+
 class Abort(msgspec.Struct, tag=True):
     request_ids: list[str]
 
@@ -78,6 +94,11 @@ class Pong(msgspec.Struct, tag=True):
     stats: EngineStats
 
 
+class AdapterDone(msgspec.Struct, tag=True):
+    ticket: int
+    error: str | None = None  # what was wrong: nothing has changed then
+
+
 class Failed(msgspec.Struct, tag=True):
     """The engine cannot go on. `message` is `Reason: one line`, the Reason in CamelCase."""
 
@@ -88,8 +109,8 @@ class Released(msgspec.Struct, tag=True):
     """On a node that follows another: that one has ended, as it was asked to, and so does this one."""
 
 
-ToEngine = Add | Learn | Abort | Ping | Stop
-FromEngine = Phase | ModelRead | Ready | StepDone | Pong | Failed | Released
+ToEngine = Add | Learn | LoadAdapter | UnloadAdapter | Abort | Ping | Stop
+FromEngine = Phase | ModelRead | Ready | StepDone | Pong | AdapterDone | Failed | Released
 
 encode: Callable[[ToEngine | FromEngine], bytes] = msgspec.msgpack.Encoder().encode
 decode_to_engine: Callable[[bytes], ToEngine] = msgspec.msgpack.Decoder(ToEngine).decode

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
 
 from quire_engine.config import EngineConfig
 from quire_engine.flags import FlagParser, from_namespace
@@ -23,6 +24,7 @@ from quire_operator.builders.engines import engine_of
 from quire_operator.plan.acceptance import refusal_of
 from quire_operator.settings import Settings
 from tests.docs.pages import REPOSITORY, Block, blocks
+from tests.engine.lora.adapters import make_adapter
 from tests.engine.server.conftest import Server, launch
 from tests.operator.conftest import program
 
@@ -133,9 +135,25 @@ def embedder(folder: Path) -> Iterator[Server]:
         started.stop()
 
 
+@pytest.fixture(scope="module")
+def adapted(folder: Path) -> Iterator[Server]:
+    """What `quire-engine serve ./tiny --enable-lora --allow-runtime-lora-updating` starts, with ./adapter beside it."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "tiny")
+    make_adapter(model, folder / "adapter", target_modules=["q_proj", "o_proj"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        started = launch(folder / "run-adapted", "./tiny", "--enable-lora", "--allow-runtime-lora-updating")
+    try:
+        started.wait_until_ready()
+        yield started
+    finally:
+        started.stop()
+
+
 def asked_by(example: Block, request: pytest.FixtureRequest) -> Server:
     """The server of the kind that an example needs."""
-    server: Server = request.getfixturevalue("embedder" if any(p in example.text for p in OF_VECTORS) else "server")
+    kind = "embedder" if any(p in example.text for p in OF_VECTORS) else "server"
+    server: Server = request.getfixturevalue("adapted" if "lora_adapter" in example.text else kind)
     return server
 
 

@@ -41,6 +41,7 @@ class AttentionContext:
     axes: torch.Tensor | None = None  # [3, num_tokens] int64: time, height and width; None where all are the position
     adapted: torch.Tensor | None = None  # [n] int64: rows that an adapter changes; None where it changes none
     ends: torch.Tensor | None = None  # decode_lengths as [num_decodes] int64 on the CPU, filled on demand
+    adapters: tuple[tuple[int, torch.Tensor], ...] = ()  # by number, [n] int64: the rows of requests that chose it
     groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)  # by sliding window, filled on demand
     on_device: BatchOnDevice | None = None  # for kernels, made on demand
 

@@ -161,6 +161,7 @@ class BeamGroup:
             cache_salt=first.cache_salt,
             images=first.images,
             adapted=first.adapted,
+            adapter=first.adapter,
             num_cached_tokens=first.num_cached_tokens,
             group=self,
         )

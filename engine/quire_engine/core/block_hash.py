@@ -11,14 +11,15 @@ from quire_engine.core.images import PromptImage
 BlockHash = bytes
 
 
-def root_hash(cache_salt: str | None, rotated_for: int = 0, *, adapted: bool = False) -> BlockHash:
+def root_hash(cache_salt: str | None, rotated_for: int = 0, *, adapted: bool = False, adapter: int = 0) -> BlockHash:
     """The parent of a sequence's first block. Requests that differ in any of them never share a block.
 
     `rotated_for` is the length that keys are rotated for, where they are otherwise than in short sequences; `adapted`
-    says whether the model is changed by an adapter.
+    says whether the model is changed for images, and `adapter` by which adapter, 0 for none.
     """
     name = b"quire" if not rotated_for else f"quire {rotated_for}".encode()
     name += b" adapted" if adapted else b""
+    name += f" by {adapter}".encode() if adapter else b""
     return hashlib.sha256(name if cache_salt is None else name + b":" + cache_salt.encode()).digest()
 
 

@@ -21,6 +21,7 @@ class CoreConfig(SchedulerConfig):
     use_priority: bool = False
     pooling: Pooling | None = None  # of a model that makes embeddings
     images: ImageTokens | None = None  # of a model that takes images
+    adapter_room: int = 0  # adapters that may be in memory at once
     no_images: str = TEXT_ALONE  # why, where it takes none
 
     @property

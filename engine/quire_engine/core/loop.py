@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
+from quire_engine.core.adapters import AdapterBook, AdapterFiles, Adapting
 from quire_engine.core.beam_group import BeamGroup
 from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.grammar import BusyError, Grammars, GrammarState, PendingGrammar, TooSlowError, needs_grammar
@@ -44,8 +45,9 @@ class EngineCore:
         grammars: Grammars | None = None,
         profile: StepProfile = NO_PROFILE,
         images: ImagePreparation | None = None,
+        adapter_files: AdapterFiles | None = None,
     ) -> None:
-        """`images` prepares those of prompts for an executor that takes any."""
+        """`images` prepares those of prompts, and `adapter_files` reads adapters, for an executor that takes any."""
         self.config = config
         self.profile = profile
         self._executor = executor
@@ -54,6 +56,8 @@ class EngineCore:
         self._scheduler = Scheduler(config)
         self._grammars = grammars
         self._images = images
+        self._adapter_files = adapter_files
+        self._adapters = AdapterBook(config.adapter_room)
         self._preparing = PreparationQueue()
         self._requests: dict[str, Request] = {}
         self._refused: list[EngineOutput] = []
@@ -84,6 +88,7 @@ class EngineCore:
             else:
                 self._preparing.add(queued, grammar)
             self._requests[queued.request_id] = queued
+            self._adapters.use(queued.adapter)
         except ValueError as error:
             self._refuse(request.request_id, str(error), "busy" if isinstance(error, BusyError) else "invalid")
         except Exception as error:
@@ -106,6 +111,30 @@ class EngineCore:
                 self._scheduler.remove(request)
             self._forget(request)
         self._refused = [output for output in self._refused if output.request_id not in request_ids]
+
+    def load_adapter(self, name: str, path: str, *, replace_it: bool = False) -> None:
+        """Have requests choose the adapter in the folder `path` by `name`.
+
+        With `replace_it` one of that name may be there: requests that run with it go on so. Raises `ValueError` that
+        says what is wrong, and leaves all as it was.
+        """
+        self._check_whole()
+        if self._adapter_files is None or not isinstance(self._executor, Adapting):
+            raise ValueError("adapters are not served: start with --enable-lora")
+        if name in self._adapters and not replace_it:
+            raise ValueError(f"an adapter {name!r} is loaded already: unload it, or set load_inplace")
+        self._adapters.check_room(name)
+        stored = self._adapter_files.read(path)
+        if name in self._adapters:
+            self.unload_adapter(name)
+        number = self._adapters.next_number()
+        self._executor.load_adapter(number, stored)
+        self._adapters.add(name, number)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Requests that run with it end as they would. Raises `ValueError` where there is none."""
+        self._adapters.number(name)
+        self._drop_adapters(self._adapters.remove(name))
 
     def has_work(self) -> bool:
         return bool(self._requests or self._refused or self._in_flight)
@@ -146,6 +175,8 @@ class EngineCore:
             prefix_cache_hits=scheduler.prefix_cache_hits,
             num_steps=self._num_steps,
             num_scheduled_tokens=self._num_scheduled_tokens,
+            running_adapters=self._adapters.names(scheduler.adapters),
+            waiting_adapters=self._adapters.names(scheduler.waiting.adapters),
         )
 
     def check_integrity(self) -> None:
@@ -318,6 +349,12 @@ class EngineCore:
     def _forget(self, request: Request) -> None:
         del self._requests[request.request_id]
         _leave_images(request)
+        self._drop_adapters(self._adapters.release(request.adapter))
+
+    def _drop_adapters(self, numbers: list[int]) -> None:
+        for number in numbers:
+            assert isinstance(self._executor, Adapting)  # it has loaded them
+            self._executor.unload_adapter(number)
 
     def _compile(self, params: SamplingParams) -> PendingGrammar:
         if self._grammars is None:
@@ -363,8 +400,10 @@ class EngineCore:
         name = request.sibling_id
         if name is None:
             return None
-        if request.prompt_token_ids or request.images or request.cache_salt is not None:
-            raise ValueError(f"sibling_id is {name!r}, whose prompt, images and cache_salt it has: leave those out")
+        if request.prompt_token_ids or request.images or request.cache_salt is not None or request.adapter is not None:
+            raise ValueError(
+                f"sibling_id is {name!r}, whose prompt, images, cache_salt and adapter it has: leave those out"
+            )
         sibling = self._requests.get(name)
         if sibling is None:
             refused = next((o for o in reversed(self._refused) if o.request_id == name), None)
@@ -375,6 +414,7 @@ class EngineCore:
 
     def _to_request(self, request: EngineRequest, sibling: Request | None) -> Request:
         seed = request.params.seed
+        own = 0 if request.adapter is None else self._adapters.number(request.adapter)
         self._num_arrived += 1
         prompt = request.prompt_token_ids if sibling is None else sibling.token_ids[: sibling.num_prompt_tokens]
         images = request.images if sibling is None else sibling.images
@@ -389,6 +429,7 @@ class EngineCore:
             pooling=request.pooling,
             images=images,
             adapted=bool(images) and self.config.images is not None and self.config.images.adapted,
+            adapter=own if sibling is None else sibling.adapter,
             sibling=sibling,
         )
         if request.params.use_beam_search:

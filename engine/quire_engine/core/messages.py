@@ -35,6 +35,7 @@ class EngineRequest:
     # has none of its own. Where the two meet as the prompt ends, they share all of the prompt's pages.
     sibling_id: str | None = None
     images: tuple[PromptImage, ...] = ()  # in the order of their tokens, which are in the prompt
+    adapter: str | None = None  # the name of one that is loaded
 
     def another(self, request_id: str, params: SamplingParams) -> EngineRequest:
         """Another answer to its prompt, to be sent behind it."""
@@ -103,6 +104,8 @@ class EngineStats:
     prefix_cache_hits: int = 0  # tokens found
     num_steps: int = 0
     num_scheduled_tokens: int = 0  # in this step
+    running_adapters: list[str] = field(default_factory=list)  # names of those that requests run with
+    waiting_adapters: list[str] = field(default_factory=list)  # and of those that requests wait for
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Request:
     images: tuple[PromptImage, ...] = ()
     pending_images: PendingImages | None = None  # until all of them are computed
     adapted: bool = False  # whether its images are seen by a model that is changed for them
+    adapter: int = 0  # the number of the one that it chose
     num_computed_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)  # of the full blocks, where caching is on
@@ -129,4 +130,4 @@ class Request:
             self.block_hashes.append(block_hash(parent, self.token_ids[start : start + block_size], within))
 
     def _root_hash(self) -> BlockHash:
-        return root_hash(self.cache_salt, self.rotated_for, adapted=self.adapted)
+        return root_hash(self.cache_salt, self.rotated_for, adapted=self.adapted, adapter=self.adapter)

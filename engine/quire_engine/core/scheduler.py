@@ -27,6 +27,7 @@ class SchedulerConfig:
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
     rotation: RotationByLength | None = None
+    max_adapters: int = 0  # different ones that requests may run with at once
     window: int | None = None  # the latest positions that a token sees, where no layer sees more
 
     @property
@@ -90,6 +91,7 @@ class Scheduler:
             window=config.window,
         )
         self.pool, self.swap = self._tables.pool, self._tables.swap
+        self.adapters: Counter[int] = Counter()  # by number: the requests that run with each, 0 for none
         self._num_places = 0  # of `max_running`, that are taken
         self._removed: list[str] = []
         self._prompts_ended: set[Request] = set()  # in this step
@@ -126,11 +128,14 @@ class Scheduler:
         """Have `child` run on from where `parent` is, on its blocks. Who writes to a shared block copies it first."""
         self._tables.fork(parent, child)
         child.waiting = False
-        self.running[child.request_id] = child
+        self._run(child)
 
     def drop(self, member: Request) -> None:
         """Have one of the running beams of a search hold nothing any more. The search keeps its place."""
         del self.running[member.request_id]
+        self.adapters[member.adapter] -= 1
+        if not self.adapters[member.adapter]:
+            del self.adapters[member.adapter]
         self._tables.stop(member)
         if member.announced:
             self._removed.append(member.request_id)
@@ -219,9 +224,9 @@ class Scheduler:
 
     def _make_way(self, step: Step) -> None:
         """Preempt requests of lower priority than the first that waits, if that makes room for it."""
-        if not self.waiting:
+        first = self._first_waiting()
+        if first is None:
             return
-        first = self.waiting.peek()
         lower = sorted((r for r in self.running.values() if r.order[0] > first.order[0]), key=_order)
         lower = [r for r in lower if not any(member.in_flight for member in r.unit)]
         if not lower:
@@ -252,16 +257,16 @@ class Scheduler:
         Returns what they take of the budget, of which `left` tokens are left.
         """
         taken = 0
-        while self.waiting:
-            request = self.waiting.peek()
+        while (request := self._first_waiting()) is not None:
             if above is not None and request.order[0] >= above:
                 break
             if request.sibling is not None and self._fits_beside(request, request.sibling):
-                self._begin_as(request.sibling, self.waiting.pop(), step)
+                self.waiting.remove(request)
+                self._begin_as(request.sibling, request, step)
                 continue
             if taken == left or not self._fits(request, left - taken):
                 break
-            self.waiting.pop()
+            self.waiting.remove(request)
             self._num_places += request.num_places
             for member in request.unit:
                 self._start(member, step)
@@ -314,12 +319,30 @@ class Scheduler:
     def _start(self, request: Request, step: Step) -> None:
         self._tables.start(request, step)
         request.waiting, request.sibling, self._look = False, None, None
-        self.running[request.request_id] = request
+        self._run(request)
         if request.num_cached_tokens is None:
             request.num_cached_tokens = request.num_computed_tokens
             if self.config.enable_prefix_caching:
                 self.prefix_cache_queries += request.num_tokens
                 self.prefix_cache_hits += request.num_computed_tokens
+
+    def _run(self, request: Request) -> None:
+        if request.request_id not in self.running:  # a beam may become another one while it runs
+            self.adapters[request.adapter] += 1
+        self.running[request.request_id] = request
+
+    def _first_waiting(self) -> Request | None:
+        """The first request that waits, of those whose adapter may run now.
+
+        Where all places of adapters are taken, one of another adapter waits for one to be free, and with it all
+        behind it that have adapters: else those whose adapters run would follow each other for ever. Requests
+        without an adapter pass.
+        """
+        first = self.waiting.first_with_adapter()
+        full = len(self.adapters) - (0 in self.adapters) >= self.config.max_adapters
+        if first is not None and full and first.adapter not in self.adapters:
+            return self.waiting.first_without_adapter()
+        return self.waiting.peek() if self.waiting else None
 
     def _put(self, step: Step, request: Request, left: int) -> int:
         """Put a running request into the step, for as many of its tokens as are `left` of the budget.
@@ -404,6 +427,8 @@ class Scheduler:
         firsts = [r for r in self.running.values() if r is r.unit[0]]
         assert self._num_places == sum(r.num_places for r in firsts), "places are taken by nobody, or not counted"
         assert self._num_places <= self.config.max_running, "more requests run than may"
+        assert self.adapters == Counter(r.adapter for r in self.running.values()), "adapters are not counted"
+        assert len(self.adapters) - (0 in self.adapters) <= self.config.max_adapters, "too many adapters run"
 
 
 def _order(request: Request) -> tuple[int, int]:
@@ -421,5 +446,6 @@ def _new_sequence(request: Request) -> NewSequence:
         rotated_for=request.rotated_for,
         ranks_allowed=request.group is not None,
         pooling=request.pooling,
+        adapter=request.adapter,
         images=tuple(replace(image, data=b"") for image in request.images),
     )

@@ -26,6 +26,7 @@ class NewSequence:
     rotated_for: int = 0  # the length that its keys are rotated for, where that matters: see `RotationByLength`
     ranks_allowed: bool = False  # its likeliest tokens are wanted among those that it may have, and not among all
     pooling: PoolingParams | None = None  # its hidden states make one vector, once the prompt is through
+    adapter: int = 0  # the number of the one that it is computed with
     images: tuple[PromptImage, ...] = ()  # in the order of their tokens, without their files
     prepared: dict[bytes, PreparedImage] = field(default_factory=dict)  # by digest, those that are to be computed
 

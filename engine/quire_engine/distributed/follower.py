@@ -18,10 +18,11 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed import DistError
 
 from quire_engine.config import EngineConfig
-from quire_engine.core.step import Step
+from quire_engine.core.adapters import Adapting
+from quire_engine.core.step import Executor
 from quire_engine.distributed.launch import launch
 from quire_engine.distributed.layout import Layout
-from quire_engine.distributed.messages import Failed, RankOptions, Release, Run, decode_to_rank, encode
+from quire_engine.distributed.messages import Failed, Load, RankOptions, Release, Run, Unload, decode_to_rank, encode
 from quire_engine.distributed.place import Place, address_towards, in_url, join
 from quire_engine.distributed.watch import Watch, quiet
 from quire_engine.failure import failure_of
@@ -86,7 +87,7 @@ class Follower:
 
     def run(
         self,
-        execute: Callable[[Step], object],
+        executor: Executor,
         beside: zmq.Socket[bytes] | None = None,
         heed: Callable[[bytes], bool] = lambda _: True,
     ) -> str | None:
@@ -104,7 +105,13 @@ class Follower:
             if self._steps in ready:
                 match decode_to_rank(self._steps.recv()):
                     case Run(step):
-                        execute(step)
+                        executor.execute(step)
+                    case Load(number, adapter):
+                        assert isinstance(executor, Adapting)
+                        executor.load_adapter(number, adapter)
+                    case Unload(number):
+                        assert isinstance(executor, Adapting)
+                        executor.unload_adapter(number)
                     case Release(cause):
                         return cause
 

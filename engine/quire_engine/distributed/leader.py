@@ -21,7 +21,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.step import Step
 from quire_engine.distributed.launch import launch
 from quire_engine.distributed.layout import Layout
-from quire_engine.distributed.messages import RankOptions, Release, Run, encode
+from quire_engine.distributed.messages import RankOptions, Release, Run, ToRank, encode
 from quire_engine.distributed.place import Place, address_towards, in_url, join
 from quire_engine.distributed.watch import RanksLostError, Watch, quiet
 from quire_engine.logs import current_format, current_level
@@ -82,9 +82,13 @@ class Leader:
 
     def send(self, step: Step) -> None:
         """Have every other rank run a step. Raises `RanksLostError`."""
+        self.tell(Run(step.without_masks()))
+
+    def tell(self, what: ToRank) -> None:
+        """Have every other rank do something, after all that it was told before. Raises `RanksLostError`."""
         if self._watch.cause is not None:
             raise RanksLostError(self._watch.cause)
-        message = encode(Run(step.without_masks()))
+        message = encode(what)
         for steps in self._steps.values():
             steps.send(message)
 

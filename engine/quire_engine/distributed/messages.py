@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from quire_engine.config import EngineConfig
+from quire_engine.core.adapters import StoredAdapter
 from quire_engine.core.step import Step
 
 
@@ -26,6 +27,17 @@ class Run(msgspec.Struct, tag=True):
     step: Step
 
 
+class Load(msgspec.Struct, tag=True):
+    """Takes in an adapter, which rank 0 has held against the model."""
+
+    number: int
+    adapter: StoredAdapter
+
+
+class Unload(msgspec.Struct, tag=True):
+    number: int
+
+
 class Release(msgspec.Struct, tag=True):
     """Ends a rank. `cause` is why, where it is not because the engine was asked to end."""
 
@@ -40,7 +52,7 @@ class Failed(msgspec.Struct, tag=True):
     by_another: bool = False  # it only noticed that another rank had gone
 
 
-ToRank = Run | Release
+ToRank = Run | Load | Unload | Release
 FromRank = Failed
 
 encode: Callable[[ToRank | FromRank], bytes] = msgspec.msgpack.Encoder().encode

@@ -45,10 +45,12 @@ class InputBatch:
         rotates_by_length: bool = False,
         adapts_images: bool = False,
         grids: MergedCount | None = None,
+        adapters: bool = False,
     ) -> None:
         """`sampling` is None on ranks that do not sample. With `adapts_images` prompts with images have an adapter.
 
-        `grids` are of a model whose tokens have positions by time, height and width.
+        `grids` are of a model whose tokens have positions by time, height and width. With `adapters` requests may
+        choose one.
         """
         self._block_size = block_size
         self._device = device
@@ -59,6 +61,7 @@ class InputBatch:
         self._tables = np.zeros((max_num_seqs, max_blocks_per_seq), dtype=np.int64)
         self._rotated_for = np.zeros(max_num_seqs, dtype=np.int64) if rotates_by_length else None
         self._adapted = np.zeros(max_num_seqs, dtype=bool) if adapts_images else None
+        self._adapters = np.zeros(max_num_seqs, dtype=np.int64) if adapters else None
         self._grids = grids
         self._image_positions: dict[str, ImagePositions] = {}  # of sequences with images, where there are `grids`
         self._shifts = np.zeros(max_num_seqs, dtype=np.int64)  # of positions behind a sequence's images
@@ -87,6 +90,8 @@ class InputBatch:
                 self._rotated_for[row] = sequence.rotated_for
             if self._adapted is not None:
                 self._adapted[row] = bool(sequence.images)
+            if self._adapters is not None:
+                self._adapters[row] = sequence.adapter
             self._shifts[row] = 0
             if self._grids is not None and sequence.images:
                 own = self._image_positions[sequence.request_id] = ImagePositions(sequence.images, self._grids)
@@ -126,6 +131,7 @@ class InputBatch:
             None if self._rotated_for is None else inputs[3],
             self._axes([*decodes, *prompts]),
             None if self._adapted is None else self._adapted_rows([*decodes, *prompts], self._adapted),
+            adapters=() if self._adapters is None else self._rows_of_adapters([*decodes, *prompts], self._adapters),
         )
 
         firsts = [(s, i) for i, s in enumerate(decodes)]
@@ -201,6 +207,20 @@ class InputBatch:
         """The batch's rows of sequences that are adapted."""
         each = np.repeat(adapted[[self._rows[s.request_id] for s in sequences]], [len(s.token_ids) for s in sequences])
         return torch.from_numpy(each.nonzero()[0]).to(self._device) if each.any() else None
+
+    def _rows_of_adapters(
+        self, sequences: list[ScheduledSequence], adapters: np.ndarray
+    ) -> tuple[tuple[int, torch.Tensor], ...]:
+        """The batch's rows of each adapter, by its number."""
+        chosen = adapters[[self._rows[s.request_id] for s in sequences]]
+        if not chosen.any():
+            return ()
+        each = np.repeat(chosen, [len(s.token_ids) for s in sequences])
+        return tuple(
+            (int(number), torch.from_numpy((each == number).nonzero()[0]).to(self._device))
+            for number in np.unique(chosen)
+            if number
+        )
 
 
 def _beside(step: Step, lasts: list[tuple[ScheduledSequence, int]]) -> list[tuple[ScheduledSequence, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from quire_engine.attention.context import attention_context
+from quire_engine.core.adapters import Adapting, StoredAdapter
 from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.core.step import Executor, NewSequence, ScheduledSequence, Step, StepResult, TokenLogprobs
 from quire_engine.core.step_profile import NO_PROFILE, StepProfile
@@ -39,10 +40,12 @@ class ModelRunner:
         dtype: torch.dtype,
         pooling: Pooling | None = None,
         images: ImageEmbedder | None = None,
+        adapters: Adapting | None = None,
     ) -> None:
         self._model = model
         self._pooler = None if pooling is None else Pooler(pooling)
         self._images = images
+        self._adapters = adapters
         self._batch = batch
         self._cache = cache
         self._place = place
@@ -53,6 +56,19 @@ class ModelRunner:
         """Have the parts of steps timed."""
         self._profile = profile
         time_parts(self._model, profile)
+
+    @torch.inference_mode()
+    def load_adapter(self, number: int, adapter: StoredAdapter) -> None:
+        """Raises `RuntimeError` where the model was not made for adapters."""
+        self._adapted().load_adapter(number, adapter)
+
+    def unload_adapter(self, number: int) -> None:
+        self._adapted().unload_adapter(number)
+
+    def _adapted(self) -> Adapting:
+        if self._adapters is None:
+            raise RuntimeError("this model takes no adapters")
+        return self._adapters
 
     @torch.inference_mode()
     def execute(self, step: Step) -> StepResult:

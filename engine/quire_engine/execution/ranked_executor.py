@@ -5,8 +5,10 @@ from __future__ import annotations
 import weakref
 from collections import deque
 
+from quire_engine.core.adapters import StoredAdapter
 from quire_engine.core.step import Step, StepResult
 from quire_engine.distributed.leader import Leader
+from quire_engine.distributed.messages import Load, Unload
 from quire_engine.execution.model_runner import ModelRunner
 from quire_engine.failure import failure_of
 
@@ -38,6 +40,16 @@ class RankedExecutor:
             self._close.detach()
             self._leader.close(failure_of(blamed))
             raise blamed from error
+
+    def load_adapter(self, number: int, adapter: StoredAdapter) -> None:
+        """No step under way is computed with it. Raises `RanksLostError`."""
+        self._leader.tell(Load(number, adapter))
+        self._runner.load_adapter(number, adapter)
+
+    def unload_adapter(self, number: int) -> None:
+        """Of steps under way, only parts that nobody waits for any more may be computed with it."""
+        self._leader.tell(Unload(number))
+        self._runner.unload_adapter(number)
 
     def close(self) -> None:
         """End the other ranks. So does forgetting this, and the end of the process."""

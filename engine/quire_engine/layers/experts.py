@@ -35,6 +35,8 @@ class Stack(nn.Module):
 
 
 class _ExpertColumns(ColumnLinear):
+    takes_batch = False
+
     def __init__(self, stack: Stack, index: int, in_features: int, parts: Mapping[str, Rows]) -> None:
         super().__init__(in_features, parts)
         self._take = lambda: stack.take(index, self.out_features, self.in_features)
@@ -44,6 +46,8 @@ class _ExpertColumns(ColumnLinear):
 
 
 class _ExpertRows(RowLinear):
+    takes_batch = False
+
     def __init__(self, stack: Stack, index: int, columns: Rows, out_features: int) -> None:
         super().__init__(columns, out_features)
         self._take = lambda: stack.take(index, self.out_features, self.in_features)

@@ -90,6 +90,7 @@ class Linear(nn.Module):
     """y = x W^T + b, whole on every rank. Its weights come with `create_weights`."""
 
     weight: torch.Tensor
+    takes_batch = True  # its inputs are the batch's tokens, in the batch's order
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()

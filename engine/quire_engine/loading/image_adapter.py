@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from quire_engine.layers.adapter import UP, Adapted
 from quire_engine.layers.linear import Linear, LinearMethod, Unquantized
-from quire_engine.loading.checkpoint import read_json
+from quire_engine.loading.adapter_settings import adapter_settings
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.memory_plan.image_adapter import SETTINGS, WEIGHTS, adapter_folder
 from quire_engine.memory_plan.safetensors_header import tensor_headers
 from quire_engine.models.naming import Naming
 
 MethodFor = Callable[[str, Linear], LinearMethod]
-
-# What is followed of peft's settings, by what they have to be.
-_ONLY: dict[str, tuple[object, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "use_dora": (False,),
-    "fan_in_fan_out": (False,),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-}
-_LARGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -45,21 +33,18 @@ def image_adapter(directory: Path, architecture: str) -> ImageAdapter | None:
     if name is None or not (directory / name).is_dir():
         return None
     folder = directory / name
-    settings = read_json(folder / SETTINGS)
-    for setting, allowed in _ONLY.items():
-        if settings.get(setting, allowed[0]) not in allowed:
-            raise _wrong(folder, f"{setting} is {settings[setting]!r}: only {allowed[0]!r} is supported")
-    rank, alpha = _number(folder, settings, "r"), _number(folder, settings, "lora_alpha")
-    if rank != int(rank):
-        raise _wrong(folder, f"r is {rank}: it must be a whole number")
+    settings = adapter_settings(folder)
+    if settings.ranks or settings.alphas:
+        raise CheckpointError(
+            "InvalidCheckpoint", f"{folder / SETTINGS}: rank_pattern or alpha_pattern is set: only {{}} is supported"
+        )
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError("InvalidCheckpoint", f"{folder} lacks {WEIGHTS}, the adapter's weights")
     try:
         stored = frozenset(tensor_headers(folder / WEIGHTS))
     except ValueError as error:
         raise CheckpointError("InvalidCheckpoint", str(error)) from error
-    scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
-    return ImageAdapter(folder / WEIGHTS, int(rank), scale, stored)
+    return ImageAdapter(folder / WEIGHTS, settings.rank, settings.scale(""), stored)
 
 
 def with_adapter(adapter: ImageAdapter, naming: Naming, method_for: MethodFor | None) -> MethodFor:
@@ -73,14 +58,3 @@ def with_adapter(adapter: ImageAdapter, naming: Naming, method_for: MethodFor | 
         return Adapted(method, adapter.rank, adapter.scale) if stored else method
 
     return adapted
-
-
-def _number(folder: Path, settings: Mapping[str, object], name: str) -> float:
-    value = settings.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _LARGEST:
-        raise _wrong(folder, f"{name} is {value!r}: it must be a number above 0, at most {_LARGEST}")
-    return float(value)
-
-
-def _wrong(folder: Path, what: str) -> CheckpointError:
-    return CheckpointError("InvalidCheckpoint", f"{folder / SETTINGS}: {what}")

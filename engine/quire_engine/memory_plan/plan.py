@@ -58,6 +58,7 @@ class MemoryRequest:
     swap_space: int | None = None  # bytes of host memory for this device; None: what is usual
     host_room: int = 0  # bytes that the host has left for each of its GPUs
     image_room: int = 0  # bytes of host memory for images that are prepared: see `image_room`
+    adapters: int = 0  # bytes of all that may be loaded at once, and of what a step takes for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ class MemoryPlan:
     num_swap_blocks: int
     block_size: int
     image_room: int = 0
+    adapters: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -89,7 +91,9 @@ class MemoryPlan:
     @property
     def others(self) -> int:
         """Bytes of the limit beside weights, activations and KV cache."""
-        return self.resident + self.http_server + (0 if self.on_gpu else self.swap_space + self.image_room)
+        return (
+            self.resident + self.http_server + self.adapters + (0 if self.on_gpu else self.swap_space + self.image_room)
+        )
 
     def with_blocks(self, num_blocks: int, num_swap_blocks: int) -> MemoryPlan:
         """The plan with no more than so many pages."""
@@ -113,6 +117,8 @@ class MemoryPlan:
             ("KV cache", self.kv_cache),
             ("swap space on the host", self.swap_space),
         ]
+        if self.adapters:
+            rows.insert(4, ("adapters, at most", self.adapters))
         if self.image_room:
             rows.append(("images on the host", self.image_room))
         lines = [f"  {name:<22}{size / GIB:>9.3f} GiB" for name, size in rows]
@@ -146,7 +152,7 @@ def size_memory(request: MemoryRequest) -> MemoryPlan:
     http_server = 0 if request.on_gpu else HTTP_SERVER_BYTES
     num_swap_blocks = swap_bytes(request) // block_bytes if block_bytes else 0
     swap_space = num_swap_blocks * block_bytes
-    used = request.resident + http_server + request.weights + activations
+    used = request.resident + http_server + request.weights + request.adapters + activations
     if not request.on_gpu:
         used += swap_space + request.image_room
     allowed = int(request.limit * request.utilization) - used
@@ -170,6 +176,7 @@ def size_memory(request: MemoryRequest) -> MemoryPlan:
         num_swap_blocks=num_swap_blocks,
         block_size=request.block_size,
         image_room=request.image_room,
+        adapters=request.adapters,
     )
 
 
@@ -250,9 +257,11 @@ def logprob_rows(vocab_size: int) -> int:
 
 def _shortage(plan: MemoryPlan, request: MemoryRequest) -> str:
     allowed = int(plan.limit * plan.utilization)
-    others = plan.others - (0 if plan.on_gpu else plan.swap_space)
+    others = plan.others - plan.adapters - (0 if plan.on_gpu else plan.swap_space)
     used = f"weights {_gib(plan.weights)}, activations {_gib(plan.activations)}, others {_gib(others)}"
-    if plan.others > others:
+    if plan.adapters:
+        used += f", adapters {_gib(plan.adapters)}"
+    if not plan.on_gpu and plan.swap_space:
         used += f", swap space {_gib(plan.swap_space)}"
     sizes = f"of {_gib(plan.limit)} x {plan.utilization:.2f} = {_gib(allowed)}: {used}"
     longest = plan.num_tokens
@@ -264,7 +273,9 @@ def _shortage(plan: MemoryPlan, request: MemoryRequest) -> str:
         ways = [f"raise --kv-cache-memory-bytes to {wanted * block_bytes}"]
     else:
         ways = ["raise --gpu-memory-utilization" if request.on_gpu else "raise the container's memory limit"]
-        if plan.others > others:
+        if plan.adapters:
+            ways.append("lower --max-cpu-loras or --max-lora-rank")
+        if not plan.on_gpu and plan.swap_space:
             ways.append("lower --swap-space")
     if longest > 0:
         ways.append(f"set --max-model-len to at most {longest}")

@@ -58,6 +58,7 @@ class LatentAttentionBlock(nn.Module):
         self.kv_a_proj_with_mqa = Linear(hidden, spec.kv_rank + spec.rope.dim, bias=spec.bias)
         self.kv_a_layernorm = _NORM.build(spec.kv_rank)
         self.kv_b_proj = ColumnLinear(spec.kv_rank, Rows(heads, spec.nope_dim + spec.value_dim))
+        self.kv_b_proj.takes_batch = False
         self.o_proj = RowLinear(Rows(heads, spec.value_dim), hidden, bias=spec.bias)
         own = tensor_ranks().share(heads)
         self.rotate = rotate_neighbours if spec.rope.interleaved else rotate

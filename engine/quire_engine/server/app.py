@@ -20,6 +20,7 @@ from quire_engine.server.errors import (
 )
 from quire_engine.server.front import Front
 from quire_engine.server.gate import Gate
+from quire_engine.server.routes.adapters import adapter_router
 from quire_engine.server.routes.status import status_router
 from quire_engine.server.routes.text import text_router
 from quire_engine.server.routes.tokens import token_router
@@ -37,7 +38,7 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(ClientGoneError, _on_client_gone)
     app.add_exception_handler(Exception, _on_unexpected)
-    for router in (status_router, text_router, vector_router, token_router):
+    for router in (status_router, text_router, vector_router, token_router, adapter_router):
         app.include_router(router(service))
     settings = service.settings
     # Within the gate: strangers should not be able to fill the traces.

@@ -107,7 +107,12 @@ class Chat:
         params = await self._parameters.of(request, [room])
         params = [self._formats.shaped(own, request, ids) for own in params]
         pieces = self._generation.run(
-            [ids], params, priority=request.priority or 0, cache_salt=request.cache_salt, images=images
+            [ids],
+            params,
+            priority=request.priority or 0,
+            cache_salt=request.cache_salt,
+            images=images,
+            model=request.model,
         )
         count = TokenCount(len(ids), request.num_answers)
         note_start(count, params[0])

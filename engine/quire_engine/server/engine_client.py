@@ -78,6 +78,8 @@ class EngineClient:
         self.failure: str | None = None  # why the engine is gone: `Reason: one line`
         self.on_step: Callable[[wire.StepDone], None] = lambda _: None
         self._mailboxes: dict[str, Mailbox] = {}
+        self._tickets: dict[int, asyncio.Future[str | None]] = {}
+        self._num_tickets = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._folder = tempfile.mkdtemp(prefix="quire-")
         self._context = zmq.asyncio.Context()
@@ -122,6 +124,25 @@ class EngineClient:
         """Tell the engine its tokens, so that it need not load the tokenizer for its first grammar."""
         if self.failure is None:
             self._send(wire.Learn(vocabulary))
+
+    async def load_adapter(self, name: str, path: str, *, replace_it: bool) -> None:
+        """Have requests choose the adapter in a folder by `name`. Raises `ApiError` that says what is wrong."""
+        await self._changed(lambda ticket: wire.LoadAdapter(ticket, name, path, replace_it))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Have no further requests choose an adapter. Raises `ApiError`."""
+        await self._changed(lambda ticket: wire.UnloadAdapter(ticket, name))
+
+    async def _changed(self, message: Callable[[int], wire.ToEngine]) -> None:
+        if self.failure is not None:
+            raise ApiError(500, f"the engine has failed: {self.failure}")
+        self._num_tickets += 1
+        ticket = self._num_tickets
+        self._tickets[ticket] = done = asyncio.get_running_loop().create_future()
+        self._send(message(ticket))
+        error = await done
+        if error is not None:
+            raise ApiError(400, error)
 
     def abort(self, request_ids: list[str]) -> None:
         """Forget these requests and free their pages. Ids that have ended already are ignored."""
@@ -187,6 +208,10 @@ class EngineClient:
                 case wire.Ready(info):
                     self.info = info
                     self.ready.set()
+                case wire.AdapterDone(ticket, error):
+                    done = self._tickets.pop(ticket)
+                    if not done.done():
+                        done.set_result(error)
                 case wire.Failed(text):
                     self._die(text)
                 case wire.Released():
@@ -219,5 +244,8 @@ class EngineClient:
             return
         self.failure = message
         self.fail_unfinished(ApiError(500, f"the engine has failed: {message}"))
+        for done in self._tickets.values():
+            if not done.done():
+                done.set_exception(ApiError(500, f"the engine has failed: {message}"))
         self.dead.set()
         self.model_read.set()

@@ -23,6 +23,7 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but metrics 
 KINDS = {
     400: "BadRequestError",
     401: "AuthenticationError",
+    403: "PermissionDeniedError",
     404: "NotFoundError",
     429: "RateLimitError",
     CLIENT_CLOSED_REQUEST: "ClientDisconnected",

@@ -12,6 +12,7 @@ from quire_engine.core.images import PromptImage
 from quire_engine.core.messages import BeamAnswer, EngineOutput, EngineRequest, FinishReason
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
+from quire_engine.server.adapters import Adapters
 from quire_engine.server.engine_client import EngineClient, Mailbox
 from quire_engine.server.errors import ApiError, refused
 from quire_engine.server.metrics import Answers, Metrics, RequestTimes
@@ -57,9 +58,10 @@ class Generation:
         metrics: Metrics,
         requests: RequestLog,
         lesson: VocabularyLesson,
+        adapters: Adapters,
     ) -> None:
         self._client, self._tokenizer, self._metrics, self._log = client, tokenizer, metrics, requests
-        self._lesson = lesson
+        self._lesson, self._adapters = lesson, adapters
 
     async def run(
         self,
@@ -69,16 +71,21 @@ class Generation:
         priority: int = 0,
         cache_salt: str | None = None,
         images: tuple[PromptImage, ...] = (),
+        model: str | None = None,
     ) -> AsyncGenerator[Piece]:
         """Yield pieces as they come, of `num_answers` for each prompt, until each has a finish reason.
 
-        `params` has one entry a prompt, and `images` are in each. Closing the iterator early frees the pages. Raises
-        `ApiError` for what the engine refuses and when the engine is gone.
+        `params` has one entry a prompt, and `images` are in each. `model` may be an adapter's name. Closing the
+        iterator early frees the pages. Raises `ApiError` for what the engine refuses and when the engine is gone.
         """
         sequences: dict[str, _Sequence] = {}
         first = 0
+        adapter = self._adapters.choice(model)
         for prompt, own in zip(prompts, params, strict=True):
-            self._add_sequences(sequences, first, prompt, own, priority, cache_salt, images)
+            eldest = EngineRequest(
+                "", prompt, own, time.monotonic(), priority, cache_salt, images=images, adapter=adapter
+            )
+            self._add_sequences(sequences, first, eldest)
             first += own.num_answers
         mailbox = Mailbox()
         await self._lesson.before(params)
@@ -110,15 +117,12 @@ class Generation:
         self,
         into: dict[str, _Sequence],
         first: int,
-        prompt: list[int],
-        params: SamplingParams,
-        priority: int,
-        cache_salt: str | None,
-        images: tuple[PromptImage, ...],
+        asked: EngineRequest,
     ) -> None:
-        parent, arrival = uuid.uuid4().hex, time.monotonic()
-        children, answers = params.children(), Answers(params.num_answers)
-        eldest = EngineRequest(f"{parent}-0", prompt, children[0], arrival, priority, cache_salt, images=images)
+        """Number the answers to a prompt from `first` on. `asked` is all of them in one."""
+        parent, prompt, arrival = uuid.uuid4().hex, asked.prompt_token_ids, asked.arrival_time
+        children, answers = asked.params.children(), Answers(asked.params.num_answers)
+        eldest = replace(asked, request_id=f"{parent}-0", params=children[0])
         for child, own in enumerate(children):
             request = eldest.another(f"{parent}-{child}", own) if child else eldest
             detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, own)

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from quire_engine.core.messages import EngineInfo, EngineOutput, EngineStats
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.histogram import PlainHistogram
-from quire_engine.server.series import LegacySeries, add_absent
+from quire_engine.server.series import AdapterSeries, LegacySeries, add_absent
 from quire_engine.wire import StepDone
 
 LABELS = ("model_name", "engine")
@@ -55,7 +55,7 @@ class RequestTimes:
 class Metrics:
     """All series of one server. Gauges and engine counters follow the engine's snapshots."""
 
-    def __init__(self, model_name: str, *, legacy: bool = True) -> None:
+    def __init__(self, model_name: str, *, legacy: bool = True, max_loras: int = 0) -> None:
         self.registry = CollectorRegistry()
         self._model_name = model_name
         self._named: dict[str, Collector] = {}
@@ -150,6 +150,7 @@ class Metrics:
         )
 
         add_absent(self.registry, model_name)
+        self._adapters = AdapterSeries(self.registry, max_loras)
         self._legacy = LegacySeries(self.registry, model_name, self._named) if legacy else None
 
     def exposition(self) -> bytes:
@@ -174,6 +175,7 @@ class Metrics:
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)
         self.kv_usage.set(stats.kv_cache_usage)
+        self._adapters.observe_stats(stats)
         for reason, number in (("capacity", stats.num_waiting - stats.num_deferred), ("deferred", stats.num_deferred)):
             self._waiting_by_reason.labels(self._model_name, "0", reason).set(number)
         if self._legacy is not None:

@@ -39,6 +39,7 @@ def as_chat(request: ResponsesRequest) -> ChatCompletionRequest:
     """The chat whose answer is the response's. Raises `ApiError` for a sampling field out of its range."""
     fields: dict[str, Any] = {
         **{name: value for name, value in (request.model_extra or {}).items() if name in _OF_CHATS},
+        "model": request.model,
         "messages": messages_of(request),
         "max_completion_tokens": request.max_output_tokens,
         "temperature": request.temperature,

@@ -73,6 +73,23 @@ class LegacySeries:
         self._generation_rate.set(generation_tokens)
 
 
+class AdapterSeries:
+    """Which adapters requests run with and wait for: labels, on the time of the last step, as vLLM has it."""
+
+    def __init__(self, registry: CollectorRegistry, max_loras: int) -> None:
+        names = ("max_lora", "running_lora_adapters", "waiting_lora_adapters")
+        self._max_loras = max_loras
+        self._info = Gauge("vllm:lora_requests_info", "Adapters in use.", names, registry=registry)
+        self._info.labels(str(max_loras), "", "")
+
+    def observe_stats(self, stats: EngineStats) -> None:
+        """Follow a snapshot of the engine. There is one series at a time."""
+        if self._max_loras:
+            running, waiting = ",".join(stats.running_adapters), ",".join(stats.waiting_adapters)
+            self._info.clear()
+            self._info.labels(str(self._max_loras), running, waiting).set_to_current_time()
+
+
 def add_absent(registry: CollectorRegistry, model_name: str) -> None:
     """Expose what dashboards of vLLM ask for and this engine has nothing to say of: 0, and not a gap."""
     labels = ("model_name", "engine")
@@ -83,5 +100,3 @@ def add_absent(registry: CollectorRegistry, model_name: str) -> None:
     )
     for state in ("awake", "weights_offloaded", "discard_all"):
         sleeping.labels(model_name, "0", state).set(state == "awake")
-    names = ("max_lora", "running_lora_adapters", "waiting_lora_adapters")
-    Gauge("vllm:lora_requests_info", "Adapters in use.", names, registry=registry).labels("0", "", "")

@@ -113,6 +113,7 @@ class _Process:
         )
         at_end.push_async_callback(client.close)
         client.start()
+        from quire_engine.server.adapters import Adapters
         from quire_engine.server.app import create_app
         from quire_engine.server.errors import ApiError
         from quire_engine.server.http_server import HttpServer
@@ -121,9 +122,10 @@ class _Process:
         from quire_engine.server.throughput import follow_throughput
 
         names = self.settings.served_model_name or (self.config.model,)
-        service = Service(
-            self.settings, self.keys, lifecycle, Metrics(names[0], legacy=self.settings.legacy_metrics), client, names
-        )
+        max_loras = self.config.max_loras if self.config.enable_lora else 0
+        metrics = Metrics(names[0], legacy=self.settings.legacy_metrics, max_loras=max_loras)
+        adapters = Adapters(client, names, self.settings.allow_runtime_lora_updating)
+        service = Service(self.settings, self.keys, lifecycle, metrics, client, names, adapters)
         if self.traces is not None:
             from quire_engine.server.tracing.export import SpanExport  # which takes a quarter of a second
 

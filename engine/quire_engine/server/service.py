@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from quire_engine.server.adapters import Adapters
 from quire_engine.server.api_keys import ApiKeys
 from quire_engine.server.chat import Chat
 from quire_engine.server.completions import Completions
@@ -40,6 +41,7 @@ class Service:
     metrics: Metrics
     client: EngineClient
     model_names: tuple[str, ...]
+    adapters: Adapters
     spans: SpanExport | None = None
     cards: list[ModelCard] = field(default_factory=list)
     completions: Completions | None = None
@@ -71,8 +73,8 @@ class Service:
         facts = current_facts()
         if facts is not None:
             facts.asked_model = asked
-        if asked and asked not in self.model_names:
-            served = ", ".join(self.model_names)
+        if asked and asked not in self.model_names and asked not in self.adapters.cards:
+            served = ", ".join((*self.model_names, *self.adapters.cards))
             raise ApiError(404, f"the model {asked!r} is not served here: use {served}", param="model")
         name = asked or self.model_names[0]
         if facts is not None:

@@ -50,6 +50,9 @@ class ServerSettings:
     receive_timeout: float = setting(
         30.0, "seconds that a request's header has to come in, and its body beside 1 KiB/s"
     )
+    allow_runtime_lora_updating: bool = setting(
+        False, "let clients load adapters from any folder that the server can read, and unload them"
+    )
     shutdown_timeout: float = setting(120.0, "seconds that running requests get to finish after SIGTERM")
     endpoints_lag: float = setting(5.0, "seconds a drain waits until no proxy sends new connections any more")
     stall_timeout: float = setting(60.0, "seconds without a sign of the engine after which /health turns 503")

@@ -116,7 +116,7 @@ def _fill(service: Service, info: EngineInfo, tokenizer: PreTrainedTokenizerBase
         return
     requests = RequestLog(wanted=not settings.disable_log_requests)
     lesson = VocabularyLesson(service.client, tokenizer, info.vocab_size)
-    generation = Generation(service.client, tokenizer, service.metrics, requests, lesson)
+    generation = Generation(service.client, tokenizer, service.metrics, requests, lesson, service.adapters)
     use_priority = service.client.config.scheduling_policy == "priority"
     parameters = Parameters(tokenizer, info.vocab_size, use_priority=use_priority, defaults=defaults)
     tokens = TokenBytes(tokenizer)

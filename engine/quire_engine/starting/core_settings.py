@@ -61,6 +61,8 @@ def core_settings(
         use_priority=config.scheduling_policy == "priority",
         rotation=spec.rotation if isinstance(spec, DecoderSpec) else None,
         num_stages=config.pipeline_parallel_size,
+        max_adapters=config.max_loras if config.enable_lora else 0,
+        adapter_room=config.adapter_room if config.enable_lora else 0,
         images=None if spec.vision is None else spec.vision.in_prompts(most),
         no_images=TEXT_ALONE if most else "--limit-mm-per-prompt allows no images",
     )

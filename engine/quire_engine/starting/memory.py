@@ -16,6 +16,7 @@ from quire_engine.execution.input_batch import InputBatch
 from quire_engine.execution.kv_cache import allocate_kv_cache
 from quire_engine.execution.model_runner import ModelRunner
 from quire_engine.execution.sampling_state import SamplingState
+from quire_engine.lora.adapted_model import AdaptedModel
 from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
 from quire_engine.memory_plan.plan import GIB, HTTP_SERVER_BYTES, MemoryPlan, MemoryRequest, image_room
 from quire_engine.models.language_model import LanguageModel
@@ -30,6 +31,7 @@ def memory_request(
     device: torch.device,
     resident: int,
     place: Place,
+    adapted: AdaptedModel | None = None,
 ) -> MemoryRequest:
     """What the memory plan of this rank, with its `model` loaded, depends on."""
     layout, shape = place.layout, model.shape.shard(place.layout.tensor)
@@ -64,6 +66,9 @@ def memory_request(
         swap_space=swap_space,
         host_room=(memory_limit() - HTTP_SERVER_BYTES) // layout.per_node - resident_bytes(),
         image_room=image_room(model.shape, dtype) if core_config.images is not None and place.rank == 0 else 0,
+        adapters=0
+        if adapted is None
+        else adapted.num_bytes(config.max_lora_rank, core_config.adapter_room, core_config.max_num_batched_tokens),
     )
 
 
@@ -80,6 +85,7 @@ def model_runner(
     dtype: torch.dtype,
     device: torch.device,
     place: Place,
+    adapted: AdaptedModel | None = None,
 ) -> ModelRunner:
     """Allocate the KV cache and the buffers of steps, as `plan` says."""
     cache = allocate_kv_cache(
@@ -110,9 +116,12 @@ def model_runner(
         rotates_by_length=core_config.rotation is not None,
         adapts_images=core_config.images is not None and core_config.images.adapted,
         grids=count if isinstance(count, MergedCount) else None,
+        adapters=adapted is not None,
     )
     images = None
     if core_config.images is not None and place.stage.first:  # where tokens are embedded
         images = ImageEmbedder(lambda prepared: model.embed_image(on_device(prepared, device)))
     # The results are rank 0's.
-    return ModelRunner(model, batch, cache, place, dtype, core_config.pooling if place.rank == 0 else None, images)
+    return ModelRunner(
+        model, batch, cache, place, dtype, core_config.pooling if place.rank == 0 else None, images, adapted
+    )

@@ -14,6 +14,7 @@ class ModelCard(BaseModel):
     created: int = Field(default_factory=lambda: int(time.time()))
     owned_by: str = "quire"
     root: str | None = None
+    parent: str | None = None  # of an adapter: the name of the model that it changes
     max_model_len: int | None = None
 
 

@@ -46,11 +46,11 @@ def status_router(service: Service) -> APIRouter:
 
     @router.get("/v1/models", responses=ERRORS)
     async def models() -> ModelList:
-        return ModelList(data=service.cards)
+        return ModelList(data=[*service.cards, *service.adapters.cards.values()])
 
     @router.get("/v1/models/{name:path}", responses=ERRORS)
     async def model(name: str) -> ModelCard:
         served = service.checked_model(name)
-        return next(card for card in service.cards if card.id == served)
+        return next(card for card in (*service.cards, *service.adapters.cards.values()) if card.id == served)
 
     return router

@@ -1,0 +1,93 @@
+"""What peft writes beside an adapter's weights: how large it is, and how it is scaled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from quire_engine.loading.checkpoint import read_json
+from quire_engine.loading.errors import CheckpointError
+from quire_engine.memory_plan.image_adapter import SETTINGS
+
+# What is followed of peft's settings, by what they have to be.
+_ONLY: dict[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "use_qalora": (False, None),
+    "lora_bias": (False, None),
+    "alora_invocation_tokens": (None,),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, []),
+    "target_parameters": (None, []),
+    "layer_replication": (None, []),
+}
+_LARGEST = 4096
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """Ranks and scales of an adapter's modules."""
+
+    rank: int
+    alpha: float
+    by_root: bool = False  # the scale has the rank's square root below it (Kalajdzievski, 2023, rsLoRA)
+    ranks: Mapping[str, float] | None = None  # of modules whose names end so, by regular expressions
+    alphas: Mapping[str, float] | None = None
+
+    def rank_of(self, module: str) -> int:
+        return int(_first(self.ranks, module, self.rank))
+
+    def scale(self, module: str) -> float:
+        """What the product of the two matrices of `module` is multiplied by."""
+        rank = self.rank_of(module)
+        return _first(self.alphas, module, self.alpha) / (rank**0.5 if self.by_root else rank)
+
+
+def adapter_settings(folder: Path) -> AdapterSettings:
+    """The settings of the adapter in `folder`. Raises `CheckpointError` that names the file and the field."""
+    settings = read_json(folder / SETTINGS)
+    for setting, allowed in _ONLY.items():
+        if settings.get(setting, allowed[0]) not in allowed:
+            raise _wrong(folder, f"{setting} is {settings[setting]!r}: only {allowed[0]!r} is supported")
+    rank = _number(folder, "r", settings.get("r"))
+    if rank != int(rank):
+        raise _wrong(folder, f"r is {rank}: it must be a whole number")
+    return AdapterSettings(
+        int(rank),
+        _number(folder, "lora_alpha", settings.get("lora_alpha")),
+        bool(settings.get("use_rslora")),
+        _pattern(folder, "rank_pattern", settings.get("rank_pattern")),
+        _pattern(folder, "alpha_pattern", settings.get("alpha_pattern")),
+    )
+
+
+def _first(pattern: Mapping[str, float] | None, module: str, otherwise: float) -> float:
+    """The value of the first key that `module` ends with, as peft finds it."""
+    keys = pattern or {}
+    return next((value for key, value in keys.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)
+
+
+def _pattern(folder: Path, name: str, found: object) -> dict[str, float]:
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise _wrong(folder, f"{name} is {found!r}: it must be an object")
+    for key in found:
+        try:
+            re.compile(rf"(.*\.)?({key})$")
+        except re.error as error:
+            raise _wrong(folder, f"{name} holds {key!r}, which is no regular expression: {error}") from error
+    return {key: _number(folder, f"{name}, {key}", value) for key, value in found.items()}
+
+
+def _number(folder: Path, name: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _LARGEST:
+        raise _wrong(folder, f"{name} is {value!r}: it must be a number above 0, at most {_LARGEST}")
+    return float(value)
+
+
+def _wrong(folder: Path, what: str) -> CheckpointError:
+    return CheckpointError("InvalidCheckpoint", f"{folder / SETTINGS}: {what}")

@@ -1,0 +1,216 @@
+"""Adapters over HTTP: listed, chosen by name, loaded and unloaded while the server runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.engine.lora.adapters import make_adapter
+from tests.engine.server.conftest import Server, StartServer, launch
+
+PROMPT, COUNT = "def first(x):", 8
+EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("sql", "poems", "late")):
+        make_adapter(model, folder / name, seed=seed, target_modules=EVERY)
+    return {name: folder / name for name in ("sql", "poems", "late")}
+
+
+@pytest.fixture(scope="module")
+def server(
+    tiny_model_dir: Path, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    poems = json.dumps({"name": "poems", "path": str(folders["poems"]), "base_model_name": "tiny"})
+    started = launch(
+        tmp_path_factory.mktemp("server"),
+        tiny_model_dir,
+        "--served-model-name=tiny",
+        "--enable-lora",
+        "--allow-runtime-lora-updating",
+        "--max-cpu-loras=4",
+        "--dtype=float32",
+        "--lora-modules",
+        f"sql={folders['sql']}",
+        poems,
+    )
+    try:
+        started.wait_until_ready()
+        yield started
+    finally:
+        started.stop()
+
+
+def text(server: Server, model: str) -> str:
+    answer = server.client().completions.create(model=model, prompt=PROMPT, max_tokens=COUNT, temperature=0.0)
+    assert answer.model == model
+    return answer.choices[0].text
+
+
+def change(server: Server, what: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/{what}_lora_adapter", json=body, timeout=60)
+
+
+def error(answer: httpx.Response) -> str:
+    return str(answer.json()["error"]["message"])
+
+
+def test_adapters_are_listed_below_their_model(server: Server, folders: dict[str, Path]) -> None:
+    cards = {card["id"]: card for card in httpx.get(f"{server.url}/v1/models").json()["data"]}
+    assert list(cards) == ["tiny", "sql", "poems"]
+    assert cards["tiny"]["parent"] is None
+    for name in ("sql", "poems"):
+        assert (cards[name]["root"], cards[name]["parent"]) == (str(folders[name]), "tiny")
+        assert httpx.get(f"{server.url}/v1/models/{name}").json()["id"] == name
+
+
+def test_each_name_has_an_answer_of_its_own_on_every_endpoint(server: Server) -> None:
+    names = ("tiny", "sql", "poems")
+    assert len({text(server, name) for name in names}) == 3
+    client, message = server.client(), "Hello"
+    chats = [
+        client.chat.completions.create(
+            model=name, messages=[{"role": "user", "content": message}], max_tokens=COUNT, temperature=0.0
+        )
+        for name in names
+    ]
+    assert [chat.model for chat in chats] == list(names)
+    said = [chat.choices[0].message.content for chat in chats]
+    assert len(set(said)) == 3
+    for name, same in zip(names, said, strict=True):
+        response = client.responses.create(model=name, input=message, max_output_tokens=COUNT, temperature=0.0)
+        assert response.output_text == same
+
+
+def test_one_is_loaded_used_replaced_and_unloaded(server: Server, folders: dict[str, Path]) -> None:
+    loaded = change(server, "load", lora_name="late", lora_path=str(folders["late"]))
+    assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'late' added successfully.")
+    own = text(server, "late")
+    assert own not in {text(server, name) for name in ("tiny", "sql", "poems")}
+    again = change(server, "load", lora_name="late", lora_path=str(folders["sql"]))
+    assert (again.status_code, error(again)) == (
+        400,
+        "the adapter 'late' is loaded already: unload it, or set load_inplace",
+    )
+    assert text(server, "late") == own
+    replaced = change(server, "load", lora_name="late", lora_path=str(folders["sql"]), load_inplace=True)
+    assert replaced.status_code == 200
+    assert text(server, "late") == text(server, "sql")
+    gone = change(server, "unload", lora_name="late")
+    assert (gone.status_code, gone.text) == (200, "Success: LoRA adapter 'late' removed successfully.")
+    with pytest.raises(openai.NotFoundError, match="'late' is not served here: use tiny, sql, poems"):
+        text(server, "late")
+    assert change(server, "unload", lora_name="late").status_code == 404
+
+
+def test_one_more_than_there_is_room_for_is_refused(server: Server, folders: dict[str, Path]) -> None:
+    path = str(folders["late"])
+    assert [change(server, "load", lora_name=name, lora_path=path).status_code for name in ("c", "d")] == [200, 200]
+    refused = change(server, "load", lora_name="e", lora_path=path)
+    assert refused.status_code == 400
+    assert "4 adapters are loaded" in error(refused)
+    assert "--max-cpu-loras is 4: unload one, or raise it" in error(refused)
+    assert [change(server, "unload", lora_name=name).status_code for name in ("c", "d")] == [200, 200]
+
+
+def _setting(**changes: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (shutil.rmtree, "there is no folder"),
+        (lambda folder: (folder / "adapter_config.json").unlink(), "lacks adapter_config.json"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "lacks adapter_model.safetensors"),
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"no"), "is not a safetensors file"),
+        (_setting(use_dora=True), "adapter_config.json: use_dora is True: only False is supported"),
+        (_setting(bias="all"), "bias is 'all': only 'none' is supported"),
+        (_setting(modules_to_save=["lm_head"]), "modules_to_save is ['lm_head']: only None is supported"),
+        (_setting(peft_type="IA3"), "peft_type is 'IA3': only 'LORA' is supported"),
+        (_setting(r=64), "has the rank 64 and --max-lora-rank is 16: raise it"),
+        (_setting(r=8), "lora_A.weight has the shape [4, "),
+        (_setting(rank_pattern={"(": 4}), "rank_pattern holds '(', which is no regular expression"),
+    ],
+)
+def test_a_broken_one_is_refused_with_the_reason_and_the_server_goes_on(
+    server: Server, folders: dict[str, Path], tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folders["sql"], broken)
+    spoil(broken)
+    refused = change(server, "load", lora_name="broken", lora_path=str(broken))
+    assert refused.status_code == 400
+    assert message in error(refused)
+    assert str(broken) in error(refused)
+    assert text(server, "sql")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [({}, "lora_name"), ({"lora_name": "x"}, "lora_path"), ({"lora_name": "", "lora_path": "y"}, "lora_name")],
+)
+def test_a_field_that_is_missing_is_named(server: Server, body: dict[str, str], param: str) -> None:
+    refused = change(server, "load", **body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+def test_no_adapter_is_called_like_the_model(server: Server, folders: dict[str, Path]) -> None:
+    refused = change(server, "load", lora_name="tiny", lora_path=str(folders["late"]))
+    assert (refused.status_code, error(refused)) == (400, "'tiny' is the model: give the adapter another name")
+
+
+def test_metrics_tell_which_adapters_are_in_use(server: Server) -> None:
+    with server.client().completions.create(
+        model="sql", prompt=PROMPT, max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+    ) as stream:
+        next(iter(stream))
+        labels = {"max_lora": "4", "running_lora_adapters": "sql", "waiting_lora_adapters": ""}
+        assert server.metric("vllm:lora_requests_info", **labels) > 1e9
+    assert server.metric("vllm:request_success_total", model_name="tiny") > 0
+
+
+@pytest.mark.parametrize("flags", [(), ("--enable-lora",)])
+def test_nobody_loads_adapters_unless_the_server_is_told_so(start_server: StartServer, flags: tuple[str, ...]) -> None:
+    server = start_server(*flags)
+    for answer in (change(server, "load", lora_name="x", lora_path="/etc"), change(server, "unload", lora_name="x")):
+        assert answer.status_code == 403
+        wanted = "--allow-runtime-lora-updating, or VLLM_ALLOW_RUNTIME_LORA_UPDATING=1" if flags else "--enable-lora"
+        assert wanted in error(answer)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--lora-modules", "x=/nowhere"), "--lora-modules names x: set --enable-lora too"),
+        (("--enable-lora", "--lora-modules", "x"), "--lora-modules is 'x': write name=folder"),
+        (
+            ("--enable-lora", "--lora-modules", "x=/nowhere"),
+            "InvalidAdapter: --lora-modules x: there is no folder /now",
+        ),
+        (("--enable-lora", "--lora-modules", "tiny=/nowhere"), "is the model: give the adapter another name"),
+        (("--enable-lora", "--max-lora-rank=12"), "--max-lora-rank is 12: it must be one of 1, 8, 16"),
+        (("--enable-lora", "--max-cpu-loras=2"), "--max-cpu-loras is 2: it must be at least --max-loras, 4"),
+    ],
+)
+def test_a_start_that_fails_says_what_to_write(start_server: StartServer, flags: tuple[str, ...], message: str) -> None:
+    server = start_server(*flags, wait=False)
+    assert server.process.wait(60) != 0
+    assert message in server.log
+    assert "Traceback" not in server.log
