@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from quire_engine.distributed.ranks import TensorRanks, build_for, tensor_ranks
+from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.layers.activation import gated
-from quire_engine.layers.linear import ColumnLinear, LinearMethod, RowLinear, Rows, Unquantized
+from quire_engine.layers.linear import ColumnLinear, Linear, LinearMethod, RowLinear, Rows, Unquantized
 from quire_engine.layers.shard import Shard
 
 
@@ -105,6 +106,8 @@ class Experts(nn.Module):
 
         x [num_tokens, hidden_size], weights and chosen experts [num_tokens, top_k] -> [num_tokens, hidden_size].
         """
+        if by_gpu_kernels(x.device) and self._stacked():
+            return self._at_once(x, weights, chosen)
         num_tokens, top_k = chosen.shape
         order = chosen.flatten().argsort(stable=True)
         ends = torch.bincount(chosen.flatten(), minlength=self.num_experts).cumsum(0).tolist()
@@ -118,6 +121,22 @@ class Experts(nn.Module):
         slots = torch.empty_like(out)
         slots[order] = out
         return torch.bmm(weights.to(x.dtype)[:, None], slots.view(num_tokens, top_k, -1))[:, 0]
+
+    def _stacked(self) -> bool:
+        """Whether the stacks hold all there is of the weights."""
+        linears = (linear for e in self._experts.values() for linear in (e.gate_up_proj, e.down_proj))
+        return all(isinstance(linear, Linear) and type(linear.method) is Unquantized for linear in linears)
+
+    def _at_once(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """As `forward`, with one product for all experts."""
+        from quire_engine.kernels.gpu.experts import multiply, route
+
+        assert self.gate_up.weight is not None
+        assert self.down.weight is not None
+        routes = route(chosen - self.own.start, len(self.own))
+        inner = gated(multiply(x, self.gate_up.weight, routes, of_tokens=True), self.activation)
+        out = multiply(inner, self.down.weight, routes, of_tokens=False)
+        return torch.bmm(weights.to(x.dtype)[:, None], out.view(*chosen.shape, -1))[:, 0]
 
     def _run(self, expert: nn.Module, x: torch.Tensor) -> torch.Tensor:
         assert isinstance(expert, Expert)

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from quire_engine.kernels.gpu import attention, gate, norm, rotary, sampling
+from quire_engine.kernels.gpu import attention, experts, gate, norm, rotary, sampling
 from quire_engine.sampling.sampler import SamplingBatch
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -28,6 +28,7 @@ NAMES = {
 }
 KERNELS = {
     attention: ("_attend_spans", "_attend_splits", "_join_splits"),
+    experts: ("_multiply",),
     gate: ("_gate_and_multiply",),
     norm: ("_norm_rows",),
     rotary: ("_rotate_and_write",),
@@ -95,6 +96,11 @@ def main() -> None:
     counts, uniform = empty(64, dtype=torch.int64), empty(64, dtype=torch.float64)
     batch = SamplingBatch(flags, False, False, ones, counts, ones, ones, uniform)
     sampling.draw_within(empty(64, 128256, dtype=torch.float32), batch)
+    for dtype in (bfloat16, torch.float32):
+        pairs, of_tiles = empty(640, dtype=torch.int64), empty(40, dtype=torch.int64)
+        for rows in (16, 64):
+            routes = experts.Routes(pairs, of_tiles, rows, 2)
+            experts.multiply(empty(64, 4096, dtype=dtype), empty(8, 14336, 4096, dtype=dtype), routes, of_tokens=True)
 
 
 if __name__ == "__main__":

@@ -150,9 +150,11 @@ def test_pages_of_fp8_are_read_with_their_scales(device: torch.device) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
-@pytest.mark.parametrize("group", [1, 4, 7])
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "group"),
+    [(torch.float32, 64, 1), (torch.bfloat16, 128, 4), (torch.bfloat16, 80, 7), (torch.float16, 256, 2)],
+    ids=str,
+)
 def test_shapes_of_real_models_are_attended_to(
     device: torch.device, dtype: torch.dtype, head_dim: int, group: int
 ) -> None:
