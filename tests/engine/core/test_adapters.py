@@ -1,0 +1,111 @@
+"""Which requests run together where each has chosen an adapter, and what becomes of adapters that nobody uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from quire_engine.core.adapters import StoredAdapter
+from quire_engine.core.loop import EngineCore
+from tests.engine.core.fake_model import PagedExecutor
+from tests.engine.core.test_loop import CONFIG, request, run
+
+
+@dataclass
+class Adapters(PagedExecutor):
+    """An executor that remembers the numbers of the adapters that it holds."""
+
+    held: list[int] = field(default_factory=list)
+
+    def load_adapter(self, number: int, adapter: StoredAdapter) -> None:
+        self.held.append(number)
+
+    def unload_adapter(self, number: int) -> None:
+        self.held.remove(number)
+
+
+class Files:
+    def read(self, path: str) -> StoredAdapter:
+        if path == "broken":
+            raise ValueError("broken")
+        return StoredAdapter(b"")
+
+
+def make(names: Iterable[str], max_adapters: int = 1) -> tuple[EngineCore, Adapters]:
+    config = replace(CONFIG, max_adapters=max_adapters, adapter_room=4)
+    executor = Adapters(config)
+    core = EngineCore(executor, config, adapter_files=Files())
+    for name in names:
+        core.load_adapter(name, name)
+    return core, executor
+
+
+def add(core: EngineCore, name: str, adapter: str | None, **params: object) -> None:
+    core.add_request(replace(request(name, [1, 2, 3], **params), adapter=adapter))  # type: ignore[arg-type]  # mixed values
+
+
+def test_one_adapter_waits_for_another_and_requests_without_one_pass() -> None:
+    core, _ = make("ab")
+    for name, adapter in (("1", "a"), ("2", "b"), ("3", None), ("4", None)):
+        add(core, name, adapter)
+    core.step()
+    stats = core.stats()
+    assert (stats.num_running, stats.running_adapters, stats.waiting_adapters) == (3, ["a"], ["b"])
+    assert set(run(core)) == {"1", "2", "3", "4"}
+    assert core.stats().running_adapters == core.stats().waiting_adapters == []
+
+
+def test_requests_of_a_busy_adapter_do_not_keep_another_waiting_for_ever() -> None:
+    core, _ = make("ab")
+    add(core, "first", "a")
+    add(core, "other", "b")
+    ended: list[str] = []
+    for i in range(12):
+        add(core, f"more {i}", "a")
+        ended += [o.request_id for o in core.step() if o.finish_reason is not None]
+        core.check_integrity()
+    assert ended[:2] == ["first", "other"]
+    assert len(run(core)) > 0
+
+
+def test_an_adapter_leaves_with_its_last_request() -> None:
+    core, executor = make("a")
+    add(core, "runs", "a")
+    core.step()
+    core.unload_adapter("a")
+    assert executor.held == [1]
+    run(core)
+    assert executor.held == []
+
+
+def test_an_aborted_request_lets_its_adapter_go() -> None:
+    core, executor = make("a")
+    add(core, "runs", "a")
+    core.step()
+    core.load_adapter("a", "a", replace_it=True)
+    assert executor.held == [1, 2]
+    core.abort(["runs"])
+    assert executor.held == [2]
+
+
+def test_one_that_is_broken_leaves_all_as_it_was() -> None:
+    core, executor = make("a")
+    for name, replace_it in (("b", False), ("a", True)):
+        with pytest.raises(ValueError, match="broken"):
+            core.load_adapter(name, "broken", replace_it=replace_it)
+    assert executor.held == [1]
+    add(core, "still", "a")
+    assert set(run(core)) == {"still"}
+
+
+def test_adapters_that_requests_still_use_take_room() -> None:
+    core, _ = make("abcd")
+    add(core, "runs", "a")
+    core.step()
+    core.unload_adapter("a")
+    with pytest.raises(ValueError, match="4 adapters are loaded, or still used by requests, and --max-cpu-loras is 4"):
+        core.load_adapter("e", "e")
+    run(core)
+    core.load_adapter("e", "e")
