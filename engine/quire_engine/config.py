@@ -103,7 +103,7 @@ class EngineConfig:
     )
     quantization: str | None = setting(
         None,
-        "scheme of quantized weights; what the checkpoint says when unset. fp8 also rounds float weights while loading",
+        "scheme of quantized weights, the checkpoint's when unset. fp8 and int8 also round float weights while loading",
         choices=tuple(SCHEME_OF_FLAG),
     )
     speculative_config: str | None = setting(None, "JSON of the speculative decoding method", only=None)

@@ -33,6 +33,8 @@ class Library:
         self._room, self._linear = found.linear_room, found.linear_bfloat16
         self._room.argtypes, self._room.restype = [_SIZE] * 2, _SIZE
         self._linear.argtypes, self._linear.restype = [_POINTER] * 5 + [_SIZE] * 3 + [_INT], None
+        self._linear_int8 = found.linear_int8
+        self._linear_int8.argtypes, self._linear_int8.restype = [_POINTER] * 6 + [_SIZE] * 3 + [_INT], None
         self._attention_room, self._keep = found.attention_room, found.keep
         self._attention_room.argtypes, self._attention_room.restype = [_POINTER] + [_SIZE] * 4, _SIZE
         pointer_and_stride: Sequence[type] = (_POINTER, _SIZE)
@@ -60,6 +62,20 @@ class Library:
         added = None if bias is None else bias.data_ptr()
         pointers = x.data_ptr(), weight.data_ptr(), added, y.data_ptr(), room.data_ptr()
         self._linear(*pointers, rows, inputs, outputs, torch.get_num_threads())
+        return y
+
+    def linear_int8(
+        self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As `linear`, for weight [outputs, inputs] int8 times scale [outputs, 1] float32."""
+        outputs, inputs = weight.shape
+        x = x.contiguous()
+        y = x.new_empty((*x.shape[:-1], outputs))
+        rows = x.numel() // inputs
+        room = torch.empty(self._room(rows, inputs), dtype=torch.float32)
+        added = None if bias is None else bias.data_ptr()
+        pointers = x.data_ptr(), weight.data_ptr(), scale.data_ptr(), added, y.data_ptr(), room.data_ptr()
+        self._linear_int8(*pointers, rows, inputs, outputs, torch.get_num_threads())
         return y
 
     def attention(

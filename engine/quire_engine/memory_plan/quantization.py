@@ -17,7 +17,9 @@ SCHEME_OF_FLAG = {
     "fp8": "fp8",
     "fbgemm_fp8": "fp8",
     "compressed-tensors": "fp8",
+    "int8": "int8",
 }
+ROUNDED = ("fp8", "int8")  # what float weights can become while they are loaded
 WHAT_IS_THERE = "awq and gptq of 4 bits, gptq of 2 and 8 bits, and fp8 (e4m3)"
 
 # Tensors that go with quantized ones and are not needed: scales of activations and of the KV cache, which were
@@ -72,14 +74,14 @@ class Gptq:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fp8OfFloats:
-    """Float weights that are rounded to e4m3 while they are loaded, with a scale for each row."""
+class OfFloats:
+    """Float weights that are rounded to `scheme` while they are loaded, with a scale for each row."""
 
     skipped: tuple[str, ...] = ("gate", "router", "shared_expert_gate")  # small, and the choice of experts hangs on it
-    scheme: str = "fp8"
+    scheme: str  # one of ROUNDED
 
 
-Quantization = Fp8 | Awq | Gptq | Fp8OfFloats
+Quantization = Fp8 | Awq | Gptq | OfFloats
 
 
 def served_quantization(wanted: str | None, found: Quantization | None) -> Quantization | None:
@@ -89,8 +91,8 @@ def served_quantization(wanted: str | None, found: Quantization | None) -> Quant
     """
     if wanted is None or (found is not None and found.scheme == SCHEME_OF_FLAG[wanted]):
         return found
-    if found is None and wanted == "fp8":
-        return Fp8OfFloats()
+    if found is None and wanted in ROUNDED:
+        return OfFloats(scheme=wanted)
     has = "is not quantized" if found is None else f"is quantized by {found.scheme}"
     raise ValueError(f"--quantization is {wanted} and the checkpoint {has}: leave the flag out")
 

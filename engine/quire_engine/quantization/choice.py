@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from quire_engine.layers.linear import Linear, LinearMethod, Unquantized
-from quire_engine.memory_plan.quantization import UNUSED, Awq, Fp8, Fp8OfFloats, Gptq, Quantization, skips
+from quire_engine.memory_plan.quantization import UNUSED, Awq, Fp8, Gptq, OfFloats, Quantization, skips
 from quire_engine.memory_plan.safetensors_header import TensorHeader
 from quire_engine.models.naming import Naming
 from quire_engine.quantization.awq import AwqLinear
 from quire_engine.quantization.fp8 import Fp8Linear, Fp8WhileLoading
 from quire_engine.quantization.gptq import GptqLinear
+from quire_engine.quantization.int8 import Int8WhileLoading
 
 Stored = Callable[[str], TensorHeader | None]
 
@@ -37,7 +38,7 @@ def methods_for(quantization: Quantization, stored: Stored | None) -> Callable[[
 
 def _is_stored_quantized(quantization: Quantization, path: str, stored: Stored | None) -> bool | None:
     """None where the checkpoint has no weight of this name."""
-    if stored is not None and not isinstance(quantization, Fp8OfFloats):
+    if stored is not None and not isinstance(quantization, OfFloats):
         weight = stored(f"{path}.weight")
         if weight is not None:
             return weight.dtype == "F8_E4M3"
@@ -50,7 +51,9 @@ def _method(quantization: Quantization, path: str) -> LinearMethod:
     match quantization:
         case Fp8():
             return Fp8Linear(quantization)
-        case Fp8OfFloats():
+        case OfFloats(scheme="int8"):
+            return Int8WhileLoading()
+        case OfFloats():
             return Fp8WhileLoading()
         case Awq():
             return AwqLinear(quantization, path)

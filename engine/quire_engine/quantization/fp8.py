@@ -26,6 +26,8 @@ class Fp8Linear:
     measured while quantizing, are of no use.
     """
 
+    dtype = FP8
+
     def __init__(self, settings: Fp8) -> None:
         self.settings = settings
         self._places: list[slice] = []  # in weight_scale, of each of the layer's pieces
@@ -39,7 +41,7 @@ class Fp8Linear:
             self._places.append(slice(start, start + held.stop - held.start))
             start = self._places[-1].stop
         held = _blocks(layer.pieces[0].columns, columns)
-        weight = torch.empty(layer.out_features, layer.in_features, dtype=FP8)
+        weight = torch.empty(layer.out_features, layer.in_features, dtype=self.dtype)
         scale = torch.empty(start, held.stop - held.start, dtype=torch.float32)
         layer.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
         layer.register_parameter("weight_scale", nn.Parameter(scale, requires_grad=False))
@@ -97,25 +99,12 @@ def _block_of(part: slice, start: int, block: int, device: torch.device) -> torc
     return torch.arange(part.start + start, part.stop + start, device=device) // block - start // block
 
 
-class Fp8WhileLoading(Fp8Linear):
-    """Weights that the checkpoint has as floats, and that are rounded to FP8 as they come: a scale for each row."""
-
-    def __init__(self) -> None:
-        super().__init__(Fp8(block=(1, None), scale="weight_scale"))
-
-    def shards(self, layer: Linear) -> dict[tuple[str, str], Shard]:
-        scale = layer.get_parameter("weight_scale")
-        return {
-            (piece.name, "weight"): _Rounding(
-                layer.weight[piece.place], piece.whole, piece.rows, piece.columns, scale=scale[piece.place]
-            )
-            for piece in layer.pieces
-        }
-
-
 @dataclass(frozen=True)
-class _Rounding(Shard):
+class Rounding(Shard):
+    """Float rows on their way to numbers of `target`'s type, up to `largest`, times a scale for each row."""
+
     scale: torch.Tensor = field(kw_only=True)  # [rows, 1]
+    largest: float = _LARGEST
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,5 +112,30 @@ class _Rounding(Shard):
 
     def fill(self, part: torch.Tensor) -> None:
         weight = part.to(self.scale)
-        self.scale.copy_(weight.abs().amax(dim=1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny) / _LARGEST)
-        self.target.copy_((weight / self.scale).clamp_(-_LARGEST, _LARGEST))
+        tiny = torch.finfo(torch.float32).tiny
+        self.scale.copy_(weight.abs().amax(dim=1, keepdim=True).clamp_min_(tiny) / self.largest)
+        numbers = (weight / self.scale).clamp_(-self.largest, self.largest)
+        self.target.copy_(numbers if self.target.dtype.is_floating_point else numbers.round_())
+
+
+class Fp8WhileLoading(Fp8Linear):
+    """Weights that the checkpoint has as floats, and that are rounded to FP8 as they come: a scale for each row."""
+
+    largest = _LARGEST
+
+    def __init__(self) -> None:
+        super().__init__(Fp8(block=(1, None), scale="weight_scale"))
+
+    def shards(self, layer: Linear) -> dict[tuple[str, str], Shard]:
+        scale = layer.get_parameter("weight_scale")
+        return {
+            (piece.name, "weight"): Rounding(
+                layer.weight[piece.place],
+                piece.whole,
+                piece.rows,
+                piece.columns,
+                scale=scale[piece.place],
+                largest=self.largest,
+            )
+            for piece in layer.pieces
+        }

@@ -16,6 +16,8 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineRequest
 from quire_engine.engine import build_engine
 from quire_engine.kernels import cpu
+from quire_engine.layers.linear import Linear
+from quire_engine.quantization.int8 import Int8WhileLoading
 from tests.engine.models.checkpoints import FAMILIES, make_model, save
 
 SIZES = st.integers(1, 70)
@@ -64,6 +66,35 @@ def test_products_are_right_past_the_bounds_of_its_tiles(
     found = library.linear(x, weight)
     assert found.shape == (rows, outputs)
     close_to(found, x, weight, None)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=SIZES, inputs=SIZES, outputs=SIZES, biased=st.booleans(), seed=st.integers(0, 999))
+def test_products_with_weights_in_int8_are_right_for_every_size(
+    library: cpu.Library, rows: int, inputs: int, outputs: int, biased: bool, seed: int
+) -> None:
+    x = drawn(rows, inputs, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randint(-127, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
+    scale = torch.rand(outputs, 1, generator=generator)
+    bias = drawn(outputs, seed=seed + 2) if biased else None
+    close_to(library.linear_int8(x, weight, scale, bias), x, weight.double() * scale.double(), bias)
+
+
+@pytest.mark.usefixtures("in_use")
+def test_a_layer_in_int8_gives_the_same_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        layer = Linear(96, 40)
+        layer.create(Int8WhileLoading())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    layer.method.draw(layer, torch.Generator().manual_seed(0))
+    x = drawn(7, 96, seed=1)
+    with torch.inference_mode():
+        found = layer(x)
+        monkeypatch.setattr(cpu, "library", None)
+        torch.testing.assert_close(found, layer(x), rtol=2e-2, atol=1e-2)
 
 
 def test_threads_share_the_outputs_and_change_nothing(library: cpu.Library) -> None:

@@ -67,6 +67,21 @@ def test_a_layer_that_the_quantizer_left_alone_is_taken_as_it_is(tmp_path: Path,
     assert answer(core, prompts, 8)[0] == greedy_reference(model, prompts, 8)
 
 
+def test_float_weights_are_rounded_to_int8_while_loading(tmp_path: Path) -> None:
+    cls, config = FAMILIES["qwen2"]
+    model = make_model(cls, config())
+    core = build(save(model, tmp_path), quantization="int8")
+    loaded: Any = core._executor._model  # type: ignore[attr-defined]  # the seam names no model
+    assert loaded.get_submodule("model.layers.1.mlp.down_proj").weight.dtype == torch.int8
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "_proj.weight" in name:
+                scale = parameter.abs().amax(1, keepdim=True) / 127
+                parameter.copy_((parameter / scale).round() * scale)
+    prompts = mixed_prompts(5, 40)
+    assert answer(core, prompts, 8)[0] == greedy_reference(model, prompts, 8)
+
+
 def test_float_weights_are_rounded_to_fp8_while_loading(tmp_path: Path) -> None:
     """By rows, which rounds each weight by a sixteenth of itself at most."""
     cls, config = FAMILIES["qwen2"]
