@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import safetensors.torch
+from safetensors import SafetensorError
+
 from quire_engine.core.adapters import StoredAdapter
 from quire_engine.loading.adapter_settings import AdapterSettings, adapter_settings
 from quire_engine.loading.errors import CheckpointError
@@ -26,10 +29,11 @@ class AdapterReader:
 
     def read(self, path: str) -> StoredAdapter:
         """The adapter in the folder `path`. Raises `ValueError` that names the file and what is wrong in it."""
-        folder = Path(path).expanduser()
+        folder = Path(path)
         try:
+            folder = folder.expanduser()
             found = folder.is_dir()
-        except (OSError, ValueError):  # a name that no file can have
+        except (OSError, ValueError, RuntimeError):  # a name that no file can have, or no user
             found = False
         if not found:
             raise ValueError(f"there is no folder {path}: name the one with {SETTINGS}")
@@ -43,8 +47,10 @@ class AdapterReader:
             headers = tensor_headers(folder / WEIGHTS)
             scales = self._scales(settings, headers)
             content = (folder / WEIGHTS).read_bytes()
-        except (CheckpointError, OSError) as error:
-            raise ValueError(str(error)) from error
+            safetensors.torch.load(content)  # what its own reader does not take, no rank would
+        except (CheckpointError, OSError, MemoryError, RecursionError, SafetensorError) as error:
+            text = str(error) or type(error).__name__
+            raise ValueError(text if str(folder) in text else f"{folder}: {text}") from error
         except ValueError as error:
             text = str(error)
             raise ValueError(text if str(folder) in text else f"{folder / WEIGHTS}: {text}") from error

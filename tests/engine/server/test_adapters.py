@@ -133,6 +133,24 @@ def _setting(**changes: Any) -> Callable[[Path], None]:
     return write
 
 
+def _settings_of(written: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "adapter_config.json").write_text(written)
+
+
+def _overlapping(folder: Path) -> None:
+    """Have all tensors begin where the first does."""
+    file = folder / "adapter_model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    for entry in header.values():
+        if "data_offsets" in entry:
+            first, end = entry["data_offsets"]
+            entry["data_offsets"] = [0, end - first]
+    written = json.dumps(header).encode()
+    file.write_bytes(len(written).to_bytes(8, "little") + written + content[8 + length :])
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -144,6 +162,9 @@ def _setting(**changes: Any) -> Callable[[Path], None]:
         (_setting(bias="all"), "bias is 'all': only 'none' is supported"),
         (_setting(modules_to_save=["lm_head"]), "modules_to_save is ['lm_head']: only None is supported"),
         (_setting(peft_type="IA3"), "peft_type is 'IA3': only 'LORA' is supported"),
+        (_settings_of("[" * 100_000), "maximum recursion depth exceeded"),
+        (_settings_of("[]"), "adapter_config.json holds no JSON object"),
+        (_overlapping, "nvalid"),
         (_setting(r=64), "has the rank 64 and --max-lora-rank is 16: raise it"),
         (_setting(r=8), "lora_A.weight has the shape [4, "),
         (_setting(rank_pattern={"(": 4}), "rank_pattern holds '(', which is no regular expression"),
@@ -160,6 +181,12 @@ def test_a_broken_one_is_refused_with_the_reason_and_the_server_goes_on(
     assert message in error(refused)
     assert str(broken) in error(refused)
     assert text(server, "sql")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "~nobody-of-that-name/x", "a\0b", "/dev/zero", "x" * 4000])
+def test_a_path_that_is_no_folder_is_refused(server: Server, path: str) -> None:
+    refused = change(server, "load", lora_name="x", lora_path=path)
+    assert (refused.status_code, error(refused)[:18]) == (400, "there is no folder")
 
 
 @pytest.mark.parametrize(
