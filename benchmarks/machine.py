@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,11 +39,10 @@ def write_result(name: str, figures: dict[str, Any], machine: dict[str, Any], *,
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     ).stdout.strip()
+    words = (re.sub(r"(^|=)[^=]*/", r"\1", word) for word in sys.argv[1:])
     result = {
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(
-            ["python -m", f"benchmarks.{module or name}", *(word.rpartition("/")[2] for word in sys.argv[1:])]
-        ),
+        "command": " ".join(["python -m", f"benchmarks.{module or name}", *words]),
         "commit": commit,
         "machine": machine,
         "figures": figures,

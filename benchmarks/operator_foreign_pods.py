@@ -11,22 +11,18 @@ import argparse
 import concurrent.futures
 import contextlib
 import itertools
-import os
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine, percentile, resident_mib, write_result
+from benchmarks.machine import cpu_seconds, describe_machine, percentile, resident_mib, write_result
 from benchmarks.operator_bench import Bench, bench, wait_for
 from benchmarks.operator_scale import edit
 from quire_operator.kubeapi.resources import PODS
-from tests.operator.operator_process import OperatorProcess
 
 OTHERS = "others"
 _REST_SECONDS = 30.0
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -61,9 +57,9 @@ def measure(running: Bench, names: list[str], edits: int, offset: int) -> dict[s
     operator.wait_until_leading()
     wait_for("every service has its children and status", lambda: running.served() == len(names), 300)
     operator.wait_until_idle(120)
-    begun = processor_seconds(operator)
+    begun = cpu_seconds(operator.process.pid)
     time.sleep(_REST_SECONDS)
-    at_rest = processor_seconds(operator) - begun
+    at_rest = cpu_seconds(operator.process.pid) - begun
     memory = resident_mib(operator.process.pid)
     latencies = [edit(running, names[number * 7 % len(names)], offset + number) for number in range(edits)]
     operator.end()
@@ -73,12 +69,6 @@ def measure(running: Bench, names: list[str], edits: int, offset: int) -> dict[s
         "edit_to_deployment_p50_ms": round(percentile(latencies, 0.5) * 1000),
         "edit_to_deployment_p99_ms": round(percentile(latencies, 0.99) * 1000),
     }
-
-
-def processor_seconds(operator: OperatorProcess) -> float:
-    """Of user and system, since the process began."""
-    fields = Path(f"/proc/{operator.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def create_pods(running: Bench, count: int) -> None:

@@ -81,9 +81,15 @@ def acts(kubectl: Kubectl, service: LLMService, label: str) -> None:
     until(f"the label {label} back", is_back, 90)
 
 
+def chart_version(root: Path) -> str:
+    lines = (root / "charts/quire-operator/Chart.yaml").read_text().splitlines()
+    return next(line.partition(": ")[2] for line in lines if line.startswith("version: "))
+
+
 def test_an_upgrade_a_removal_and_a_return_cut_no_request_and_replace_no_pod(
-    kubectl: Kubectl, namespace: str, previous_release: None, operator_image: str, engine_image: str
+    kubectl: Kubectl, namespace: str, previous: Path, previous_release: None, operator_image: str, engine_image: str
 ) -> None:
+    assert chart_version(previous) != chart_version(Path(__file__).parents[1])
     service = LLMService(kubectl, namespace, "kept")
     service.apply(tiny_spec(replicas=2))
     service.wait_ready()

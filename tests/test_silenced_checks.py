@@ -1,4 +1,4 @@
-"""A check that is silenced says why, beside it or in the comment above."""
+"""A check that is silenced says why, beside it or in the comment directly above, which several lines may have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ SILENCED = re.compile(
     r"#\s*(type: ignore(\[[^]]*\])?|noqa(:\s*[A-Z]+\d+(,\s*[A-Z]+\d+)*)?|pragma: no cover)(?P<rest>.*)"
 )
 FOLDERS = ("engine", "operator", "e2e", "tests", "benchmarks", "docs")
-ABOVE = 4  # lines within which a comment may stand
 
 
 def without_reason(text: str) -> list[int]:
@@ -19,8 +18,8 @@ def without_reason(text: str) -> list[int]:
     found = []
     for number, line in enumerate(lines):
         silenced = SILENCED.search(line)
-        above = lines[max(0, number - ABOVE) : number]
-        if silenced and not silenced["rest"].strip() and not any(other.lstrip().startswith("# ") for other in above):
+        above = next((other for other in reversed(lines[:number]) if not SILENCED.search(other)), "")
+        if silenced and not silenced["rest"].strip() and not above.lstrip().startswith("# "):
             found.append(number + 1)
     return found
 
@@ -36,4 +35,5 @@ def test_a_reason_beside_it_or_above_is_seen_and_none_is_missed() -> None:
     ignore, noqa = "# type: " + "ignore[misc]", "# no" + "qa: E731"
     assert without_reason(f"a = 1  {ignore}\nb = 2  {noqa}") == [1, 2]
     assert without_reason(f"a = 1  {ignore}  # mixed values\nb = 2  {noqa}  a fresh one each time") == []
-    assert without_reason(f"# it has no types\na = 1  {ignore}") == []
+    assert without_reason(f"# it has no types\na = 1  {ignore}\nb = 2  {ignore}") == []
+    assert without_reason(f"# of something else\na = 1\nb = 2  {ignore}") == [3]

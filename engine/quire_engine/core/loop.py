@@ -374,15 +374,29 @@ class EngineCore:
             request.pending_images = self._images.prepare(wanted)
 
     def _hand_over_images(self, step: Step) -> None:
-        """Give the executor the images of the requests that are new to it."""
+        """Give the executor the images of the requests that are new to it. Who has one that cannot be made is ended."""
         if self._images is None or not any(new.images for new in step.new):
             return
         starts = {s.request_id: s.start for s in step.scheduled}
         for new in step.new:
-            wanted = [
-                image for image in self._scheduler.running[new.request_id].images if image.end > starts[new.request_id]
-            ]
-            new.prepared = self._images.take(wanted)
+            request = self._scheduler.running.get(new.request_id)
+            if request is None:  # it went with another of its search
+                new.images = ()
+                continue
+            for place, image in enumerate(request.images):
+                if image.end <= starts[new.request_id] or image.digest in new.prepared:
+                    continue
+                try:
+                    new.prepared |= self._images.take([image])
+                except Exception as error:
+                    # Whatever is wrong with one request, the others go on: the step computes it for nobody, as one that
+                    # was aborted, but right up to this image, since others of the step may share these pages.
+                    first, new.images = request.unit[0], new.images[:place]
+                    log.exception("images of request %s could not be prepared", first.request_id)
+                    self._scheduler.fail(first)
+                    self._forget(first)
+                    self._refuse(first.request_id, f"images: {type(error).__name__}: {error}", "fault")
+                    break
 
     def _take_prepared(self) -> None:
         """Schedule the requests whose grammars and images have come."""

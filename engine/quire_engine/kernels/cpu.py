@@ -170,7 +170,8 @@ def _by_rows(x: torch.Tensor) -> torch.Tensor:
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`functional.linear`, by the library where that is faster."""
     ours = library is not None and multiplies and x.dtype == weight.dtype == torch.bfloat16
-    if ours and weight.device.type == "cpu" and weight.is_contiguous() and not torch.is_grad_enabled():
+    ours = ours and (bias is None or bias.dtype == x.dtype) and weight.is_contiguous()
+    if ours and weight.device.type == "cpu" and not torch.is_grad_enabled():
         assert library is not None
         return library.linear(x, weight, bias)
     return functional.linear(x, weight, bias)

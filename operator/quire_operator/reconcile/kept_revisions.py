@@ -23,7 +23,11 @@ def overlooked(download: Download, seen: Seen, commits: Iterable[str]) -> set[st
 
     While its pod runs it leaves alone what somebody wants from then on. But it may have waited for long before that.
     """
-    if seen.job is None or seen.is_done or seen.failed_at is not None:
+    if seen.job is None or seen.is_done or seen.failed_at is not None or any(map(_has_started, seen.pods)):
         return set()
     known = str((seen.job["metadata"].get("annotations") or {}).get(KEEP, "")).split(",")
     return {*commits} - {*known, download.revision}
+
+
+def _has_started(pod: Object) -> bool:
+    return (pod.get("status") or {}).get("phase") not in (None, "Pending")

@@ -30,11 +30,12 @@ def llava(llavas: Callable[[str], Llava]) -> Llava:
     return llavas(CASES[0])
 
 
-def ask(llm: LLM, llava: Llava, name: str, image: int) -> None:
+def ask(llm: LLM, llava: Llava, name: str, *images: int) -> None:
     tokens = llm.info.images
     assert tokens is not None
-    ids, images = expanded(llava.ids(TEXT), [checked(file_of(picture(image)))], tokens)
-    llm.core.add_request(EngineRequest(name, ids, PARAMS, images=tuple(images)))
+    files = [checked(file_of(picture(image))) for image in images]
+    ids, found = expanded(llava.ids(TEXT * len(files)), files, tokens)
+    llm.core.add_request(EngineRequest(name, ids, PARAMS, images=tuple(found)))
 
 
 def run(llm: LLM, until: str | None = None) -> dict[str, list[EngineOutput]]:
@@ -120,6 +121,29 @@ def test_an_image_that_cannot_be_prepared_ends_its_request_alone(
     assert str(error) in (ended.error or "")
     assert tokens(outputs["good"]) == llava.answer(TEXT, [picture(1)], NEW_TOKENS)
     assert preparer.used == 0
+
+
+def test_an_image_beyond_the_room_that_cannot_be_prepared_ends_its_request_alone(
+    llava: Llava, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = load(llava)
+    preparer, prepare = preparer_of(llm), preparer_of(llm)._prepare
+    monkeypatch.setattr(preparer, "_room", 1)
+
+    def failing(image: PromptImage) -> PreparedImage:
+        if image.data == file_of(picture(3)):
+            raise MemoryError("full")
+        return prepare(image)
+
+    monkeypatch.setattr(preparer, "_prepare", failing)
+    ask(llm, llava, "bad", 1, 3)
+    ask(llm, llava, "good", 1)
+    outputs = run(llm)
+    (ended,) = outputs["bad"]
+    assert (ended.finish_reason, ended.error_kind, ended.error) == ("error", "fault", "images: MemoryError: full")
+    assert tokens(outputs["good"]) == llava.answer(TEXT, [picture(1)], NEW_TOKENS)
+    llm.core.check_integrity()
+    assert (preparer.used, embedder_of(llm).num_kept) == (0, 0)
 
 
 def test_an_image_that_the_prefix_cache_has_is_not_prepared_again(

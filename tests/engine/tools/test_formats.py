@@ -216,6 +216,9 @@ def test_calls_are_found_as_models_write_them(format: str, text: str, expected: 
         ("qwen3_coder", "<tool_call>\n<function=></function></tool_call>"),
         ("qwen3_coder", "Well, <function=></function>"),
         ("qwen3_coder", "<function=get_weather"),
+        ("qwen3_coder", "<function=get_weather>"),
+        ("qwen3_coder", "Write <function=get_weather> and then its parameters."),
+        ("qwen3_coder", "<function=nothing_offered><parameter=city>Oslo</parameter></function>"),
         ("qwen3_coder", "<tool_call><function=<function=<function="),
     ],
 )
