@@ -2,7 +2,7 @@
 
 Each function does what torch would, by the library where that is loaded and takes the tensors, else by torch. It is
 faster on processors with AVX-512, by measurement; for linears in bfloat16 only where these have no instructions for
-bfloat16: see benchmarks/linears.py and benchmarks/steps.py.
+bfloat16: see benchmarks/linears.py.
 """
 
 from __future__ import annotations
