@@ -18,6 +18,9 @@ from quire_engine.memory_plan.plan import QUERY_ROWS, SCORES
 if TYPE_CHECKING:
     from quire_engine.attention.kernel_attention import KernelAttention
 
+LONG = 1 << 20
+"""Pairs of a query and a key of a prompt from which torch's attention takes less time than the CPU's library."""
+
 
 class PagedAttention(nn.Module):
     """One layer's attention and its part of the KV cache.
@@ -126,8 +129,11 @@ class PagedAttention(nn.Module):
                 context.ends = torch.tensor(context.decode_lengths)
             attend(slice(0, context.num_decodes), context.decode_blocks, context.ends)
         for span in context.prefills:
-            length = torch.tensor([span.start + span.count])
-            attend(slice(span.first, span.first + span.count), span.blocks[None], length)
+            rows, length = slice(span.first, span.first + span.count), span.start + span.count
+            if self.fused and self.window is None and span.count * length >= LONG:
+                self._prefill(q[rows], k[rows], v[rows], out[rows], span)
+            else:
+                attend(rows, span.blocks[None], torch.tensor([length]))
         return out
 
     def _decode(self, q: torch.Tensor, out: torch.Tensor, context: AttentionContext) -> None:

@@ -124,11 +124,14 @@ class EngineCore:
         if name in self._adapters and not replace_it:
             raise ValueError(f"an adapter {name!r} is loaded already: unload it, or set load_inplace")
         self._adapters.check_room(name)
-        stored = self._adapter_files.read(path)
+        stored, number = self._adapter_files.read(path), self._adapters.next_number()
+        try:
+            self._executor.load_adapter(number, stored)
+        except (MemoryError, RuntimeError) as error:  # torch's of a full device is one
+            self._executor.unload_adapter(number)
+            raise ValueError(f"the adapter {name!r} cannot be taken into memory: {error}") from error
         if name in self._adapters:
             self.unload_adapter(name)
-        number = self._adapters.next_number()
-        self._executor.load_adapter(number, stored)
         self._adapters.add(name, number)
 
     def unload_adapter(self, name: str) -> None:

@@ -71,8 +71,9 @@ class Scheduler:
     A prompt gets all its blocks when it is admitted, so that prompts never starve each other halfway. When a
     decode finds no block, the request of the lowest priority, then the newest, gives all of its blocks back and
     waits in its old place; what only it held goes to host memory where there is room. A request that waits has those
-    of lower priority give way when that makes room for it. The first request in order therefore always moves, and
-    every request ends. The beams of a search share blocks, and do all of this together.
+    of lower priority give way when that makes room for it, and waits for a place of its adapter, whoever has that.
+    The first request in order that has such a place therefore always moves, and every request ends. The beams of a
+    search share blocks, and do all of this together.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:

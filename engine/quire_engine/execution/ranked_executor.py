@@ -12,6 +12,8 @@ from quire_engine.distributed.messages import Load, Unload
 from quire_engine.execution.model_runner import ModelRunner
 from quire_engine.failure import failure_of
 
+_MESSAGE_BYTES = 1 << 32  # that a message's field has fewer than
+
 
 class RankedExecutor:
     """Sends each step to the other ranks and runs this one's part, where the results are.
@@ -42,7 +44,12 @@ class RankedExecutor:
             raise blamed from error
 
     def load_adapter(self, number: int, adapter: StoredAdapter) -> None:
-        """No step under way is computed with it. Raises `RanksLostError`."""
+        """No step under way is computed with it. Raises `RanksLostError`, and `ValueError` for one beyond a message."""
+        if len(adapter.content) >= _MESSAGE_BYTES:
+            raise ValueError(
+                f"the adapter has {len(adapter.content)} bytes: less than {_MESSAGE_BYTES} can be sent to other "
+                "ranks, so save it in bfloat16, or with a smaller rank"
+            )
         self._leader.tell(Load(number, adapter))
         self._runner.load_adapter(number, adapter)
 

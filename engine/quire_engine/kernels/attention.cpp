@@ -102,7 +102,8 @@ inline void weigh(float *scores, int64_t from, int64_t to, const Shape &shape, S
     }
     float before = sums.greatest[r], now = _mm512_reduce_max_ps(greatest);
     if (!(now > before)) now = before;
-    __m512 total = _mm512_setzero_ps(), base = _mm512_set1_ps(now);
+    // Scores that are all -inf so far have no weight; less by -inf they would be no numbers.
+    __m512 total = _mm512_setzero_ps(), base = _mm512_set1_ps(now == -__builtin_inff() ? 0 : now);
     for (int v = 0; v < CHUNK / 16; v++) {
         __m512 weight = _mm512_maskz_mov_ps(seen[v], exponential(_mm512_sub_ps(score[v], base)));
         total = _mm512_add_ps(total, weight);
@@ -232,6 +233,7 @@ void join(const float *partial, int64_t parts, int64_t size, T *out) {
         float own = partial[p * (size + 16) + size];
         if (own > greatest) greatest = own;
     }
+    if (greatest == -__builtin_inff()) greatest = 0;
     for (int64_t p = 0; p < parts; p++) {
         const float *one = partial + p * (size + 16);
         less[p] = _mm512_cvtss_f32(exponential(_mm512_set1_ps(one[size] - greatest)));

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from quire_engine.kernels.choice import are_wanted
+
 log = logging.getLogger(__name__)
 
 NEEDED = frozenset(("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"))
@@ -194,13 +196,15 @@ def flags_of_processor() -> frozenset[str]:
 
 
 def _built() -> Library | None:
-    if not flags_of_processor() >= NEEDED:
+    if not (are_wanted() and flags_of_processor() >= NEEDED):
         return None
     for file in Path(__file__).parent.glob("_cpu.*.so"):
         try:
             return Library(file)
         except (OSError, AttributeError) as error:
             log.warning("the library of kernels for CPUs cannot be used, torch does its work: %s", error)
+            return None
+    log.info("no library of kernels for CPUs was built when Quire was installed, which takes a C++ compiler")
     return None
 
 

@@ -25,6 +25,11 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "layer_replication": (None, []),
 }
 _LARGEST = 4096
+_SETTINGS_BYTES = 1 << 20
+# Names of modules, and what is told of many at once, with few repetitions: a regular expression of groups that repeat
+# may take longer than anybody waits.
+_KEY = re.compile(r"[\w.^$\\|\[\]-]*([*+?][\w.^$\\|\[\]-]*){0,3}")
+_KEYS_AT_MOST = 4096
 
 
 @dataclass(frozen=True)
@@ -48,18 +53,26 @@ class AdapterSettings:
 
 def adapter_settings(folder: Path) -> AdapterSettings:
     """The settings of the adapter in `folder`. Raises `CheckpointError` that names the file and the field."""
-    settings = read_json(folder / SETTINGS)
+    file = folder / SETTINGS
+    if file.is_file() and file.stat().st_size > _SETTINGS_BYTES:
+        raise _wrong(folder, f"it has more than {_SETTINGS_BYTES} bytes, and holds no more than settings")
+    settings = read_json(file)
     for setting, allowed in _ONLY.items():
         if settings.get(setting, allowed[0]) not in allowed:
             raise _wrong(folder, f"{setting} is {settings[setting]!r}: only {allowed[0]!r} is supported")
     rank = _number(folder, "r", settings.get("r"))
-    if rank != int(rank):
-        raise _wrong(folder, f"r is {rank}: it must be a whole number")
+    ranks = _pattern(folder, "rank_pattern", settings.get("rank_pattern"))
+    for name, value in {"r": rank, **{f"rank_pattern, {key}": value for key, value in ranks.items()}}.items():
+        if value != int(value):
+            raise _wrong(folder, f"{name} is {value}: it must be a whole number")
+    by_root = settings.get("use_rslora") or False
+    if not isinstance(by_root, bool):
+        raise _wrong(folder, f"use_rslora is {by_root!r}: it must be true or false")
     return AdapterSettings(
         int(rank),
         _number(folder, "lora_alpha", settings.get("lora_alpha")),
-        bool(settings.get("use_rslora")),
-        _pattern(folder, "rank_pattern", settings.get("rank_pattern")),
+        by_root,
+        ranks,
         _pattern(folder, "alpha_pattern", settings.get("alpha_pattern")),
     )
 
@@ -75,7 +88,13 @@ def _pattern(folder: Path, name: str, found: object) -> dict[str, float]:
         return {}
     if not isinstance(found, dict):
         raise _wrong(folder, f"{name} is {found!r}: it must be an object")
+    if len(found) > _KEYS_AT_MOST:
+        raise _wrong(folder, f"{name} has {len(found)} keys: it must have at most {_KEYS_AT_MOST}")
     for key in found:
+        if not _KEY.fullmatch(key):
+            raise _wrong(
+                folder, f"{name} holds {key!r}: write names of modules, with . [ ] | ^ $ and three of * + ? at most"
+            )
         try:
             re.compile(rf"(.*\.)?({key})$")
         except re.error as error:

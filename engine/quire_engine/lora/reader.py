@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from quire_engine.memory_plan.image_adapter import SETTINGS, WEIGHTS
 from quire_engine.memory_plan.safetensors_header import TensorHeader, tensor_headers
 from quire_engine.models.decoder import DecoderSpec
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # by name, with their bytes
 _HALVES = ("lora_A.weight", "lora_B.weight")
 
 
@@ -29,19 +30,19 @@ class AdapterReader:
 
     def read(self, path: str) -> StoredAdapter:
         """The adapter in the folder `path`. Raises `ValueError` that names the file and what is wrong in it."""
-        folder = Path(path)
         try:
-            folder = folder.expanduser()
+            folder = Path(path).expanduser()
             found = folder.is_dir()
-        except (OSError, ValueError, RuntimeError):  # a name that no file can have, or no user
-            found = False
+            lacks = next((name for name in (SETTINGS, WEIGHTS) if not (folder / name).is_file()), None)
+            other = lacks == WEIGHTS and (folder / "adapter_model.bin").is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, or no user, or no right
+            reason = f" ({error.strerror})" if isinstance(error, OSError) else ""
+            raise ValueError(f"there is no folder {path} to be read{reason}: name the one with {SETTINGS}") from error
         if not found:
             raise ValueError(f"there is no folder {path}: name the one with {SETTINGS}")
-        for name in (SETTINGS, WEIGHTS):
-            if not (folder / name).is_file():
-                other = (folder / "adapter_model.bin").is_file() and name == WEIGHTS
-                hint = ": adapter_model.bin is not read, save it as safetensors" if other else ""
-                raise ValueError(f"{folder} lacks {name}{hint}")
+        if lacks is not None:
+            hint = ": adapter_model.bin is not read, save it as safetensors" if other else ""
+            raise ValueError(f"{folder} lacks {lacks}{hint}")
         try:
             settings = adapter_settings(folder)
             headers = tensor_headers(folder / WEIGHTS)
@@ -93,6 +94,9 @@ class AdapterReader:
                 )
             if stored.dtype not in _FLOATS:
                 raise ValueError(f"{name} has the type {stored.dtype}: it must be one of {', '.join(_FLOATS)}")
+            size = math.prod(shape) * _FLOATS[stored.dtype]
+            if stored.size != size:  # else a file with holes might be longer than memory
+                raise ValueError(f"{name} has {stored.size} bytes in the file: its shape and type ask for {size}")
 
 
 def _unknown(module: str) -> str:

@@ -35,24 +35,31 @@ class ChatPrompts:
     async def shortened(self, chat: ChatPrompt, *, answer: int, copies: int = 1) -> Prompt:
         """As `of`, without as many of the oldest messages as leaves room for `answer` tokens in the context.
 
-        Where all that may be left out does not make that room, the shortest prompt there is.
+        Where all that may be left out does not make that room, any room will do, and else it is the shortest prompt.
         """
         files = await self._images.files(chat.messages, copies)
+        found = await self._longest(chat, files, answer)
+        if found is None and answer > 1:  # more than there is room for beside any prompt, so it will be cut
+            found = await self._longest(chat, files, 1)
+        return found or await self._rendered(chat, files, beginnings(chat.messages)[-1])
+
+    async def _longest(self, chat: ChatPrompt, files: list[ImageFile], answer: int) -> Prompt | None:
+        """The prompt of the most messages that leaves room for the answer; None where none does."""
         starts = beginnings(chat.messages)
-        shortest, at, found = len(starts) - 1, 0, None  # most chats fit whole: the first is tried first
+        end, at, found = len(starts), 0, None  # most chats fit whole: the first is tried first
         low = 0
-        while low < shortest:
+        while low < end:
             try:
                 prompt = await self._rendered(chat, files, starts[at])
                 fits = self._prompts.leaves_room(prompt[0], answer)
             except PromptTooLongError:
                 fits = False
             if fits:
-                shortest, found = at, prompt
+                end, found = at, prompt
             else:
                 low = at + 1
-            at = (low + shortest) // 2
-        return found or await self._rendered(chat, files, starts[low])
+            at = (low + end) // 2
+        return found
 
     async def _rendered(self, chat: ChatPrompt, files: list[ImageFile], start: int) -> Prompt:
         """The prompt of the messages that stay from `start` on; `files` are the images of all."""

@@ -24,7 +24,7 @@ class ServerSettings:
         (), "keys that clients must send one of, beside those of the environment", repeatable=True
     )
     api_key_file: str | None = setting(
-        None, "file with more such keys, one a line, and comments from #; read again when it changes"
+        None, "file with more such keys, one a line; lines that begin with # are comments; read again when it changes"
     )
     allowed_origins: tuple[str, ...] = setting(("*",), "origins of web pages that may call the server; or a JSON list")
     allowed_methods: tuple[str, ...] = setting(("*",), "methods that such pages may use; or a JSON list")

@@ -18,9 +18,12 @@ class Adapters(PagedExecutor):
     """An executor that remembers the numbers of the adapters that it holds."""
 
     held: list[int] = field(default_factory=list)
+    is_full: bool = False
 
     def load_adapter(self, number: int, adapter: StoredAdapter) -> None:
         self.held.append(number)
+        if self.is_full:
+            raise RuntimeError("out of memory")
 
     def unload_adapter(self, number: int) -> None:
         self.held.remove(number)
@@ -78,6 +81,16 @@ def test_an_adapter_leaves_with_its_last_request() -> None:
     assert executor.held == [1]
     run(core)
     assert executor.held == []
+
+
+def test_one_that_has_no_room_in_memory_leaves_all_as_it_was() -> None:
+    core, executor = make("a")
+    executor.is_full = True
+    with pytest.raises(ValueError, match="'a' cannot be taken into memory: out of memory"):
+        core.load_adapter("a", "a", replace_it=True)
+    assert executor.held == [1]
+    add(core, "runs", "a")
+    assert len(run(core)) == 1
 
 
 def test_an_aborted_request_lets_its_adapter_go() -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quire_engine.attention import paged_attention
 from quire_engine.attention.context import AttentionContext, PrefillSpan, attention_context
 from quire_engine.attention.paged_attention import PagedAttention
 from quire_engine.kernels import cpu
@@ -111,25 +112,30 @@ def test_threads_and_other_sequences_change_nothing(library: cpu.Library) -> Non
     assert torch.equal(check(library, [40, 600], 30, threads=3), together)
 
 
-def layer_and_context(dtype: torch.dtype) -> tuple[PagedAttention, AttentionContext]:
+def layer_and_context(dtype: torch.dtype, start: int) -> tuple[PagedAttention, AttentionContext]:
+    """One decode and a prompt's 11 tokens from `start` on."""
     layer = PagedAttention(4, 2, 16)
     cache = torch.zeros(2, 12, PAGE, 2, 16, dtype=dtype)
+    cache[:, 2, :start] = torch.arange(start * 32).view(start, 2, 16) / 100
     layer.bind(cache[0], cache[1], 64)
-    slots = torch.tensor([3, *range(16, 27)])
-    spans = [PrefillSpan(1, 11, 0, torch.tensor([2, 3]))]
+    slots = torch.tensor([3, *range(16 + start, 27 + start)])
+    spans = [PrefillSpan(1, 11, start, torch.tensor([2, 3]))]
     return layer, AttentionContext(slots, 1, [4], torch.tensor([[0]]), spans)
 
 
+@pytest.mark.parametrize("long", [paged_attention.LONG, 0])  # 0: prompts by torch over the pages that it wrote
+@pytest.mark.parametrize("start", [0, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layer_of_a_mixed_batch_gives_the_same_with_the_library(
-    library: cpu.Library, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+    library: cpu.Library, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, start: int, long: int
 ) -> None:
+    monkeypatch.setattr(paged_attention, "LONG", long)
     torch.manual_seed(0)
     qkv = torch.randn(12, 8, 16).to(dtype)
     found = []
     for one in (None, library):
         monkeypatch.setattr(cpu, "library", one)
-        layer, context = layer_and_context(dtype)
+        layer, context = layer_and_context(dtype, start)
         with torch.inference_mode(), attention_context(context):
             found.append(layer(qkv[:, :4], qkv[:, 4:6], qkv[:, 6:]))
         assert (context.ends is not None) == (one is not None)
@@ -144,3 +150,19 @@ def test_scores_that_are_no_numbers_give_none(library: cpu.Library) -> None:
     operands = torch.ones(1, 1, 16), cache, cache, out, torch.tensor([[0]]), torch.tensor([3])
     library.attention(*operands, window=None, scale=1.0, softcap=None)
     assert out.isnan().all()
+
+
+def test_scores_beyond_all_numbers_weigh_nothing_beside_others(library: cpu.Library) -> None:
+    length, cut = 130, 100
+    cache = torch.zeros(-(-length // PAGE), PAGE, 1, 16)
+    keys = cache.view(-1, 1, 16)
+    keys[:cut] = -3e38
+    keys[cut:length] = torch.randn(length - cut, 1, 16)
+    values = torch.randn(cache.shape)
+    out = torch.empty(1, 1, 16)
+    table = torch.arange(len(cache))[None]
+    operands = torch.full((1, 1, 16), 3e3), cache, values, out, table, torch.tensor([length])
+    library.attention(*operands, window=None, scale=1.0, softcap=None)
+    scores = (keys[cut:length, 0].double() * 3e3).sum(-1)
+    expected = torch.softmax(scores, 0) @ values.view(-1, 16)[cut:length].double()
+    torch.testing.assert_close(out[0, 0].double(), expected, rtol=1e-4, atol=1e-4)

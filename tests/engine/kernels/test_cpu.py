@@ -98,7 +98,7 @@ def test_a_layer_in_int8_gives_the_same_with_the_library(monkeypatch: pytest.Mon
 
 
 def test_threads_share_the_outputs_and_change_nothing(library: cpu.Library) -> None:
-    x, weight = drawn(5, 320, seed=1), drawn(100, 320, seed=2)
+    x, weight = drawn(5, 2048, seed=1), drawn(300, 2048, seed=2)  # fewer products than that are left to one thread
     alone = library.linear(x, weight)
     torch.set_num_threads(3)
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from quire_engine.core.messages import EngineRequest
 from quire_engine.sampling_params import SamplingParams
@@ -62,9 +63,7 @@ def test_answers_to_one_prompt_have_its_adapter(llama: Adapted) -> None:
 def test_beams_have_the_adapter_of_their_search(llama: Adapted, tmp_path: Path) -> None:
     params = SamplingParams(use_beam_search=True, n=3, best_of=3, temperature=0.0, max_tokens=6)
     adapted: Any = make_adapter(llama.model, tmp_path, seed=0, target_modules=MODULES[LLAMA])
-    ids = adapted.base_model.model.config.vocab_size and PROMPTS[1]
-    import torch
-
+    ids = PROMPTS[1]
     expected = adapted.generate(
         input_ids=torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.int64),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -151,6 +152,19 @@ def _overlapping(folder: Path) -> None:
     file.write_bytes(len(written).to_bytes(8, "little") + written + content[8 + length :])
 
 
+def _with_a_hole(folder: Path) -> None:
+    """Have the last tensor be said to be 200 GiB, of a file that takes no room on disk for them."""
+    file, hole = folder / "adapter_model.safetensors", 200 << 30
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    last = max((entry for name, entry in header.items() if name != "__metadata__"), key=lambda e: e["data_offsets"][1])
+    last["data_offsets"][1] += hole
+    written = json.dumps(header).encode()
+    file.write_bytes(len(written).to_bytes(8, "little") + written + content[8 + length :])
+    os.truncate(file, file.stat().st_size + hole)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -167,7 +181,12 @@ def _overlapping(folder: Path) -> None:
         (_overlapping, "nvalid"),
         (_setting(r=64), "has the rank 64 and --max-lora-rank is 16: raise it"),
         (_setting(r=8), "lora_A.weight has the shape [4, "),
-        (_setting(rank_pattern={"(": 4}), "rank_pattern holds '(', which is no regular expression"),
+        (_setting(rank_pattern={"[": 4}), "rank_pattern holds '[', which is no regular expression"),
+        (_setting(rank_pattern={"(.+)+X": 4}), "rank_pattern holds '(.+)+X': write names of modules"),
+        (_setting(rank_pattern={"q_proj": 2.5}), "rank_pattern, q_proj is 2.5: it must be a whole number"),
+        (_setting(use_rslora="false"), "use_rslora is 'false': it must be true or false"),
+        (_settings_of(" " * (1 << 20) + "{}"), "has more than 1048576 bytes"),
+        (_with_a_hole, "bytes in the file: its shape and type ask for"),
     ],
 )
 def test_a_broken_one_is_refused_with_the_reason_and_the_server_goes_on(
@@ -183,7 +202,9 @@ def test_a_broken_one_is_refused_with_the_reason_and_the_server_goes_on(
     assert text(server, "sql")
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "~nobody-of-that-name/x", "a\0b", "/dev/zero", "x" * 4000])
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "~nobody-of-that-name/x", "a\0b", "/dev/zero", "x" * 4000, "/tmp/.." * 583]
+)
 def test_a_path_that_is_no_folder_is_refused(server: Server, path: str) -> None:
     refused = change(server, "load", lora_name="x", lora_path=path)
     assert (refused.status_code, error(refused)[:18]) == (400, "there is no folder")
@@ -205,7 +226,7 @@ def test_no_adapter_is_called_like_the_model(server: Server, folders: dict[str, 
 
 def test_metrics_tell_which_adapters_are_in_use(server: Server) -> None:
     with server.client().completions.create(
-        model="sql", prompt=PROMPT, max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+        model="sql", prompt=PROMPT, max_tokens=1900, n=4, stream=True, extra_body={"ignore_eos": True}
     ) as stream:
         next(iter(stream))
         labels = {"max_lora": "4", "running_lora_adapters": "sql", "waiting_lora_adapters": ""}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on"))
 
 
 @triton.jit

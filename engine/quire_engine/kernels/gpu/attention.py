@@ -220,9 +220,9 @@ def _attend_spans(
         of_heads = tl.load(slopes + heads, mask=there, other=0.0)
 
     high = start + tl.minimum(begin + TOKENS, count)
-    low = 0
+    lowest = 0
     if WINDOW > 0:
-        low = tl.maximum(start + begin - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+        lowest = tl.maximum(start + begin - WINDOW + 1, 0)
     weighted, _, total = attend_range(
         q,
         start + tokens,
@@ -230,7 +230,8 @@ def _attend_spans(
         k_cache + kv_head * HEAD_DIM,
         v_cache + kv_head * HEAD_DIM,
         tables + sequence.to(tl.int64) * table_stride,
-        low,
+        lowest // BLOCK_N * BLOCK_N,
+        lowest,
         high,
         slot_stride,
         scale,
@@ -310,6 +311,7 @@ def _attend_splits(
         k_cache + kv_head * HEAD_DIM,
         v_cache + kv_head * HEAD_DIM,
         tables + sequence.to(tl.int64) * table_stride,
+        low,
         low,
         high,
         slot_stride,

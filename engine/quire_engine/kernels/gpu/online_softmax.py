@@ -18,7 +18,8 @@ def attend_range(
     k_of_head,
     v_of_head,
     table,
-    low,
+    low,  # where the first tile begins
+    lowest,  # the first position that is read
     high,
     slot_stride,
     scale,
@@ -33,7 +34,7 @@ def attend_range(
     BLOCK_N: tl.constexpr,
     PAGE: tl.constexpr,
 ):
-    """Sums over the keys from `low` to below `high`, a tile at a time (Milakov and Gimelshein, 2018; Dao et al.,
+    """Sums over the keys from `lowest` to below `high`, a tile at a time (Milakov and Gimelshein, 2018; Dao et al.,
     FlashAttention, section 3.1): the weighted values [ROWS, BLOCK_D], the greatest scores and the sums of
     weights [ROWS], all float32 and to the base 2.
     """
@@ -43,12 +44,13 @@ def attend_range(
     features = tl.arange(0, BLOCK_D)
     for first in range(low, high, BLOCK_N):
         positions = first + tl.arange(0, BLOCK_N)
-        there = positions < high
+        there = (positions >= lowest) & (positions < high)
         pages = tl.load(table + positions // PAGE, mask=there, other=0).to(tl.int64)
         slots = (pages * PAGE + positions % PAGE) * slot_stride
         inside = there[:, None] & (features < HEAD_DIM)[None, :]
         at = slots[:, None] + features[None, :]
-        # What was not written may be NaN, which no weight of zero hides: it is not read.
+        # What was not written, or is another's since the window has left it, may be NaN, which no weight of zero
+        # hides: it is not read.
         k = tl.load(k_of_head + at, mask=inside, other=0.0).to(q.dtype)
         scores = product(q, tl.trans(k)) * scale
         if SOFTCAP:

@@ -46,6 +46,9 @@ class Case:
             k, v = (draw(length, self.num_kv_heads, self.head_dim) for _ in range(2))
             self.k_cache[table[at // self.page], at % self.page] = k
             self.v_cache[table[at // self.page], at % self.page] = v
+            if self.window is not None:  # pages that no token of this step sees are another's by now
+                left = table[: max(before - self.window + 1, 0) // self.page]
+                self.k_cache[left], self.v_cache[left] = float("nan"), float("nan")
             self.of_sequences.append((k, v))
 
     def expected(self, scale: float) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 
 from quire_engine.attention.context import PrefillSpan
-from quire_engine.attention.paged_attention import PagedAttention
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineRequest
 from quire_engine.engine import build_engine
@@ -92,7 +92,6 @@ def test_drawn_answers_are_those_of_torch(
     params = SamplingParams(temperature=1.3, top_k=40, top_p=0.9, min_p=0.01, seed=7, max_tokens=NEW_TOKENS)
     found = answers_of(tmp_path, device, prompts, params)
     assert by_kernels
-    monkeypatch.setattr(choice, "by_gpu_kernels", lambda device: False)
     monkeypatch.setattr(choice, "interpreted_on_cpu", False)
     assert answers_of(tmp_path, torch.device("cpu"), prompts, params) == found
 
@@ -110,12 +109,23 @@ assert not [name for name in sys.modules if name.partition(".")[0] == "triton" o
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_gpu_without_triton_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "has_triton", lambda: False)
-    assert not choice.by_gpu_kernels(torch.device("cuda"))
-    layer = PagedAttention(2, 1, 16)
-    layer.bind(torch.zeros(4, 8, 1, 16, device="meta"), torch.zeros(4, 8, 1, 16, device="meta"), 64)
-    assert layer.kernels is None
+@pytest.mark.parametrize(("triton", "room", "ours"), [(True, True, True), (False, True, False), (True, False, False)])
+def test_a_gpu_without_triton_or_room_for_its_tiles_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, triton: bool, room: bool, ours: bool
+) -> None:
+    monkeypatch.setattr(choice, "has_triton", lambda: triton)
+    monkeypatch.setattr(choice, "has_room", lambda index: room)
+    assert choice.by_gpu_kernels(torch.device("cuda", 0)) is ours
+
+
+@pytest.mark.parametrize("text", ["off", "0", "False"])
+def test_kernels_can_be_turned_off(text: str) -> None:
+    program = """
+from quire_engine.kernels import choice, cpu
+assert not choice.has_triton()
+assert cpu.library is None
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"QUIRE_KERNELS": text})
 
 
 def test_tiles_with_most_keys_come_first(device: torch.device) -> None:
