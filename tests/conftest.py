@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Triton reads it when it is imported, which any suite may do, and before another one's conftest is read.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A suite that says the same of the same code each time. To search further: --hypothesis-profile=default.
 settings.register_profile("repeatable", derandomize=True)
