@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,7 +28,8 @@ class Recorder:
 def test_the_prompt_of_several_answers_is_sent_once() -> None:
     client = Recorder()
     params = SamplingParams(n=2, best_of=3, seed=5)
-    generation = Generation(client, None, None, None, VocabularyLesson(client, None, 9))  # type: ignore[arg-type]  # stand-ins
+    none = SimpleNamespace(choice=lambda model: None)
+    generation = Generation(client, None, None, None, VocabularyLesson(client, None, 9), none)  # type: ignore[arg-type]  # stand-ins
     pieces = generation.run([[1, 2], [3]], [params, params], priority=1, cache_salt="salt")
     with pytest.raises(ApiError):
         asyncio.run(anext(pieces))

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats
 from quire_engine.core.pooling import Pooling
 from quire_engine.server import json_answer
+from quire_engine.server.adapters import Adapters
 from quire_engine.server.api_keys import ApiKeys
 from quire_engine.server.app import create_app
 from quire_engine.server.embeddings import Embeddings
@@ -88,7 +89,9 @@ class Engine:
     """A client whose engine answers at once."""
 
     failure: str | None = None
-    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_num_seqs=8, scheduling_policy="fcfs"))
+    config: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(max_num_seqs=8, scheduling_policy="fcfs", lora_modules=())
+    )
     stats: EngineStats = field(default_factory=EngineStats)
 
     def submit(self, requests: list[EngineRequest], mailbox: Mailbox) -> None:
@@ -119,7 +122,8 @@ async def test_health_answers_while_a_huge_answer_is_written(monkeypatch: pytest
     monkeypatch.setattr(json_answer, "json_parts", watched)
     engine, metrics, lifecycle = Engine(), Metrics("m"), Lifecycle(0.0, 0.0)
     lifecycle.started()
-    service = Service(ServerSettings(), ApiKeys(()), lifecycle, metrics, engine, ("m",))  # type: ignore[arg-type]  # a stand-in
+    adapters = Adapters(engine, ("m",), may_change=False)  # type: ignore[arg-type]  # a stand-in
+    service = Service(ServerSettings(), ApiKeys(()), lifecycle, metrics, engine, ("m",), adapters)  # type: ignore[arg-type]  # a stand-in
     pooling = Pooling(over="mean", normalised=False, size=SIZE)
     service.embeddings = Embeddings(engine, Inputs(), metrics, pooling)  # type: ignore[arg-type]  # a stand-in
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://a") as client:
