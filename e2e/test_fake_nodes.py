@@ -236,7 +236,7 @@ def test_a_single_group_that_is_not_replaced_says_so_and_goes_on_once_it_may_go(
 
     service.apply({**changed, "rollout": {"drainSeconds": 0, "maxUnavailable": 1}})
     service.wait_ready()
-    assert images(service) == [NEWER["image"]] * 2
+    until("every pod is of the new image", lambda: images(service) == [NEWER["image"]] * 2, 120)
 
 
 def test_pods_of_others_are_kept_away(kubectl: Kubectl, namespace: str, fleet: Fleet) -> None:
