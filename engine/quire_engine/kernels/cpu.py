@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -56,28 +56,26 @@ class Library:
 
         Sums are float32 and in the same order whatever the number of rows: a row's result depends on that row alone.
         """
-        outputs, inputs = weight.shape
-        x = x.contiguous()
-        y = x.new_empty((*x.shape[:-1], outputs))
-        rows = x.numel() // inputs
-        room = torch.empty(self._room(rows, inputs), dtype=torch.float32)
-        added = None if bias is None else bias.data_ptr()
-        pointers = x.data_ptr(), weight.data_ptr(), added, y.data_ptr(), room.data_ptr()
-        self._linear(*pointers, rows, inputs, outputs, torch.get_num_threads())
-        return y
+        return self._multiply(self._linear, x, (weight,), bias)
 
     def linear_int8(
         self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """As `linear`, for weight [outputs, inputs] int8 times scale [outputs, 1] float32."""
-        outputs, inputs = weight.shape
+        return self._multiply(self._linear_int8, x, (weight, scale), bias)
+
+    def _multiply(
+        self, kernel: Callable[..., None], x: torch.Tensor, weight: Sequence[torch.Tensor], bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """By a kernel that takes the tensors of `weight` behind `x`; the first is [outputs, inputs]."""
+        outputs, inputs = weight[0].shape
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], outputs))
         rows = x.numel() // inputs
         room = torch.empty(self._room(rows, inputs), dtype=torch.float32)
         added = None if bias is None else bias.data_ptr()
-        pointers = x.data_ptr(), weight.data_ptr(), scale.data_ptr(), added, y.data_ptr(), room.data_ptr()
-        self._linear_int8(*pointers, rows, inputs, outputs, torch.get_num_threads())
+        pointers = x.data_ptr(), *(tensor.data_ptr() for tensor in weight), added, y.data_ptr(), room.data_ptr()
+        kernel(*pointers, rows, inputs, outputs, torch.get_num_threads())
         return y
 
     def attention(

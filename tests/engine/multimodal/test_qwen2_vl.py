@@ -245,7 +245,7 @@ def test_the_flag_sets_how_large_images_are_as_it_does_for_transformers(qwen2: Q
 
 def test_smaller_images_leave_more_memory(qwen2: Qwen2) -> None:
     def shape(text: str | None) -> ModelShape:
-        model: Any = load(qwen2, mm_processor_kwargs=text).core._executor._model  # type: ignore[attr-defined]  # of one rank
+        model: Any = load(qwen2, mm_processor_kwargs=text).core._executor._model  # type: ignore[attr-defined]  # the seam names no model
         found: ModelShape = model.shape
         return found
 

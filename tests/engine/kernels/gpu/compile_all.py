@@ -87,7 +87,7 @@ def main() -> None:
     norm.add_and_rms_norm(x, x, weight, 1e-5, offset=False)
     norm.rms_norm(x, weight, 1e-5, offset=True)
     for kind in ("silu", "gelu", "gelu_tanh"):
-        gate.gate_and_multiply(x, kind)  # type: ignore[arg-type]  # a name of them
+        gate.gate_and_multiply(x, kind)  # type: ignore[arg-type]  # a loop over literals gives text
     q, k, angles = (empty(64, heads, size, dtype=bfloat16) for heads, size in ((32, 128), (8, 128), (1, 64)))
     slots, cache = empty(64, dtype=torch.int64), empty(10, 16, 8, 128, dtype=bfloat16)
     for by_neighbours in (False, True):

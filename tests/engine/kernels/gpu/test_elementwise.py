@@ -80,7 +80,7 @@ def test_a_gated_half_times_the_other_is_that_of_torch(
         if gate == "silu"
         else functional.gelu(left, approximate="tanh" if gate == "gelu_tanh" else "none")
     )
-    found = gate_and_multiply(both.to(device), gate)  # type: ignore[arg-type]  # a name of them
+    found = gate_and_multiply(both.to(device), gate)  # type: ignore[arg-type]  # drawn, so text to mypy
     wanted, near = activated * right, NEAR[dtype]
     torch.testing.assert_close(found.cpu(), wanted, atol=4 * near, rtol=near)
 
