@@ -17,10 +17,12 @@ from quire_engine.attention.context import AttentionContext, PrefillSpan, attent
 from quire_engine.attention.paged_attention import PagedAttention
 from quire_engine.kernels.gpu.gate import gate_and_multiply
 from quire_engine.kernels.gpu.norm import add_and_rms_norm
+from quire_engine.kernels.gpu.packed import PackedWeight, multiply_packed
 from quire_engine.kernels.gpu.rotary import rotate_and_write
 from quire_engine.kernels.gpu.sampling import draw_within as draw_within_by_kernel
 from quire_engine.layers.norm import RMSNorm
 from quire_engine.layers.rotary import rotate
+from quire_engine.quantization.words import unpack
 from quire_engine.sampling.sampler import SamplingBatch, draw_within
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, VOCAB, PAGE = 32, 8, 128, 4096, 14336, 128256, 16
@@ -101,6 +103,8 @@ def cases(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> Iterator[C
         yield _attention(device, dtype, [(before, count)], f"prompt, {count} after {before}", tiny=tiny)
     for rows in (2,) if tiny else (1, 64, 4096):
         yield from _rows(device, dtype, rows, tiny=tiny)
+    for rows in (2,) if tiny else (1, 16, 64, 512, 4096):
+        yield _four_bits(device, dtype, rows, tiny=tiny)
     for rows in (2,) if tiny else (1, 64, 256):
         yield _sampling(device, rows, 300 if tiny else VOCAB)
 
@@ -177,6 +181,28 @@ def _rows(device: torch.device, dtype: torch.dtype, rows: int, *, tiny: bool) ->
         return out, caches[0]
 
     yield Case(f"rotate and write: {rows}", by_kernel, rotated, 2 * qkv.numel() * dtype.itemsize)
+
+
+def _four_bits(device: torch.device, dtype: torch.dtype, rows: int, *, tiny: bool) -> Case:
+    """A linear of 4 bits in groups of 128, beside torch's product with the weight in the model's type."""
+    inputs, outputs = (256, 64) if tiny else (HIDDEN, 2 * INNER)
+    scales = torch.rand(outputs, inputs // 128, device=device).to(torch.float16) / 256
+    words, zeros = (
+        torch.randint(-(1 << 31), 1 << 31, size, device=device).to(torch.int32)
+        for size in ((outputs, inputs // 8), (outputs // 8, inputs // 128))
+    )
+    weight = PackedWeight(words, zeros, scales, None, 4, zero_offset=0)
+    above = unpack(words, 4).float().view(outputs, -1, 128)
+    above -= unpack(zeros[..., None], 4).transpose(1, 2).flatten(0, 1).float()[..., None]
+    plain = (above * scales.float()[..., None]).flatten(1).to(dtype)
+    x = torch.randn(rows, inputs, device=device).to(dtype)
+    return Case(
+        f"linear of 4 bits: {rows}",
+        lambda: (multiply_packed(x, weight, None),),
+        lambda: (functional.linear(x, plain),),
+        inputs * outputs // 2 + rows * (inputs + outputs) * dtype.itemsize,
+        2 * rows * inputs * outputs,
+    )
 
 
 def _sampling(device: torch.device, rows: int, vocab_size: int) -> Case:

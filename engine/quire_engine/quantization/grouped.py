@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.layers.linear import DRAWN_STD, Linear, Piece
 from quire_engine.layers.shard import Packed, Shard
 from quire_engine.memory_plan.quantization import Awq, Gptq
@@ -116,7 +117,23 @@ class GroupedLinear:
             layer.register_parameter("g_idx", None)
 
     def multiply(self, layer: Linear, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if by_gpu_kernels(x.device):
+            return self._by_kernel(layer, x, bias)
         return multiply_in_blocks(x, self._parts(layer, x.dtype), layer.out_features, bias)
+
+    def _by_kernel(self, layer: Linear, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """In one launch, but that pieces whose inputs are in groups of their own have one each."""
+        from quire_engine.kernels.gpu.packed import PackedWeight, multiply_packed
+
+        words, zeros, scales = (layer.get_parameter(name) for name in ("qweight", "qzeros", "scales"))
+        if self._regular:
+            return multiply_packed(x, PackedWeight(words, zeros, scales, None, self.bits, self._zero_offset), bias)
+        results = []
+        for group_of, place in zip(layer.get_parameter("g_idx"), (p.place for p in layer.pieces), strict=True):
+            own = words[place], zeros[self.words(place)], scales[place], group_of
+            weight = PackedWeight(*own, self.bits, self._zero_offset)
+            results.append(multiply_packed(x, weight, None if bias is None else bias[place]))
+        return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
 
     def _parts(self, layer: Linear, dtype: torch.dtype) -> Iterator[tuple[slice, partial[torch.Tensor]]]:
         for i, piece in enumerate(layer.pieces):

@@ -10,34 +10,31 @@ from typing import Any
 
 import torch
 import triton
+from triton._C.libtriton import native_specialize_impl
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
-from quire_engine.kernels.gpu import attention, experts, gate, norm, rotary, sampling
+from quire_engine.kernels.gpu import attention, experts, gate, norm, packed, rotary, sampling
 from quire_engine.sampling.sampler import SamplingBatch
 
 HOPPER = GPUTarget("cuda", 90, 32)
-NAMES = {
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float8_e4m3fn: "*fp8e4nv",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
 KERNELS = {
     attention: ("_attend_spans", "_attend_splits", "_join_splits"),
     experts: ("_multiply",),
     gate: ("_gate_and_multiply",),
     norm: ("_norm_rows",),
+    packed: ("_multiply_packed", "_join_parts"),
     rotary: ("_rotate_and_write",),
     sampling: ("_draw_within",),
 }
 
 
 class Compiled:
-    """Takes the place of a kernel: compiles it for what it is launched with."""
+    """Takes the place of a kernel: compiles it for what it is launched with.
+
+    It is specialised as by a launch: a 1 is a constant, and what divides by 16 is known to.
+    """
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
@@ -46,12 +43,15 @@ class Compiled:
         def launch(*operands: Any, num_warps: int = 4, num_stages: int = 3, **constants: Any) -> None:
             names = self.kernel.arg_names
             signature = dict.fromkeys(names, "constexpr")
+            values, attributes = dict(constants), {}
             for name, operand in zip(names, operands, strict=False):
-                if isinstance(operand, torch.Tensor):
-                    signature[name] = NAMES[operand.dtype]
-                else:
-                    signature[name] = "i32" if isinstance(operand, int) else "fp32"
-            source = ASTSource(self.kernel, signature, {(names.index(name),): v for name, v in constants.items()})
+                signature[name], divides = native_specialize_impl(CUDABackend, operand, False, True, True)
+                if signature[name] == "constexpr":
+                    values[name] = operand
+                elif divides:
+                    attributes[(names.index(name),)] = CUDABackend.parse_attr(divides)
+            assert attributes, "nothing divides by 16: these are not a model's shapes"
+            source = ASTSource(self.kernel, signature, {(names.index(n),): v for n, v in values.items()}, attributes)
             options = {"num_warps": num_warps, "num_stages": num_stages}
             made = triton.compile(source, target=HOPPER, options=options)
             assert "cubin" in made.asm
@@ -101,6 +101,31 @@ def main() -> None:
         for rows in (16, 64):
             routes = experts.Routes(pairs, of_tiles, rows, 2)
             experts.multiply(empty(64, 4096, dtype=dtype), empty(8, 14336, 4096, dtype=dtype), routes, of_tokens=True)
+    for bits, groups, shuffled, dtype in (
+        (4, 32, False, bfloat16),
+        (4, 32, True, bfloat16),
+        (4, 128, False, torch.float16),
+        (8, 1, False, bfloat16),
+        (2, 64, False, torch.float32),
+    ):
+        weight = packed.PackedWeight(
+            empty(14336, 4096 * bits // 32, dtype=torch.int32),
+            empty(14336 * bits // 32, groups, dtype=torch.int32),
+            empty(14336, groups, dtype=torch.float32 if dtype == torch.float32 else torch.float16),
+            empty(4096, dtype=torch.int32) if shuffled else None,
+            bits,
+            zero_offset=1,
+        )
+        for rows in (1, 64, 4096):
+            packed.multiply_packed(empty(rows, 4096, dtype=dtype), weight, empty(14336, dtype=dtype))
+    narrow = packed.PackedWeight(
+        *(empty(*size, dtype=torch.int32) for size in ((1024, 512), (128, 32))),
+        empty(1024, 32, dtype=torch.float16),
+        None,
+        4,
+        zero_offset=0,
+    )
+    packed.multiply_packed(empty(16, 4096, dtype=bfloat16), narrow, None)
 
 
 if __name__ == "__main__":

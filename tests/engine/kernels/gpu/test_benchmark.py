@@ -25,6 +25,7 @@ def test_the_tiny_benchmark_finds_every_kernel_right_and_runs_the_engine(tmp_pat
         "add and norm",
         "gate",
         "rotate and write",
+        "linear of 4 bits",
         "draw",
     }
     assert figures["engine"]["one stream"]["tokens"] == 2

@@ -1,0 +1,173 @@
+"""Products with weights of a few bits, packed into words, with a scale and a zero point for each group of inputs.
+
+A tile of the weight is unpacked where it is multiplied. It is the left operand, which tensor cores take from registers,
+and the batch the right one: a few rows of the batch leave no part of a tile idle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from quire_engine.kernels.gpu.arithmetic import product, rounded
+
+_PROGRAMS = 264  # two for each SM of an H100 or H200
+_SMALL = 64  # rows up to which reading the weight takes longer than multiplying by it
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """w = (number - zero) * scale, as float32; rounded to the type of what it is multiplied with."""
+
+    words: torch.Tensor  # [outputs, inputs * bits / 32] int32; a word's first number is in its lowest bits
+    zeros: torch.Tensor  # [outputs * bits / 32, groups] int32: those of the outputs of a word
+    scales: torch.Tensor  # [outputs, groups] float16 or float32
+    group_of: torch.Tensor | None  # [inputs] int32: each input's group; None where groups are of neighbours, and whole
+    bits: int  # 2, 4 or 8
+    zero_offset: int  # what is added to stored zero points, modulo 2^bits
+
+
+def multiply_packed(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [..., inputs] float -> [..., outputs] of its dtype. Sums are float32, and always in the same order."""
+    outputs, groups = weight.scales.shape
+    rows, inputs = x.numel() // x.shape[-1], x.shape[-1]
+    out = x.new_empty(*x.shape[:-1], outputs)
+    if not rows:
+        return out
+    x, float32 = x.contiguous(), x.dtype == torch.float32
+    block_m = min(triton.next_power_of_2(max(rows, 16)), 32 if float32 else 128)
+    block_n = 64 if float32 or rows <= _SMALL else 128
+    group = inputs // groups if weight.group_of is None else 0
+    block_k = _inputs_at_once(inputs, groups, group, 32 if float32 else 128 if rows <= _SMALL else 64)
+    tiles = triton.cdiv(rows, block_m), triton.cdiv(outputs, block_n)
+    steps = triton.cdiv(inputs, block_k)
+    splits = 1 if rows > _SMALL else max(1, min(_PROGRAMS // (tiles[0] * tiles[1]), steps // 4))
+    steps_each = triton.cdiv(steps, splits)
+    splits = triton.cdiv(steps, steps_each)
+    parts = out if splits == 1 else torch.empty(splits, rows, outputs, dtype=torch.float32, device=x.device)
+    _multiply_packed[(*tiles, splits)](
+        x,
+        weight.words,
+        weight.zeros,
+        weight.scales,
+        weight.scales if weight.group_of is None else weight.group_of,
+        x if bias is None else bias,
+        parts,
+        rows,
+        outputs,
+        inputs,
+        groups,
+        steps_each * block_k,
+        BITS=weight.bits,
+        ZERO_OFFSET=weight.zero_offset,
+        GROUP=group,
+        OF_TILE=groups == 1 or (group > 0 and group % block_k == 0),
+        HAS_BIAS=bias is not None and splits == 1,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        num_warps=8 if rows > _SMALL and not float32 else 4,
+        num_stages=2 if float32 else 3,
+    )
+    if splits > 1:
+        block = 256
+        _join_parts[(rows, triton.cdiv(outputs, block))](
+            parts,
+            x if bias is None else bias,
+            out,
+            rows,
+            outputs,
+            HAS_BIAS=bias is not None,
+            SPLITS=splits,
+            BLOCK=block,
+            num_warps=4,
+        )
+    return out
+
+
+def _inputs_at_once(inputs: int, groups: int, group: int, most: int) -> int:
+    """Inputs of a tile: a power of two, so that all are of one group where groups of neighbours allow it."""
+    if groups == 1 or not group or group % 16:
+        return min(most, max(16, 1 << (inputs - 1).bit_length()))
+    return min(most, group & -group)
+
+
+@triton.jit
+def _multiply_packed(
+    x_all,
+    words,
+    zeros,
+    scales,
+    group_of,
+    bias,
+    out,
+    rows,
+    outputs,
+    inputs,
+    groups,
+    inputs_each,
+    BITS: tl.constexpr,
+    ZERO_OFFSET: tl.constexpr,
+    GROUP: tl.constexpr,  # inputs of a group of neighbours, or 0
+    OF_TILE: tl.constexpr,  # whether all inputs of a tile are of one group
+    HAS_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    each: tl.constexpr = 32 // BITS
+    mask: tl.constexpr = (1 << BITS) - 1
+    # With these bits before it a number is 2^23 + itself in float32: differences are exact, and cost no conversion.
+    as_float: tl.constexpr = 0x4B000000
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_there, n_there = m < rows, n < outputs
+    dtype = x_all.dtype.element_ty
+    x_rows = x_all + (m.to(tl.int64) * inputs)[None, :]
+    word_rows = words + (n.to(tl.int64) * (inputs // each))[:, None]
+    zero_rows, zero_shift = zeros + n // each * groups, n % each * BITS
+    scale_rows = scales + n * groups
+    shifts = tl.arange(0, each) * BITS
+    begin = tl.program_id(2) * inputs_each
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for first in range(begin, tl.minimum(begin + inputs_each, inputs), BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        k_there = k < inputs
+        at = first // each + tl.arange(0, BLOCK_K // each)
+        packed = tl.load(word_rows + at[None, :], mask=n_there[:, None] & (at < inputs // each)[None, :], other=0)
+        numbers = tl.reshape((packed[:, :, None] >> shifts[None, None, :]) & mask, [BLOCK_N, BLOCK_K])
+        if OF_TILE:
+            group = first // GROUP
+            scale = tl.load(scale_rows + group, mask=n_there, other=0.0)[:, None]
+            zero = tl.load(zero_rows + group, mask=n_there, other=0)[:, None]
+        else:
+            group = k // GROUP if GROUP > 0 else tl.load(group_of + k, mask=k_there, other=0)
+            there = n_there[:, None] & k_there[None, :]
+            scale = tl.load(scale_rows[:, None] + group[None, :], mask=there, other=0.0)
+            zero = tl.load(zero_rows[:, None] + group[None, :], mask=there, other=0)
+        zero = ((zero >> zero_shift[:, None]) + ZERO_OFFSET) & mask
+        above = (numbers | as_float).to(tl.float32, bitcast=True) - (zero | as_float).to(tl.float32, bitcast=True)
+        weight = rounded(above * scale.to(tl.float32), dtype)
+        x = tl.load(x_rows + k[:, None], mask=k_there[:, None] & m_there[None, :], other=0.0)
+        total += product(weight, x)
+    if HAS_BIAS:
+        total += tl.load(bias + n, mask=n_there, other=0.0).to(tl.float32)[:, None]
+    to = out + ((tl.program_id(2) * rows + m).to(tl.int64) * outputs)[None, :] + n[:, None]
+    tl.store(to, rounded(total, out.dtype.element_ty), mask=n_there[:, None] & m_there[None, :])
+
+
+@triton.jit
+def _join_parts(parts, bias, out, rows, outputs, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Add up what parts of the inputs gave, [splits, rows, outputs] float32."""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = n < outputs
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in tl.static_range(SPLITS):
+        total += tl.load(parts + (split * rows + row) * outputs + n, mask=there, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)
+    tl.store(out + row * outputs + n, rounded(total, out.dtype.element_ty), mask=there)
