@@ -25,6 +25,7 @@ TOP = "|".join(
 )
 PATH = re.compile(rf"(?<![\w./-])((?:{TOP})/[\w./-]*[\w/])(?![\w/-]*[{{*])")
 FILE = re.compile(r"`([A-Z][\w.]*\.(?:md|engine|operator)|LICENSE|Makefile|pyproject\.toml)`")
+TEST = re.compile(r"`((?:tests|e2e)/[\w/]+\.py)::(\w+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 PROGRAMS = r"quire-engine|quire-operator|python3 -m e2e\.cluster"
 COMMAND = re.compile(rf"\b({PROGRAMS}) ((?:bench (?=[a-z]))?[a-z]+)\b([^`\n#]*)")
@@ -45,6 +46,25 @@ def test_every_path_that_is_named_exists(page: Path) -> None:
     text = page.read_text()
     named = {*PATH.findall(text), *FILE.findall(text)}
     assert [path for path in sorted(named) if not (REPOSITORY / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_test_that_is_named_exists(page: Path) -> None:
+    named = TEST.findall(page.read_text())
+    missing = [
+        f"{file}::{name}"
+        for file, name in named
+        if not (REPOSITORY / file).exists() or f"def {name}(" not in (REPOSITORY / file).read_text()
+    ]
+    assert missing == []
+
+
+def test_each_row_of_the_comparison_is_shown_or_says_what_is_not_there() -> None:
+    text = (REPOSITORY / "docs/compared.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and line.count("|") == 5]
+    assert len(rows) > 40
+    headings = {row for row in rows if row.endswith("| shown by |")}
+    assert [row for row in rows if not (TEST.search(row) or "**" in row) and row not in headings] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

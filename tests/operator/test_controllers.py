@@ -33,6 +33,15 @@ def test_deleting_a_service_has_the_garbage_collector_remove_everything(plane: N
     eventually(lambda: not left(), 60)
 
 
+def test_a_service_whose_claim_nobody_provides_goes_at_once_with_its_claim(plane: Namespace) -> None:
+    cache = {"volume": {"size": "1Gi", "storageClassName": "absent"}}
+    plane.create(manifest("stuck", model={"source": "hf://org/name"}, cache=cache))
+    eventually(lambda: plane.find(CLAIMS, "stuck-cache") and jobs(plane))
+    plane.api.delete(LLMSERVICES, plane.name, "stuck")
+    assert plane.find(LLMSERVICES, "stuck") is None  # no finalizer keeps it
+    eventually(lambda: not plane.find(CLAIMS, "stuck-cache") and not jobs(plane), 60)
+
+
 def test_a_shared_download_goes_with_the_last_service_that_wants_it(plane: Namespace) -> None:
     make_claim(plane, "shared")
     for name in ("first", "second"):

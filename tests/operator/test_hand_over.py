@@ -249,6 +249,18 @@ def test_what_a_scaler_has_set_stays_through_edits(scaled: Namespace, operator: 
     assert set(watched.replicas()) == {4}
 
 
+def test_new_bounds_reach_a_scaler_that_works(scaled: Namespace) -> None:
+    scaled.create(manifest(autoscaling={"minReplicas": 1, "maxReplicas": 5}))
+    adopt(scaled)
+    scaled.change("llama", {"autoscaling": {"minReplicas": 3, "maxReplicas": 4}})
+
+    def bounds() -> tuple[int, int]:
+        spec = scaled.get(SCALED_OBJECTS, SCALER)["spec"]
+        return spec["minReplicaCount"], spec["maxReplicaCount"]
+
+    eventually(lambda: bounds() == (3, 4))
+
+
 def test_a_fixed_number_is_set_once_the_scaler_and_what_keda_made_are_gone(scaled: Namespace) -> None:
     scaled.create(manifest(autoscaling={"minReplicas": 1, "maxReplicas": 5}))
     adopt(scaled)

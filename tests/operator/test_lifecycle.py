@@ -86,6 +86,20 @@ def test_the_status_says_what_it_is_waiting_for_and_then_that_it_serves(namespac
     assert reasons(namespace, "Warning") == []
 
 
+def test_of_a_service_itself_the_operator_writes_the_status_alone(namespace: Namespace) -> None:
+    created = namespace.create(manifest(replicas=2))
+    namespace.change("llama", {"replicas": None})
+    eventually(lambda: namespace.status("llama")["observedGeneration"] == 2)
+    live = namespace.get(LLMSERVICES, "llama")
+    assert "replicas" not in live["spec"]
+    assert not {"finalizers", "annotations", "labels"} & {*live["metadata"]}
+    subresources = {entry["manager"]: entry.get("subresource") for entry in live["metadata"]["managedFields"]}
+    theirs = {entry["manager"] for entry in created["metadata"]["managedFields"]}
+    assert {manager: part for manager, part in subresources.items() if manager not in theirs} == {
+        "quire-operator": "status"
+    }
+
+
 def test_columns_show_what_an_administrator_asks_first(namespace: Namespace) -> None:
     namespace.create(manifest(replicas=1))
     eventually(lambda: namespace.condition("llama", "Ready"))

@@ -114,6 +114,7 @@ def prometheus(pods: Pods, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         ("idle", "llama-6d4b75cb6d-idle0", "llama", "monitor"),
         *[("slow", "llama-6d4b75cb6d-slow0", "llama", job) for job in ALL],
         ("lost", "llama-6d4b75cb6d-lost0", "llama", "monitor"),
+        *[("mixed", name, "llama", "monitor") for name in (*NAMES[:2], "llama-6d4b75cb6d-lost0")],
         ("long", f"{LONG}-6d4b75cx7k2b", LONG, "annotations"),
     ]
     targets = [_in_one_job(job, pods.target(*place, job)) for *place, job in scraped]
@@ -185,6 +186,11 @@ def test_pods_that_cannot_be_read_are_no_zero(prometheus: PrometheusProcess, lea
     lost = of("lost", least=least)
     for query in (waiting_requests(lost), requests(lost), latency_milliseconds(lost, LATENCY)):
         assert value(prometheus, query) is None
+
+
+def test_a_pod_that_cannot_be_read_does_not_hide_what_waits_at_the_others(prometheus: PrometheusProcess) -> None:
+    eventually(lambda: value(prometheus, 'sum(up{namespace="mixed"})') == 2)
+    waiting(prometheus, of("mixed"), 2 * 6)
 
 
 def test_without_a_pod_what_may_sleep_is_at_zero_and_what_may_not_is_an_error(prometheus: PrometheusProcess) -> None:
