@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -36,7 +36,7 @@ from quire_engine.memory_plan.plan import MemoryPlan, plan_memory
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.transformers_backend.spec import TransformersSpec
 from quire_engine.multimodal.preparation import ImagePreparer
-from quire_engine.starting.adapters import adapter_reader, check_adapters
+from quire_engine.starting.adapters import adapter_reader, starting_adapters
 from quire_engine.starting.core_settings import core_settings, one_at_a_time, with_pooling
 from quire_engine.starting.memory import memory_request, model_runner, window_of_all_layers
 from quire_engine.starting.model_choice import check_layout, model_quantization, model_spec, spec_of_embeddings
@@ -83,6 +83,7 @@ class BuiltRank:
     phase: Phases
     images: ImagePreparer | None  # of rank 0, where the model takes images
     adapters: AdapterReader | None  # of rank 0, where it takes adapters
+    adapter_folders: Mapping[str, str]  # by name, of those that it begins with
 
 
 @dataclass
@@ -160,8 +161,9 @@ def build_rank(
                 processor = ImageProcessor(checkpoint.directory, spec.vision, DTYPES[dtype])
             check_layout(layout, spec)
         reader = adapter_reader(config, spec, pools=pooling is not None)
+        adapter_folders: Mapping[str, str] = {}
         if reader is not None and rank == 0:
-            check_adapters(config, reader)
+            adapter_folders = starting_adapters(config, reader)
     if on_model is not None:
         on_model(str(checkpoint.directory), spec.shape.vocab_size)
     place = Place()
@@ -209,7 +211,7 @@ def build_rank(
     preparer = None
     if processor is not None:
         preparer = ImagePreparer(processor.prepared, processor.prepared_bytes, plan.image_room)
-    return BuiltRank(runner, core_config, plan, info, phase, preparer, reader if rank == 0 else None)
+    return BuiltRank(runner, core_config, plan, info, phase, preparer, reader if rank == 0 else None, adapter_folders)
 
 
 def _started(
@@ -241,7 +243,7 @@ def _started(
         profile = StepProfile(config.profile_steps, Path(tempfile.gettempdir()) / f"quire-steps-{os.getpid()}.json")
         built.runner.time_by(profile)
     core = EngineCore(executor, core_config, grammars, profile, built.images, built.adapters)
-    for name, path in config.adapters.items():
+    for name, path in built.adapter_folders.items():
         core.load_adapter(name, path)
     return core, info
 

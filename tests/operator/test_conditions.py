@@ -325,7 +325,6 @@ def test_scaling_that_goes_its_way_makes_no_events_and_scaling_that_stops_does()
 
 NOT_YET: dict[str, dict[str, Any]] = {
     "spec.model.kvCacheDtype": {"model": {"kvCacheDtype": "fp8"}},
-    "spec.model.adapters": {"model": {"adapters": [{"name": "a", "source": "hf://a/b"}]}},
     "spec.engine.speculative": {"engine": {"speculative": {"method": "ngram"}}},
 }
 

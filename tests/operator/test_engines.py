@@ -104,14 +104,16 @@ def test_vllm_gets_no_flag_for_what_is_its_default() -> None:
     assert args("vllm", **ON_CPU) == expected
 
 
-def test_vllm_finds_its_adapters_wherever_they_are() -> None:
+@pytest.mark.parametrize("engine", ["quire", "vllm"])
+def test_adapters_are_found_wherever_they_are(engine: str) -> None:
     adapters = [
         {"name": "a=b", "source": "hf://org/lora"},
         {"name": "sql", "source": "pvc://adapters/sql"},
         {"name": "own", "source": "pvc://models/own"},
         {"name": "here", "source": "image:///lora"},
     ]
-    built = service("vllm", model={"source": "pvc://models/llama", "adapters": adapters})
+    built = service(engine, model={"source": "pvc://models/llama", "adapters": adapters})
+    assert refusal_of(built.spec) is None
     flags = list(engine_of(built).args)
     modules = [json.loads(text) for text in flags[flags.index("--lora-modules") + 1 :][:4]]
     assert flags[flags.index("--lora-modules") - 1] == "--enable-lora"

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from quire_engine.loading.errors import CheckpointError
-from quire_engine.memory_plan.image_adapter import adapter_weights
+from quire_engine.memory_plan.image_adapter import SETTINGS, WEIGHTS, adapter_weights
 
 CONFIG_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py")
 WEIGHT_FILES = ("*.safetensors",)
@@ -49,6 +49,14 @@ def download(name: str, *, revision: str | None = None, folder: str | None = Non
         return fetch(allow_patterns=list(ADAPTER_FILES)) if _may_have_adapter(Path(directory)) else directory
     except HUB_ERRORS as error:
         raise explain(error, name, revision) from error
+
+
+def download_adapter(name: str, *, folder: str | None = None) -> str:
+    """As `download`, of the LoRA adapter `name` alone: what is read of one, and no model that lies beside it."""
+    try:
+        return snapshot_download(name, cache_dir=folder, allow_patterns=[SETTINGS, WEIGHTS])
+    except HUB_ERRORS as error:
+        raise explain(error, name, None) from error
 
 
 def _may_have_adapter(directory: Path) -> bool:

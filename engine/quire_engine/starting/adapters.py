@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from quire_engine.config import EngineConfig
+from quire_engine.loading.errors import CheckpointError
+from quire_engine.loading.hub import download_adapter
 from quire_engine.lora.reader import AdapterReader
 from quire_engine.models.decoder import DecoderSpec
 from quire_engine.models.transformers_backend.spec import TransformersSpec
@@ -23,10 +28,23 @@ def adapter_reader(config: EngineConfig, spec: DecoderSpec | TransformersSpec, *
     return AdapterReader(spec, config.max_lora_rank)
 
 
-def check_adapters(config: EngineConfig, reader: AdapterReader) -> None:
-    """Raise `StartupError` for one of --lora-modules that cannot be used, before weights are read."""
+def starting_adapters(config: EngineConfig, reader: AdapterReader) -> Mapping[str, str]:
+    """The folders of --lora-modules by name; those that are on the hub are fetched.
+
+    Raises `StartupError` for one that cannot be had or used, before weights are read.
+    """
+    folders: dict[str, str] = {}
     for name, path in config.adapters.items():
         try:
-            reader.read(path)
+            folders[name] = download_adapter(path, folder=config.download_dir) if _is_on_hub(path) else path
+            reader.read(folders[name])
+        except CheckpointError as error:
+            raise StartupError(error.reason, f"--lora-modules {name}: {error}") from error
         except ValueError as error:
             raise StartupError("InvalidAdapter", f"--lora-modules {name}: {error}") from error
+    return folders
+
+
+def _is_on_hub(path: str) -> bool:
+    """Whether it is a name such as org/adapter, and no folder. Clients that load adapters name folders only."""
+    return path.count("/") == 1 and not path.startswith((".", "~", "/")) and not Path(path).exists()

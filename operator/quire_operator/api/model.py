@@ -60,4 +60,4 @@ class Model(Fields):
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    """LoRA adapters of this model. Not supported yet by type quire."""
+    """LoRA adapters of this model."""

@@ -19,7 +19,6 @@ class Refusal:
 
 _LATER_IN_QUIRE: tuple[tuple[str, Callable[[Spec], bool], str], ...] = (
     ("spec.model.kvCacheDtype", lambda spec: spec.model.kv_cache_dtype != "auto", "write auto"),
-    ("spec.model.adapters", lambda spec: bool(spec.model.adapters), "leave it out"),
     ("spec.engine.speculative", lambda spec: spec.engine.speculative is not None, "leave it out"),
 )
 """Field, whether it asks for something that Quire's own engine cannot do yet, and what to write instead."""
