@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -23,41 +24,136 @@ def neighbour(kubectl: Kubectl, module_namespace: str, operator: str) -> Iterato
     service.delete()
 
 
+NOBODYS = "nobodys"
+"""A storage class whose volumes somebody has to make, and nobody does."""
+
+
+@pytest.fixture
+def used_up_quota(kubectl: Kubectl, neighbour: LLMService) -> Iterator[None]:
+    """A quota of the namespace that the neighbour alone all but uses up."""
+    quota = ("quota", "tenant", "-n", neighbour.namespace)
+    kubectl("create", *quota, "--hard=limits.memory=2Gi")
+    until("the quota counted", lambda: kubectl("get", *quota, "-o", "jsonpath={.status.used}"))
+    yield
+    kubectl("delete", *quota)
+
+
+@pytest.fixture
+def unmade_volume(kubectl: Kubectl, neighbour: LLMService) -> Iterator[None]:
+    """The claim `weights`, which is bound once a pod has a node, and to which no volume is ever bound."""
+    storage_class = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": NOBODYS},
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    }
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "weights", "namespace": neighbour.namespace},
+        "spec": {
+            "storageClassName": NOBODYS,
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }
+    for made in (storage_class, claim):
+        kubectl("apply", "--server-side", "-f", "-", input=json.dumps(made))
+    yield
+    kubectl("delete", "persistentvolumeclaim", "weights", "-n", neighbour.namespace, "--wait=false")
+    kubectl("delete", "storageclass", NOBODYS)
+
+
 @pytest.mark.parametrize(
-    ("spec", "reason", "says"),
+    ("spec", "reason", "says", "beside"),
     [
-        (tiny_spec(engine={"image": "quire/engine:no-such-tag"}), "ImagePullBackOff", "quire/engine:no-such-tag"),
+        (
+            tiny_spec(engine={"image": "quire/engine:no-such-tag"}),
+            "ImagePullBackOff",
+            ("quire/engine:no-such-tag", "Check spec.engine.image"),
+            None,
+        ),
         (
             tiny_spec(
                 resources={"gpu": {"count": 1, "resourceName": "example.com/gpu"}, "cpu": "100m", "memory": "1Gi"}
             ),
             "Unschedulable",
-            "no node has 1 example.com/gpu",
+            ("no node has 1 example.com/gpu", "Lower spec.resources, add a node, or free one"),
+            None,
         ),
-        (tiny_spec(engine={"args": ["--max-model-lenn=5"]}), "", "did you mean --max-model-len?"),
-        (tiny_spec(model={"source": "image:///models/none"}), "ModelNotFound", "/models/none"),
+        (tiny_spec(engine={"args": ["--max-model-lenn=5"]}), "", ("did you mean --max-model-len?",), None),
+        (tiny_spec(model={"source": "image:///models/none"}), "ModelNotFound", ("/models/none",), None),
+        (
+            tiny_spec(resources={"gpu": {"count": 0}, "cpu": "200m", "memory": "96Mi", "sharedMemory": "32Mi"}),
+            "OOMKilled",
+            ("needed more than its 96Mi of memory", "raise spec.resources.memory"),
+            None,
+        ),
+        (
+            tiny_spec(),
+            "QuotaExceeded",
+            ("exceeded quota: tenant", "Have the quota raised, or lower spec.resources or spec.replicas"),
+            "used_up_quota",
+        ),
+        (
+            tiny_spec(
+                model={"source": "hf://quire/tiny"}, cache={"volume": {"size": "1Gi", "storageClassName": "absent"}}
+            ),
+            "ClaimPending",
+            (
+                "claim faulty-cache (of storage class absent, ReadWriteMany) has no volume yet",
+                "set spec.cache.volume.storageClassName to a class that offers ReadWriteMany",
+            ),
+            None,
+        ),
+        (
+            tiny_spec(model={"source": "pvc://weights/tiny"}),
+            "ClaimPending",
+            ("waits for its claim", "`kubectl describe pvc -n"),
+            "unmade_volume",
+        ),
+        (
+            tiny_spec(scheduling={"nodeSelector": {"pool": "large"}}),
+            "Unschedulable",
+            ("no node admits pod", "Check spec.scheduling.nodeSelector (pool=large)"),
+            None,
+        ),
     ],
-    ids=["image", "gpus", "flag", "model"],
+    ids=["image", "gpus", "flag", "model", "memory", "quota", "class", "volume", "selector"],
 )
 def test_the_condition_names_the_fault_and_the_neighbour_serves_on(
-    kubectl: Kubectl, neighbour: LLMService, spec: dict[str, Any], reason: str, says: str
+    request: pytest.FixtureRequest,
+    kubectl: Kubectl,
+    neighbour: LLMService,
+    spec: dict[str, Any],
+    reason: str,
+    says: tuple[str, ...],
+    beside: str | None,
 ) -> None:
+    if beside:
+        request.getfixturevalue(beside)
     before = [(p["metadata"]["name"], _restarts(p)) for p in neighbour.pods()]
     faulty = LLMService(kubectl, neighbour.namespace, "faulty")
     with Load(neighbour, clients=1) as load:
         faulty.apply(spec)
-        condition = until(
-            f"a condition that says {says}",
-            lambda: next((c for c in [faulty.condition("Ready")] if says in c.get("message", "")), None),
-            30,
-        )
+        try:
+            condition = until(f"a condition that says {says[0]}", lambda: _ready_saying(faulty, says[0]), 30)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{faulty.describe()}") from None
         assert condition["status"] == "False"
         if reason:
             assert condition["reason"] == reason, condition
+        assert [words for words in says if words not in condition["message"]] == [], condition
         faulty.delete()
     assert load.failures == []
     assert [(p["metadata"]["name"], _restarts(p)) for p in neighbour.pods()] == before
     until("the faulty one gone", lambda: not faulty.pods(), 60)
+
+
+def _ready_saying(service: LLMService, words: str) -> dict[str, Any] | None:
+    condition = service.condition("Ready")
+    return condition if words in condition.get("message", "") else None
 
 
 def _restarts(pod: dict[str, Any]) -> int:

@@ -154,7 +154,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str, bool]] = {
     "a node selector that matches nothing": (
         pod(scheduled="0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."),
         "Unschedulable",
-        "Check spec.scheduling.nodeSelector",
+        "Check spec.scheduling.nodeSelector (pool=large) and spec.resources.gpu.product (H100)",
         False,
     ),
     "a taint": (
@@ -169,7 +169,8 @@ CASES: dict[str, tuple[dict[str, Any], str, str, bool]] = {
             "4 node(s) had untolerated taint {a: b}."
         ),
         "Unschedulable",
-        "Check spec.scheduling.nodeSelector and spec.resources.gpu.product; and add to spec.scheduling.tolerations",
+        "Check spec.scheduling.nodeSelector (pool=large) and spec.resources.gpu.product (H100); and add to "
+        "spec.scheduling.tolerations",
         False,
     ),
     "no GPU where the labels fit": (
@@ -193,12 +194,35 @@ CASES: dict[str, tuple[dict[str, Any], str, str, bool]] = {
         "waits for its claim",
         False,
     ),
+    "no GPU where the claim finds a volume": (
+        pod(
+            scheduled="0/2 nodes are available: 1 Insufficient nvidia.com/gpu, "
+            "1 node(s) didn't find available persistent volumes to bind."
+        ),
+        "Unschedulable",
+        "no node has 2 nvidia.com/gpu free",
+        False,
+    ),
+    "a claim whose volume is elsewhere": (
+        pod(scheduled="0/2 nodes are available: 2 node(s) had volume node affinity conflict."),
+        "Unschedulable",
+        "Let pods run where their claim's volume is",
+        False,
+    ),
+    "a claim whose volume somebody has to make": (
+        pod(scheduled="0/1 nodes are available: 1 node(s) didn't find available persistent volumes to bind."),
+        "ClaimPending",
+        "waits for its claim",
+        False,
+    ),
 }
 
 
 @pytest.mark.parametrize(("found", "reason", "words", "needs_action"), CASES.values(), ids=CASES.keys())
 def test_a_pods_status_is_put_in_words(found: dict[str, Any], reason: str, words: str, needs_action: bool) -> None:
-    owner = service(parallelism={"tensor": 2}, resources={"gpu": {"count": 2}})
+    gpu = {"count": 2, "product": "H100"}
+    selector = {"nodeSelector": {"pool": "large"}}
+    owner = service(parallelism={"tensor": 2}, resources={"gpu": gpu}, scheduling=selector)
     fault = pod_fault(owner, [found], "new")
     assert fault is not None
     assert fault.reason == reason

@@ -51,6 +51,9 @@ class Subject:
     more_memory: str
     """What to do where it needs more than its `memory`."""
 
+    labels: str = "spec.scheduling.nodeSelector and spec.resources.gpu.product"
+    """The fields that ask for labels of a node."""
+
     startup_seconds: int | None = None
     """How long it may take to start; None for what ends by itself when it is done."""
 
@@ -65,6 +68,7 @@ class Subject:
             has_last_words=service.spec.engine.type == "quire",
             less="Lower spec.resources, add a node, or free one",
             more_memory="raise spec.resources.memory",
+            labels=_labels(service),
             startup_seconds=service.spec.probes.startup_seconds,
         )
 
@@ -199,14 +203,18 @@ def _unschedulable(subject: Subject, pod: Object, message: str) -> Fault:
         text = f"pod {name} waits for claim {missing[1]}, which does not exist"
         next_step = "create it, or correct spec.cache.claimName or spec.model.source"
         return Fault("ClaimNotFound", f"{text}: {next_step}", True)
-    if "unbound immediate PersistentVolumeClaims" in message:
-        return Fault("ClaimPending", f"pod {name} waits for its claim: {text}", False)
     lacking = sorted(set(re.findall(r"Insufficient ([^\s,.]+(?:\.[^\s,.]+)*)", message)))
+    # the second is of a class that binds a claim once its pod has a node, and other nodes may have a volume for it
+    no_volume = "didn't find available persistent volumes" in message and not lacking
+    if no_volume or "unbound immediate PersistentVolumeClaims" in message:
+        return Fault("ClaimPending", f"pod {name} waits for its claim: {text}", False)
     steps = []
     if "node affinity/selector" in message:
-        steps.append("check spec.scheduling.nodeSelector and spec.resources.gpu.product")
+        steps.append(f"check {subject.labels}")
     if "untolerated taint" in message:
         steps.append("add to spec.scheduling.tolerations, or remove the taint")
+    if "volume node affinity conflict" in message:
+        steps.append("let pods run where their claim's volume is: `kubectl describe pv` says on which nodes")
     if lacking:
         wants = ", ".join(f"{subject.wants.get(resource, 'enough')} {resource}" for resource in lacking)
         # the scheduler looks for room only on nodes whose labels and taints admit the pod
@@ -219,6 +227,20 @@ def _unschedulable(subject: Subject, pod: Object, message: str) -> Fault:
     else:
         text = f"no node accepts pod {name}: {text}"
     return Fault("Unschedulable", text, False, tuple(lacking), name)
+
+
+def _labels(service: LLMService) -> str:
+    """The fields that ask for labels of a node, with the labels; all that could where none of the spec's own does."""
+    wishes, product = service.spec.scheduling, service.spec.resources.gpu.product
+    fields = []
+    if wishes.node_selector:
+        pairs = ", ".join(f"{label}={value}" for label, value in wishes.node_selector.items())
+        fields.append(f"spec.scheduling.nodeSelector ({pairs})")
+    if product is not None and service.spec.gpus_per_pod:
+        fields.append(f"spec.resources.gpu.product ({product})")
+    if wishes.affinity:
+        fields.append("spec.scheduling.affinity")
+    return " and ".join(fields) or "nodeSelector and affinity in spec.podTemplate"
 
 
 def _sentence(steps: list[str]) -> str:
