@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -166,17 +167,27 @@ def failures(kubectl: Kubectl, namespace: str) -> int:
 
 
 @pytest.mark.usefixtures("keda", "prometheus", "operator")
-def test_latency_above_its_target_adds_a_replica_and_none_at_all_does_not(kubectl: Kubectl, namespace: str) -> None:
+def test_latency_above_its_target_adds_a_replica_below_takes_it_away_and_none_at_all_does_nothing(
+    kubectl: Kubectl, namespace: str
+) -> None:
     service = LLMService(kubectl, namespace, "slow")
-    latency = {"metric": "timePerOutputToken", "quantile": 0.9, "target": "0.01ms"}
-    service.apply(by_keda(maxReplicas=2, latency=latency))
+    first_token = {"metric": "timeToFirstToken", "quantile": 0.5, "target": "500ms"}
+    service.apply(by_keda(maxReplicas=2, latency=first_token))
     service.wait_ready()
     condition(service, "Active")
     until("the autoscaler at work", lambda: has_read(kubectl, namespace))
     assert replicas(service) == 1
-    with Load(service, clients=2) as load:
+    with Load(service, clients=CLIENTS, max_tokens=TOKENS) as burst:  # a request waits for seven others
         until("two replicas", lambda: replicas(service) == 2, 90)
-    assert load.failures == []
+        service.wait_ready()
+    with Load(service, clients=1, max_tokens=1) as calm:  # soon most of the last two minutes' requests waited for none
+        until("one replica", lambda: replicas(service) == 1, 90)
+
+    per_token = {"metric": "timePerOutputToken", "quantile": 0.9, "target": "0.01ms"}
+    service.apply(by_keda(maxReplicas=2, latency=per_token))
+    with Load(service, clients=2) as load:
+        until("two replicas again", lambda: replicas(service) == 2, 90)
+    assert burst.failures == calm.failures == load.failures == []
 
 
 def has_read(kubectl: Kubectl, namespace: str) -> bool:
@@ -207,6 +218,46 @@ def test_a_service_sleeps_until_a_metric_of_others_wakes_it_and_not_while_it_ans
     stream.join(180)
     assert (stream.failure, stream.finish_reason) == (None, "length")
     until("asleep", lambda: service.condition("Ready").get("reason") == "ScaledToZero", 120)
+
+
+@pytest.mark.usefixtures("keda", "operator")
+def test_a_schedule_wakes_a_service_and_lets_it_sleep_again_at_the_default_pace(
+    kubectl: Kubectl, namespace: str
+) -> None:
+    opens = (datetime.now(UTC) + timedelta(seconds=70)).replace(second=0, microsecond=0)
+    closes = opens + timedelta(minutes=1)
+    times = {"start": f"{opens:%M %H * * *}", "end": f"{closes:%M %H * * *}", "timezone": "UTC", "desiredReplicas": "1"}
+    service = LLMService(kubectl, namespace, "nightly")
+    spec = by_keda(minReplicas=0, triggers=[{"type": "cron", "metadata": times}])
+    del spec["autoscaling"]["behavior"]
+    service.apply(spec)
+    until("asleep", lambda: service.condition("Ready").get("reason") == "ScaledToZero")
+    assert service.pods() == []
+    assert pace(service) == DEFAULT_PACE
+
+    until("awake", lambda: service.condition("Ready").get("reason") == "Serving", 120)
+    assert datetime.now(UTC) >= opens
+    until("asleep again", lambda: service.condition("Ready").get("reason") == "ScaledToZero", 120)
+    assert datetime.now(UTC) >= closes
+
+
+DEFAULT_PACE = {"scaleUp": (30, [("Pods", 1, 60)]), "scaleDown": (300, [("Pods", 1, 120)])}
+"""As documented: one replica a minute after 30 s of need, one less every two minutes after 5 minutes without."""
+
+
+def pace(service: LLMService) -> dict[str, Any]:
+    """The behavior of the HorizontalPodAutoscaler that KEDA made, as the API server has it."""
+    name = f"keda-hpa-{service.name}-scaler"
+    command = ("get", "horizontalpodautoscaler", name, "-n", service.namespace, "-o", "json")
+    until("KEDA's autoscaler", lambda: service.kubectl.attempt(*command).returncode == 0)
+    found = json.loads(service.kubectl(*command))["spec"]["behavior"]
+    return {
+        direction: (
+            rules["stabilizationWindowSeconds"],
+            [(policy["type"], policy["value"], policy["periodSeconds"]) for policy in rules["policies"]],
+        )
+        for direction, rules in found.items()
+    }
 
 
 @pytest.mark.usefixtures("prometheus", "operator")
