@@ -1,10 +1,12 @@
-"""Quire beside vLLM's CPU build and transformers' generate: the same model, requests and client, in turns.
+"""Quire beside vLLM's CPU build, llama.cpp and transformers' generate: the same model and requests, in turns.
 
 `python -m benchmarks.cpu` starts each contender, with a thread on each core of this machine, and puts each load on one
 after the other, `--repeats` times. `--vllm PATH/vllm` names the program of a virtual environment that has vLLM's CPU
-build; it is left out otherwise. `--short` measures less: one stream and 16. On a machine that others use too threads
-wait for each other: there `--threads 1` compares better what the work itself costs. What is written are medians, with
-the least and the greatest, processor time, and how far Quire is ahead.
+build, `--llama-cpp PATH/python` one that has llama-cpp-python and gguf; they are left out otherwise. Servers are sent
+requests by `bench serve`; llama.cpp and generate take each round of streams as one batch, without HTTP. `--short`
+measures less: one stream and 16. On a machine that others use too threads wait for each other: there `--threads 1`
+compares better what the work itself costs. What is written are medians, with the least and the greatest, processor
+time, and how far Quire is ahead.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu_contenders import (
+    Batched,
     Case,
     Contender,
-    Generate,
     Served,
+    generate,
+    llama_cpp,
     memory_mib,
     own_environment,
     processor_seconds,
@@ -59,6 +63,7 @@ def main() -> None:
     """Measure, print a table and write results/cpu.json, or the file that --name names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vllm", type=Path, help="the vllm program")
+    parser.add_argument("--llama-cpp", type=Path, help="a python that has llama-cpp-python and gguf")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of every contender")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every contender")
     parser.add_argument("--repeats", type=int, default=3)
@@ -71,7 +76,7 @@ def main() -> None:
     model, machine = checkpoint(), describe_machine()
     machine["read_gb_per_s"] = round(read_bandwidth(options.threads) / 1e9, 1)
     with tempfile.TemporaryDirectory(prefix="quire-bench-") as folder, contextlib.ExitStack() as running:
-        contenders: dict[str, Served | Generate] = {}
+        contenders: dict[str, Served | Batched] = {}
         for name, start in starts(options, model, Path(folder)):
             contenders[name] = start()
             running.callback(stop, contenders[name])
@@ -106,8 +111,12 @@ def starts(options: argparse.Namespace, model: Path, folder: Path) -> Iterator[t
     yield "quire", lambda: quire(model, options.dtype, options.threads, folder)
     if options.vllm is not None:
         yield "vllm", lambda: vllm(options.vllm, model, options.dtype, options.threads, folder)
+    if options.llama_cpp is not None:
+        for weights in ("bf16", "q8_0"):
+            name = f"llama.cpp {weights}"
+            yield name, lambda weights=weights: llama_cpp(options.llama_cpp, model, weights, options.threads)
     if not options.without_transformers:
-        yield "transformers", lambda: Generate(model, options.dtype, options.threads)
+        yield "transformers", lambda: generate(model, options.dtype, options.threads)
 
 
 def measured(contender: Contender, case: Case, seed: int) -> dict[str, float]:

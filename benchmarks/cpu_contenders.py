@@ -1,4 +1,4 @@
-"""The engines that are measured: servers, each in processes of its own, and transformers' generate."""
+"""The engines that are measured: servers, and programs that take batches, each in processes of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.machine import REPOSITORY
+from transformers import AutoTokenizer
+
+from benchmarks.machine import REPOSITORY, cpu_seconds, descendants
+from quire_engine.bench.samples import RandomLengths, random_samples
 from tests.engine.server.conftest import free_port
 
 START_SECONDS = 600
@@ -93,32 +96,38 @@ class Served:
             return False
 
 
-class Generate:
-    """transformers' generate, with each round of streams as one batch."""
+class Batched:
+    """A program that takes prompts in rounds, each one batch, as JSON on its standard input.
 
-    def __init__(self, model: Path, dtype: str, threads: int) -> None:
+    It is up, and has answered with a first token after `start_seconds`.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], model: Path) -> None:
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
         started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.cpu_generate", str(model), dtype],
-            env=own_environment(threads),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         try:
-            self.run(Case(prompts=1, streams=1, input_len=1, output_len=1), seed=0)
+            self._answer(streams=1, output_len=1, prompts=[[1]])
         except BaseException:
             stop(self)
             raise
         self.start_seconds = time.monotonic() - started
 
     def run(self, case: Case, seed: int) -> dict[str, float]:
+        lengths = RandomLengths(input_len=case.input_len, output_len=case.output_len, prefix_len=case.prefix)
+        samples = random_samples(self._tokenizer, case.prompts, lengths, seed)
+        ids = [self._tokenizer.encode(one.prompt)[: case.prefix + case.input_len] for one in samples]
+        return self._answer(case.streams, case.output_len, ids)
+
+    def _answer(self, streams: int, output_len: int, prompts: list[list[int]]) -> dict[str, float]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps([*vars(case).values(), seed]), file=self.process.stdin, flush=True)
+        print(json.dumps([streams, output_len, prompts]), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("transformers' generate ended: see what it said above")
+            raise RuntimeError(f"{self.process.args!r} ended: see what it said above")
         found: dict[str, float] = json.loads(line)
         return found
 
@@ -155,6 +164,23 @@ def vllm(program: Path, model: Path, dtype: str, threads: int, folder: Path) -> 
     return Served("vllm", command, environment, model, folder)
 
 
+def generate(model: Path, dtype: str, threads: int) -> Batched:
+    """transformers' generate."""
+    command = [sys.executable, "-m", "benchmarks.cpu_generate", str(model), dtype]
+    return Batched(command, own_environment(threads), model)
+
+
+def llama_cpp(python: Path, model: Path, weights: str, threads: int) -> Batched:
+    """llama.cpp, by a Python that has llama-cpp-python and gguf. `weights` is bf16 or q8_0.
+
+    Its form of the model is kept beside the model; where it is not there yet, writing it counts as starting.
+    """
+    file = model.with_name(f"{model.name}.{weights}.gguf")
+    program = str(REPOSITORY / "benchmarks" / "cpu_llama_cpp.py")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return Batched([str(python), program, str(model), weights, str(threads), str(file)], environment, model)
+
+
 def own_environment(threads: int) -> dict[str, str]:
     """What this repository's programs run with."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -181,22 +207,16 @@ def stop(contender: Contender) -> None:
 
 
 def family(pid: int) -> list[int]:
-    """A process and its descendants."""
+    """A process and its descendants, as far as they live."""
     try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(c) for thread in threads for c in (thread / "children").read_text().split()]
+        return [pid, *descendants(pid)]
     except OSError:
-        return []
-    return [pid, *(one for child in children for one in family(child))]
+        return [pid]
 
 
 def processor_seconds(pid: int) -> float:
     """Seconds of processor time that a process and its descendants have used."""
-    ticks = 0
-    for one in family(pid):
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(cpu_seconds(one) for one in family(pid))
 
 
 def memory_mib(pid: int) -> float:

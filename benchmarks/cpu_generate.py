@@ -1,4 +1,7 @@
-"""transformers' generate as a process that answers loads: one JSON list a line in, one object of figures a line out."""
+"""transformers' generate as a process that answers loads.
+
+One JSON list a line in (streams, output_len and the prompts' tokens), one object of figures a line out.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,7 @@ import time
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria
-
-from quire_engine.bench.samples import RandomLengths, random_samples
+from transformers import AutoModelForCausalLM, StoppingCriteria
 
 
 class Clock(StoppingCriteria):
@@ -28,24 +29,20 @@ class Clock(StoppingCriteria):
 def main() -> None:
     """Load the model in the directory and of the dtype of the command line, and answer until the input ends."""
     directory, dtype = sys.argv[1:]
-    tokenizer = AutoTokenizer.from_pretrained(directory)
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
     for line in sys.stdin:
-        prompts, streams, input_len, output_len, prefix, seed = json.loads(line)
-        lengths = RandomLengths(input_len=input_len, output_len=output_len, prefix_len=prefix)
-        samples = random_samples(tokenizer, prompts, lengths, seed)
+        streams, output_len, prompts = json.loads(line)
         firsts, later, begun = [], [], time.perf_counter()
-        for at in range(0, prompts, streams):
+        for at in range(0, len(prompts), streams):
             clock, started = Clock(), time.perf_counter()
-            ids = [tokenizer.encode(s.prompt)[: prefix + input_len] for s in samples[at : at + streams]]
-            batch = torch.tensor(ids)
+            batch = torch.tensor(prompts[at : at + streams])
             settings: Any = {"max_new_tokens": output_len, "min_new_tokens": output_len, "do_sample": False}
             settings |= {"attention_mask": torch.ones_like(batch), "stopping_criteria": [clock], "pad_token_id": 0}
             model.generate(batch, **settings)
             firsts.append(clock.times[0] - started)
             later.append((clock.times[-1] - clock.times[0]) / max(1, output_len - 1))
         figures = {
-            "output_throughput": prompts * output_len / (time.perf_counter() - begun),
+            "output_throughput": len(prompts) * output_len / (time.perf_counter() - begun),
             "median_ttft_ms": statistics.median(firsts) * 1000,
             "median_tpot_ms": statistics.median(later) * 1000,
         }
