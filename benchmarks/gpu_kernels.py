@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from quire_engine.attention.context import AttentionContext, PrefillSpan, attention_context
 from quire_engine.attention.paged_attention import PagedAttention
+from quire_engine.kernels.gpu.fp8 import FP8, multiply_blocks, multiply_rows, round_tokens
 from quire_engine.kernels.gpu.gate import gate_and_multiply
 from quire_engine.kernels.gpu.norm import add_and_rms_norm
 from quire_engine.kernels.gpu.packed import PackedWeight, multiply_packed
@@ -105,6 +106,7 @@ def cases(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> Iterator[C
         yield from _rows(device, dtype, rows, tiny=tiny)
     for rows in (2,) if tiny else (1, 16, 64, 512, 4096):
         yield _four_bits(device, dtype, rows, tiny=tiny)
+        yield from _fp8(device, rows, tiny=tiny)
     for rows in (2,) if tiny else (1, 64, 256):
         yield _sampling(device, rows, 300 if tiny else VOCAB)
 
@@ -203,6 +205,32 @@ def _four_bits(device: torch.device, dtype: torch.dtype, rows: int, *, tiny: boo
         inputs * outputs // 2 + rows * (inputs + outputs) * dtype.itemsize,
         2 * rows * inputs * outputs,
     )
+
+
+def _fp8(device: torch.device, rows: int, *, tiny: bool) -> Iterator[Case]:
+    """Linears of FP8, with scales of rows and of blocks, beside torch's product of the same numbers in bfloat16."""
+    inputs, outputs = (256, 128) if tiny else (HIDDEN, 2 * INNER)
+    x = torch.randn(rows, inputs, device=device).to(torch.bfloat16)
+    weight = torch.randn(outputs, inputs, device=device).to(FP8)
+    of_rows = torch.rand(outputs, 1, device=device) / 64
+    of_blocks = torch.rand(outputs // 128, inputs // 128, device=device) / 64
+    block_of = torch.arange(outputs, device=device, dtype=torch.int32) // 128
+    wide = of_blocks.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    ways: dict[str, tuple[Callable[[], torch.Tensor], torch.Tensor, int]] = {
+        "rows": (lambda: multiply_rows(x, weight, of_rows, None), of_rows, inputs),
+        "blocks": (lambda: multiply_blocks(x, weight, of_blocks, block_of, 128, 0, None), wide, 128),
+    }
+    for name, (ours, scales, group) in ways.items():
+        plain = (weight.float() * scales).to(x.dtype)
+        numbers, by = round_tokens(x, group)
+        near = (numbers.float() * by.repeat_interleave(group, 1)).to(x.dtype)
+        yield Case(
+            f"linear of FP8, scales of {name}: {rows}",
+            lambda ours=ours: (ours(),),  # type: ignore[misc]  # mypy wants no defaults here
+            lambda near=near, plain=plain: (functional.linear(near, plain),),  # type: ignore[misc]
+            inputs * outputs + rows * (inputs + outputs) * x.dtype.itemsize,
+            rows * inputs * outputs,  # tensor cores multiply FP8 twice as fast as bfloat16
+        )
 
 
 def _sampling(device: torch.device, rows: int, vocab_size: int) -> Case:

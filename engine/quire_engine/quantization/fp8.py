@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.layers.linear import DRAWN_STD, Linear, Piece
 from quire_engine.layers.shard import Packed, Shard
 from quire_engine.memory_plan.quantization import Fp8
@@ -16,14 +17,15 @@ from quire_engine.quantization.blocks import multiply_in_blocks
 
 FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FP8).max
+_FEWEST_INPUTS = 32  # that tensor cores multiply in FP8 at once
 
 
 class Fp8Linear:
     """As the checkpoint has it: `weight` [out, in], and `weight_scale` [scales, blocks of columns] under it.
 
     A scale may be for the whole weight of a piece, for a row, or for a block. Ranks may cut blocks: each has the
-    scales of all blocks that it holds a part of. Activations keep their type, so that scales for them, which were
-    measured while quantizing, are of no use.
+    scales of all blocks that it holds a part of. Activations keep their type, or are rounded by the range that they
+    have: scales for them, which were measured while quantizing, are of no use.
     """
 
     dtype = FP8
@@ -31,6 +33,8 @@ class Fp8Linear:
     def __init__(self, settings: Fp8) -> None:
         self.settings = settings
         self._places: list[slice] = []  # in weight_scale, of each of the layer's pieces
+        self._scale_rows: torch.Tensor | None = None  # [out] int32: each output's in weight_scale, for a kernel
+        self._scales: torch.Tensor | None = None  # [out, 1]: each output's scale, for torch's product of FP8
 
     def create(self, layer: Linear) -> None:
         rows, columns = self.settings.block
@@ -65,10 +69,44 @@ class Fp8Linear:
         layer.get_parameter("weight_scale").fill_(DRAWN_STD)
 
     def finish(self, layer: Linear) -> None:
-        pass
+        """Have each output's scale at hand where products of FP8 with FP8 take them."""
+        if not by_gpu_kernels(layer.weight.device) or self.dtype != FP8:
+            return
+        from quire_engine.kernels.gpu.fp8 import ALIGNED, inputs_at_once
+
+        (high, wide), scale = self.settings.block, layer.get_parameter("weight_scale")
+        if wide is not None:
+            if inputs_at_once(wide, layer.pieces[0].columns.start % wide) >= _FEWEST_INPUTS:
+                self._scale_rows = self._rows_of_scales(layer, high, scale.device).to(torch.int32)
+        elif layer.in_features % ALIGNED == layer.out_features % ALIGNED == 0:
+            self._scales = scale if high == 1 else scale[self._rows_of_scales(layer, high, scale.device)]
+
+    def _rows_of_scales(self, layer: Linear, high: int | None, device: torch.device) -> torch.Tensor:
+        """Each output's row in weight_scale, [out] int64."""
+        rows = []
+        for piece, place in zip(layer.pieces, self._places, strict=True):
+            size, block = piece.place.stop - piece.place.start, high or piece.whole[0]
+            start = 0 if high is None else piece.rows.start
+            rows.append(_block_of(slice(0, size), start, block, device) + place.start)
+        return torch.cat(rows)
 
     def multiply(self, layer: Linear, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if x.dtype == torch.bfloat16 and not (self._scales is None and self._scale_rows is None):
+            return self._by_fp8(layer, x, bias)
         return multiply_in_blocks(x, self._parts(layer, x.dtype), layer.out_features, bias)
+
+    def _by_fp8(self, layer: Linear, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """With activations rounded to FP8 too."""
+        from quire_engine.kernels.gpu.fp8 import multiply_blocks, multiply_rows
+
+        if self._scales is not None:
+            return multiply_rows(x, layer.weight, self._scales, bias)
+        assert self._scale_rows is not None
+        wide = self.settings.block[1]
+        assert wide is not None
+        before = layer.pieces[0].columns.start % wide
+        scale = layer.get_parameter("weight_scale")
+        return multiply_blocks(x, layer.weight, scale, self._scale_rows, wide, before, bias)
 
     def _parts(self, layer: Linear, dtype: torch.dtype) -> Iterator[tuple[slice, partial[torch.Tensor]]]:
         for piece, place in zip(layer.pieces, self._places, strict=True):

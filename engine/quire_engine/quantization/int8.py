@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from quire_engine.kernels import cpu
+from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.layers.linear import DRAWN_STD, Linear
 from quire_engine.quantization.fp8 import Fp8WhileLoading
 
@@ -27,4 +28,8 @@ class Int8WhileLoading(Fp8WhileLoading):
         library = cpu.library_for(x) if x.dtype == torch.bfloat16 else None
         if library is not None:
             return library.linear_int8(x, layer.weight, layer.get_parameter("weight_scale"), bias)
+        if by_gpu_kernels(x.device) and layer.in_features % 4 == 0:
+            from quire_engine.kernels.gpu.packed import PackedWeight, multiply_packed
+
+            return multiply_packed(x, PackedWeight.of_bytes(layer.weight, layer.get_parameter("weight_scale")), bias)
         return super().multiply(layer, x, bias)

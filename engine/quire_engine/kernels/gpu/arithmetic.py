@@ -1,4 +1,4 @@
-"""Products of tiles and rounding, which Triton's interpreter gets wrong for bfloat16: it takes it for integers."""
+"""Products of tiles and rounding. Triton's interpreter takes bfloat16 for integers, and rounds it and e4m3 wrongly."""
 
 from __future__ import annotations
 
@@ -24,4 +24,9 @@ def rounded(x, dtype: tl.constexpr):
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    if INTERPRETED and dtype == tl.float8e4nv:
+        bits = x.to(tl.int32, bitcast=True)
+        normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -1048576).to(tl.float32, bitcast=True)
+        # Below 2^-6 numbers are multiples of 2^-9, as those of float32 are about 3 * 2^13.
+        x = tl.where(tl.abs(x) < 0.015625, (x + 24576.0) - 24576.0, normal)
     return x.to(dtype)

@@ -13,21 +13,27 @@ import triton
 import triton.language as tl
 
 from quire_engine.kernels.gpu.arithmetic import product, rounded
-
-_PROGRAMS = 264  # two for each SM of an H100 or H200
-_SMALL = 64  # rows up to which reading the weight takes longer than multiplying by it
+from quire_engine.kernels.gpu.shares import SMALL, cut, join
 
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """w = (number - zero) * scale, as float32; rounded to the type of what it is multiplied with."""
+    """w = (number - zero) * scale, as float32; rounded to the type of what it is multiplied with.
+
+    Without zero points numbers have a sign.
+    """
 
     words: torch.Tensor  # [outputs, inputs * bits / 32] int32; a word's first number is in its lowest bits
-    zeros: torch.Tensor  # [outputs * bits / 32, groups] int32: those of the outputs of a word
+    zeros: torch.Tensor | None  # [outputs * bits / 32, groups] int32: those of the outputs of a word
     scales: torch.Tensor  # [outputs, groups] float16 or float32
     group_of: torch.Tensor | None  # [inputs] int32: each input's group; None where groups are of neighbours, and whole
     bits: int  # 2, 4 or 8
-    zero_offset: int  # what is added to stored zero points, modulo 2^bits
+    zero_offset: int = 0  # what is added to stored zero points, modulo 2^bits
+
+    @staticmethod
+    def of_bytes(weight: torch.Tensor, scale: torch.Tensor) -> PackedWeight:
+        """weight [outputs, inputs] int8, of a multiple of 4 inputs, times scale [outputs, 1]."""
+        return PackedWeight(weight.view(torch.int32), None, scale, None, 8)
 
 
 def multiply_packed(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
@@ -39,52 +45,37 @@ def multiply_packed(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | 
         return out
     x, float32 = x.contiguous(), x.dtype == torch.float32
     block_m = min(triton.next_power_of_2(max(rows, 16)), 32 if float32 else 128)
-    block_n = 64 if float32 or rows <= _SMALL else 128
+    block_n = 64 if float32 or rows <= SMALL else 128
     group = inputs // groups if weight.group_of is None else 0
-    block_k = _inputs_at_once(inputs, groups, group, 32 if float32 else 128 if rows <= _SMALL else 64)
-    tiles = triton.cdiv(rows, block_m), triton.cdiv(outputs, block_n)
-    steps = triton.cdiv(inputs, block_k)
-    splits = 1 if rows > _SMALL else max(1, min(_PROGRAMS // (tiles[0] * tiles[1]), steps // 4))
-    steps_each = triton.cdiv(steps, splits)
-    splits = triton.cdiv(steps, steps_each)
-    parts = out if splits == 1 else torch.empty(splits, rows, outputs, dtype=torch.float32, device=x.device)
-    _multiply_packed[(*tiles, splits)](
+    block_k = _inputs_at_once(inputs, groups, group, 32 if float32 else 128 if rows <= SMALL else 64)
+    flat = out.view(rows, outputs)
+    tiles = cut(flat, inputs, (block_m, block_n, block_k))
+    _multiply_packed[tiles.grid](
         x,
         weight.words,
-        weight.zeros,
+        weight.words if weight.zeros is None else weight.zeros,
         weight.scales,
         weight.scales if weight.group_of is None else weight.group_of,
         x if bias is None else bias,
-        parts,
+        tiles.results,
         rows,
         outputs,
         inputs,
         groups,
-        steps_each * block_k,
+        tiles.inputs_each,
         BITS=weight.bits,
         ZERO_OFFSET=weight.zero_offset,
+        SIGNED=weight.zeros is None,
         GROUP=group,
         OF_TILE=groups == 1 or (group > 0 and group % block_k == 0),
-        HAS_BIAS=bias is not None and splits == 1,
+        HAS_BIAS=bias is not None and tiles.shares == 1,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
-        num_warps=8 if rows > _SMALL and not float32 else 4,
+        num_warps=8 if rows > SMALL and not float32 else 4,
         num_stages=2 if float32 else 3,
     )
-    if splits > 1:
-        block = 256
-        _join_parts[(rows, triton.cdiv(outputs, block))](
-            parts,
-            x if bias is None else bias,
-            out,
-            rows,
-            outputs,
-            HAS_BIAS=bias is not None,
-            SPLITS=splits,
-            BLOCK=block,
-            num_warps=4,
-        )
+    join(tiles, bias, flat)
     return out
 
 
@@ -111,6 +102,7 @@ def _multiply_packed(
     inputs_each,
     BITS: tl.constexpr,
     ZERO_OFFSET: tl.constexpr,
+    SIGNED: tl.constexpr,
     GROUP: tl.constexpr,  # inputs of a group of neighbours, or 0
     OF_TILE: tl.constexpr,  # whether all inputs of a tile are of one group
     HAS_BIAS: tl.constexpr,
@@ -140,16 +132,17 @@ def _multiply_packed(
         packed = tl.load(word_rows + at[None, :], mask=n_there[:, None] & (at < inputs // each)[None, :], other=0)
         numbers = tl.reshape((packed[:, :, None] >> shifts[None, None, :]) & mask, [BLOCK_N, BLOCK_K])
         if OF_TILE:
-            group = first // GROUP
-            scale = tl.load(scale_rows + group, mask=n_there, other=0.0)[:, None]
-            zero = tl.load(zero_rows + group, mask=n_there, other=0)[:, None]
+            of_group, there = first // GROUP + tl.zeros([1, 1], tl.int32), n_there[:, None]
         else:
             group = k // GROUP if GROUP > 0 else tl.load(group_of + k, mask=k_there, other=0)
-            there = n_there[:, None] & k_there[None, :]
-            scale = tl.load(scale_rows[:, None] + group[None, :], mask=there, other=0.0)
-            zero = tl.load(zero_rows[:, None] + group[None, :], mask=there, other=0)
-        zero = ((zero >> zero_shift[:, None]) + ZERO_OFFSET) & mask
-        above = (numbers | as_float).to(tl.float32, bitcast=True) - (zero | as_float).to(tl.float32, bitcast=True)
+            of_group, there = group[None, :], n_there[:, None] & k_there[None, :]
+        scale = tl.load(scale_rows[:, None] + of_group, mask=there, other=0.0)
+        if SIGNED:
+            above = ((numbers ^ 128) | as_float).to(tl.float32, bitcast=True) - 8388736.0
+        else:
+            zero = tl.load(zero_rows[:, None] + of_group, mask=there, other=0)
+            zero = ((zero >> zero_shift[:, None]) + ZERO_OFFSET) & mask
+            above = (numbers | as_float).to(tl.float32, bitcast=True) - (zero | as_float).to(tl.float32, bitcast=True)
         weight = rounded(above * scale.to(tl.float32), dtype)
         x = tl.load(x_rows + k[:, None], mask=k_there[:, None] & m_there[None, :], other=0.0)
         total += product(weight, x)
@@ -157,17 +150,3 @@ def _multiply_packed(
         total += tl.load(bias + n, mask=n_there, other=0.0).to(tl.float32)[:, None]
     to = out + ((tl.program_id(2) * rows + m).to(tl.int64) * outputs)[None, :] + n[:, None]
     tl.store(to, rounded(total, out.dtype.element_ty), mask=n_there[:, None] & m_there[None, :])
-
-
-@triton.jit
-def _join_parts(parts, bias, out, rows, outputs, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Add up what parts of the inputs gave, [splits, rows, outputs] float32."""
-    row = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    there = n < outputs
-    total = tl.zeros([BLOCK], tl.float32)
-    for split in tl.static_range(SPLITS):
-        total += tl.load(parts + (split * rows + row) * outputs + n, mask=there, other=0.0)
-    if HAS_BIAS:
-        total += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + row * outputs + n, rounded(total, out.dtype.element_ty), mask=there)

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
-from quire_engine.kernels.gpu import attention, experts, gate, norm, packed, rotary, sampling
+from quire_engine.kernels.gpu import attention, experts, fp8, gate, norm, packed, rotary, sampling, shares
 from quire_engine.sampling.sampler import SamplingBatch
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -24,9 +24,11 @@ KERNELS = {
     experts: ("_multiply",),
     gate: ("_gate_and_multiply",),
     norm: ("_norm_rows",),
-    packed: ("_multiply_packed", "_join_parts"),
+    fp8: ("_round_tokens", "_multiply_blocks"),
+    packed: ("_multiply_packed",),
     rotary: ("_rotate_and_write",),
     sampling: ("_draw_within",),
+    shares: ("_join_shares",),
 }
 
 
@@ -118,6 +120,10 @@ def main() -> None:
         )
         for rows in (1, 64, 4096):
             packed.multiply_packed(empty(rows, 4096, dtype=dtype), weight, empty(14336, dtype=dtype))
+    eight_bits = packed.PackedWeight.of_bytes(
+        empty(14336, 4096, dtype=torch.int8), empty(14336, 1, dtype=torch.float32)
+    )
+    packed.multiply_packed(x, eight_bits, None)
     narrow = packed.PackedWeight(
         *(empty(*size, dtype=torch.int32) for size in ((1024, 512), (128, 32))),
         empty(1024, 32, dtype=torch.float16),
@@ -126,6 +132,12 @@ def main() -> None:
         zero_offset=0,
     )
     packed.multiply_packed(empty(16, 4096, dtype=bfloat16), narrow, None)
+    for inputs in (4096, 28672):
+        fp8.round_tokens(empty(64, inputs, dtype=bfloat16))
+    for rows, before in ((1, 0), (64, 0), (4096, 0), (64, 64)):
+        weight, scales = empty(1536, 7168, dtype=fp8.FP8), empty(12, 57, dtype=torch.float32)
+        of_rows = empty(1536, dtype=torch.int32)
+        fp8.multiply_blocks(empty(rows, 7168, dtype=bfloat16), weight, scales, of_rows, 128, before, None)
 
 
 if __name__ == "__main__":

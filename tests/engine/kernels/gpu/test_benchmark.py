@@ -26,6 +26,8 @@ def test_the_tiny_benchmark_finds_every_kernel_right_and_runs_the_engine(tmp_pat
         "gate",
         "rotate and write",
         "linear of 4 bits",
+        "linear of FP8, scales of rows",
+        "linear of FP8, scales of blocks",
         "draw",
     }
     assert figures["engine"]["one stream"]["tokens"] == 2

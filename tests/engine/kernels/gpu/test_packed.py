@@ -102,7 +102,7 @@ def test_weights_packed_along_outputs(
 def test_inputs_that_are_shared_out_among_programs_are_added_up(device: torch.device) -> None:
     layer = layer_of(AwqLinear(Awq(group_size=128), "layer"), 2048, [40], device, 3)
     bias = drawn(4, torch.float32, 40).to(device)
-    with patch("quire_engine.kernels.gpu.packed._join_parts") as join:
+    with patch("quire_engine.kernels.gpu.shares._join_shares") as join:
         by_both(layer, drawn(3, torch.float32, 2, 2048).to(device), bias)
         assert join.__getitem__.called
     close(*by_both(layer, drawn(3, torch.float32, 2, 2048).to(device), bias))
