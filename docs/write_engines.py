@@ -29,6 +29,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "model.tokenSecretRef": {"model": {"tokenSecretRef": {"name": "hf", "key": "token"}}},
     "model.dtype": {"model": {"dtype": "bfloat16"}},
     "model.quantization": {"model": {"quantization": "fp8"}},
+    "model.quantization: int8": {"model": {"quantization": "int8"}},
     "model.kvCacheDtype": {"model": {"kvCacheDtype": "fp8"}},
     "model.maxModelLen": {"model": {"maxModelLen": 4096}},
     "model.trustRemoteCode": {"model": {"trustRemoteCode": True}},

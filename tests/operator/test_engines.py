@@ -387,6 +387,8 @@ def test_a_refusal_names_the_engine_and_every_field_with_what_to_write() -> None
         ("trtllm", {"model": {"quantization": "awq"}}, "spec.model.quantization"),
         ("vllm", {"engine": {"swapSpaceGiB": 8}}, "spec.engine.swapSpaceGiB"),
         ("tgi", {"model": {"dtype": "float16", "quantization": "awq"}}, "spec.model.dtype"),
+        ("vllm", {"model": {"quantization": "int8"}}, "spec.model.quantization"),
+        ("tgi", {"model": {"quantization": "int8"}}, "spec.model.quantization"),
         ("tgi", {"model": {"adapters": [{"name": "sql", "source": "hf://org/lora"}]}}, "spec.model.adapters"),
         ("tgi", {"model": {"adapters": [{"name": "a,b", "source": "image:///lora"}]}}, "spec.model.adapters"),
         ("trtllm", ON_CPU, "spec.resources.gpu.count"),

@@ -93,10 +93,10 @@ def test_what_is_suggested_fits_and_one_step_more_does_not(llama: ModelFacts) ->
     assert gpu_plan(llama, 24, max_model_len=longest + 16).verdict == "DoesNotFit"
 
 
-def test_quantized_checkpoints_are_suggested_where_they_would_fit(llama: ModelFacts) -> None:
-    suggested = gpu_plan(llama, 14, max_model_len=8192).suggestions
-    assert "take a checkpoint quantized to 8 bits (fp8)" in suggested
-    assert "take a checkpoint quantized to 8 bits (fp8)" not in gpu_plan(llama, 10, max_model_len=8192).suggestions
+def test_quantization_is_suggested_where_the_model_would_fit_by_it(llama: ModelFacts) -> None:
+    rounded = "set spec.model.quantization to fp8, which rounds the weights to 8 bits while they load"
+    assert rounded in gpu_plan(llama, 14, max_model_len=8192).suggestions
+    assert rounded not in gpu_plan(llama, 10, max_model_len=8192).suggestions
     assert "take a checkpoint quantized to 4 bits (awq)" in gpu_plan(llama, 10, max_model_len=8192).suggestions
 
 
@@ -127,6 +127,19 @@ def test_a_service_on_the_cpu_is_planned_with_the_pods_memory(llama: ModelFacts)
     enough = int(memory.rsplit(" ", 1)[1].removesuffix("Gi"))
     assert plan_of(spec, llama, Device("CPU", enough * GIB, on_gpu=False)).verdict == "Fits"
     assert plan_of(spec, llama, Device("CPU", (enough - 1) * GIB, on_gpu=False)).verdict == "DoesNotFit"
+
+
+def test_int8_is_suggested_on_the_cpu_and_halves_the_weights_of_the_layers(llama: ModelFacts) -> None:
+    def on_cpu(scheme: str) -> PlanStatus:
+        model = {"source": "hf://a/b", "maxModelLen": 4096, "quantization": scheme}
+        return plan_of(service(model=model).spec, llama, Device("CPU", 14 * GIB, on_gpu=False))
+
+    plain, rounded = on_cpu("auto"), on_cpu("int8")
+    ways = [way for way in plain.suggestions if "spec.model.quantization" in way]
+    assert ways == ["set spec.model.quantization to int8, which rounds the weights to 8 bits while they load"]
+    assert (plain.verdict, rounded.verdict) == ("DoesNotFit", "Fits")
+    in_layers = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
+    assert (plain.weights_bytes or 0) - (rounded.weights_bytes or 0) == in_layers
 
 
 def test_a_tensor_size_that_does_not_divide_the_heads_is_not_planned(llama: ModelFacts) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from quire_engine.memory_plan.quantization import ROUNDED
 from quire_operator.api import Advice, HubSource, LLMService, PlanStatus, Spec, parse_source
 from quire_operator.plan.claim_modes import ClaimFacts, larger_than_asked, one_node_only
 
@@ -94,10 +95,14 @@ def _of_plan(spec: Spec, plan: PlanStatus | None) -> Iterator[Advice]:
         yield Advice(reason="TensorTooSmall", message=text)
     if plan.quantized_tensor is not None:
         needed = _gpus(tensor) if fits else _gpus(smallest) if smallest is not None else f"more than {_gpus(tensor)}"
+        how = (
+            f"set spec.model.quantization to {plan.quantized_to}, or look for"
+            if plan.quantized_to in ROUNDED
+            else "look for"
+        )
         text = (
             f"quantized to {plan.quantized_to}, the model would take {_gpus(plan.quantized_tensor)} a replica, where "
-            f"it takes {needed} as it is: look for such a "
-            "checkpoint of it"
+            f"it takes {needed} as it is: {how} such a checkpoint of it"
         )
         yield Advice(reason="QuantizationWouldFit", message=text)
 

@@ -39,9 +39,14 @@ def _needs_a_flag(field: str, asks: Callable[[Spec], bool]) -> Lack:
     return Lack(field, asks, "leave it out, and write the engine's own flag in spec.engine.args")
 
 
-_VLLM = (_SWAP,)
+_INT8 = Lack(
+    "spec.model.quantization", lambda spec: spec.model.quantization == "int8", "write auto, or a scheme that it has"
+)
+
+_VLLM = (_SWAP, _INT8)
 
 _TGI = (
+    _INT8,
     Lack(
         "spec.model.dtype",
         lambda spec: (

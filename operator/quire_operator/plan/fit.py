@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.memory_plan.model_shape import serving_dtype
 from quire_engine.memory_plan.plan import GIB, TOKENS_PER_STEP, MemoryPlan, MemoryRequest, image_room, size_memory
+from quire_engine.memory_plan.quantization import ROUNDED
 from quire_operator.api import Spec
 from quire_operator.plan.gpu_memory import Device
 
@@ -18,8 +19,8 @@ CPU_RESIDENT_BYTES = 448 << 20
 
 MOST_GPUS = 64
 
-FP8_BITS = 8.0
-"""A weight's, of which its scale, one for a row or a block, is less than a hundredth."""
+ROUNDED_BITS = 8.0
+"""A weight's that is rounded while it is loaded; its scale, one for a row, is less than a hundredth of it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Trial:
             spec.model.max_model_len or facts.longest,
             spec.engine.gpu_memory_utilization,
             # Float weights are rounded while they are loaded.
-            FP8_BITS if spec.model.quantization == "fp8" and facts.quantization is None else None,
+            ROUNDED_BITS if spec.model.quantization in ROUNDED and facts.quantization is None else None,
         )
 
     @property

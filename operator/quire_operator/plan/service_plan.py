@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_engine.memory_plan.quantization import ROUNDED
 from quire_operator.api import ImageSource, ModelSource, PlanStatus, Spec
 from quire_operator.plan.fit import Trial, smallest_tensor
 from quire_operator.plan.gpu_memory import Device, Skipped
@@ -95,7 +96,7 @@ def plan_of(spec: Spec, facts: ModelFacts, device: Device | Skipped) -> PlanStat
             Skipped("Indivisible", f"spec.parallelism.tensor is {tensor} and does not divide the model ({heads})")
         )
     wanted, found = spec.model.quantization, facts.quantization
-    if wanted not in ("auto", found) and (wanted, found) != ("fp8", None):
+    if wanted not in ("auto", found) and not (found is None and wanted in ROUNDED):
         has = f"is quantized by {found}" if found else "is not quantized"
         return skipped_plan(
             Skipped("OtherQuantization", f"spec.model.quantization is {wanted} and the checkpoint {has}: write auto")

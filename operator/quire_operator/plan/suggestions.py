@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 
+from quire_engine.memory_plan.quantization import ROUNDED
 from quire_operator.plan.acceptance import refusal_of
-from quire_operator.plan.fit import FP8_BITS, Trial, longest_that_fits, smallest_tensor
+from quire_operator.plan.fit import ROUNDED_BITS, Trial, longest_that_fits, smallest_tensor
 
-SCHEMES = {"fp8": ("8 bits", FP8_BITS), "awq": ("4 bits", 4.25)}
-"""Scheme of `spec.model.quantization`, its width in words and in bits with its scales."""
+_ON_GPU = {"fp8": ROUNDED_BITS, "awq": 4.25}
+_ON_CPU = {"int8": ROUNDED_BITS, "awq": 4.25}
+"""Scheme of `spec.model.quantization` that is worth a try, and the bits of a weight with its scales."""
 
 _UTILIZATION = 0.95
 _SHORT = 4096
@@ -35,7 +37,7 @@ def _ways_out(trial: Trial) -> Iterator[str]:
         if memory is not None:
             yield f"set spec.resources.memory to {memory}Gi"
     for scheme in quantizations(trial):
-        yield f"take a checkpoint quantized to {SCHEMES[scheme][0]} ({scheme})"
+        yield _with_quantization(scheme)
     longest = longest_that_fits(trial)
     if longest:
         yield f"set spec.model.maxModelLen to at most {longest}"
@@ -55,28 +57,39 @@ def _with_tensor(tensor: int) -> str:
     return f"set spec.parallelism.tensor to {tensor}, and spec.resources.gpu.count with it where it is set"
 
 
+def _with_quantization(scheme: str) -> str:
+    if scheme in ROUNDED:
+        return f"set spec.model.quantization to {scheme}, which rounds the weights to 8 bits while they load"
+    return f"take a checkpoint quantized to 4 bits ({scheme})"
+
+
 def quantizations(trial: Trial) -> list[str]:
     """Schemes that this version serves and that would make the model fit."""
-    return [scheme for scheme in _served(trial) if replace(trial, bits=SCHEMES[scheme][1]).fits()]
+    return [scheme for scheme, bits in _served(trial).items() if replace(trial, bits=bits).fits()]
 
 
 def on_fewer_gpus(trial: Trial) -> tuple[str, int] | None:
     """The scheme that would have the model take fewer GPUs, and how many; None where none would."""
     most = trial.tensor - 1 if trial.fits() else trial.tensor
-    for scheme in _served(trial) if trial.device.on_gpu and most else []:
-        tensor = smallest_tensor(replace(trial, bits=SCHEMES[scheme][1]))
+    for scheme, bits in _served(trial).items() if trial.device.on_gpu and most else []:
+        tensor = smallest_tensor(replace(trial, bits=bits))
         if tensor is not None and tensor <= most:
             return scheme, tensor
     return None
 
 
-def _served(trial: Trial) -> list[str]:
-    """Schemes that the model could be quantized to, for the engine of this spec."""
+def _served(trial: Trial) -> dict[str, float]:
+    """Schemes that the model could be quantized to, for the engine of this spec, with the bits of a weight."""
     if trial.facts.quantization is not None or trial.bits is not None:
-        return []
-    spec, model = trial.spec, trial.spec.model
-    asking = {scheme: model.model_copy(update={"quantization": scheme}) for scheme in SCHEMES}
-    return [scheme for scheme, asked in asking.items() if not refusal_of(spec.model_copy(update={"model": asked}))]
+        return {}
+    return {
+        scheme: bits for scheme, bits in (_ON_GPU if trial.device.on_gpu else _ON_CPU).items() if _has(trial, scheme)
+    }
+
+
+def _has(trial: Trial, scheme: str) -> bool:
+    model = trial.spec.model.model_copy(update={"quantization": scheme})
+    return refusal_of(trial.spec.model_copy(update={"model": model})) is None
 
 
 def _memory_that_fits(trial: Trial) -> int | None:

@@ -25,7 +25,7 @@ from quire_engine.engine import build_engine
 from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.weights import load_weights, stored_tensors
 from quire_engine.memory_plan.model_facts import ModelFacts
-from quire_engine.memory_plan.quantization import quantization_of
+from quire_engine.memory_plan.quantization import ROUNDED, quantization_of
 from quire_engine.models.decoder import CausalLM
 from quire_engine.models.registry import decoder_spec
 from quire_engine.quantization.choice import methods_for, naming_with
@@ -64,11 +64,12 @@ def test_weights_are_as_large_as_planned(tmp_path: Path, form: str, dtype: str) 
     assert planned(tmp_path, dtype=dtype).weights_bytes == pytest.approx(held(tmp_path, dtype=dtype), rel=0.02)
 
 
-def test_weights_that_are_rounded_while_loading_are_planned_to_within_3_percent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ROUNDED)
+def test_weights_that_are_rounded_while_loading_are_planned_to_within_3_percent(tmp_path: Path, scheme: str) -> None:
     sizes = SIZES | {"hidden_size": 256, "intermediate_size": 768, "vocab_size": 64}
     save(make_model(LlamaForCausalLM, LlamaConfig(**sizes)), tmp_path)
-    plan = planned(tmp_path, quantization="fp8", dtype="bfloat16")
-    assert plan.weights_bytes == pytest.approx(held(tmp_path, quantization="fp8", dtype="bfloat16"), rel=0.03)
+    plan = planned(tmp_path, quantization=scheme, dtype="bfloat16")
+    assert plan.weights_bytes == pytest.approx(held(tmp_path, quantization=scheme, dtype="bfloat16"), rel=0.03)
     assert plan.weights_bytes < 0.6 * planned(tmp_path, dtype="bfloat16").weights_bytes
 
 
