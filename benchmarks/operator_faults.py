@@ -1,83 +1,135 @@
-"""What a cluster does to the operator: a leader killed, an API server that restarts, and a day of comings and goings.
+"""What a cluster does to the operator: faults of all kinds, a leader killed, and a day of comings and goings.
 
-`python -m benchmarks.operator_faults` measures, on an API server of its own with 100 LLMServices: seconds until another
-replica has done what the killed leader left; seconds until an edit made while the API server restarted has reached its
-Deployment; and the operator's memory over as many creations, edits and deletions as a busy cluster sees in a day.
+`python -m benchmarks.operator_faults` measures, on an API server of its own with 200 LLMServices at rest:
+
+- for each fault of `fault_cases`: what the operator writes when nothing else happens; how long edits that are made one
+  after another during the fault take to reach their Deployments; how long after its end all is as it should be, when
+  20 services were edited at the last moment; what was written in all; how many objects were made anew, and how many of
+  services that nobody edited were written to. Both of the latter must be 0.
+- seconds until another replica has done what a killed leader left;
+- the operator's memory over as many creations, edits and deletions as a busy cluster sees in a day.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
-from benchmarks.machine import describe_machine, resident_mib, write_result
-from benchmarks.operator_bench import NAMESPACE, Bench, bench, wait_for
+from benchmarks.fault_cases import CASES, Case
+from benchmarks.machine import describe_machine, percentile, resident_mib, write_result
+from benchmarks.operator_bench import NAMESPACE, Bench, bench, wait_for, writes
+from benchmarks.operator_scale import edit
 from quire_operator.kubeapi.resources import CHILDREN, DEPLOYMENTS, LLMSERVICES
+from tests.operator.objects import identities, versions
+from tests.operator.operator_process import OperatorProcess
 
-_SERVICES = 100
 _SECONDS = 120.0
+_REST_SECONDS = 8.0
+_AT_THE_LAST_MOMENT = 20
 
 
 def main() -> None:
     """Measure, print a table and write results/operator_faults.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--services", type=int, default=200, help="at least 40")
+    parser.add_argument("--edits", type=int, default=10, help="one after another during each fault, at most 20")
+    parser.add_argument("--takeovers", type=int, default=3)
     parser.add_argument("--churn", type=int, default=3000, help="LLMServices that come, change and go")
     options = parser.parse_args()
     machine = describe_machine()
     with bench() as running:
-        running.create([f"llm-{number}" for number in range(_SERVICES)])
-        figures = {
-            "takeover_seconds": [round(takeover(running, number), 1) for number in range(options.repeats)],
-            "restart_seconds": [round(restart(running, number), 1) for number in range(options.repeats)],
-            "churn": churn(running, options.churn),
-        }
-    for name, value in figures.items():
-        print(f"{name:<20} {value}")
+        names = [f"llm-{number}" for number in range(options.services)]
+        running.create(names)
+        figures: dict[str, Any] = {"services": options.services, "faults": {}}
+        for number, (name, case) in enumerate(CASES.items()):
+            figures["faults"][name] = befallen(running, case, names, options.edits, number)
+            print(f"{name:<36} {figures['faults'][name]}", flush=True)
+        figures["takeovers"] = [takeover(running, names, number) for number in range(options.takeovers)]
+        figures["churn"] = churn(running, options.churn)
     print(f"written to {write_result('operator_faults', figures, machine)}")
 
 
-def takeover(running: Bench, number: int) -> float:
+def befallen(
+    running: Bench,
+    start: Callable[[Bench], contextlib.AbstractContextManager[Case]],
+    names: list[str],
+    edits: int,
+    number: int,
+) -> dict[str, Any]:
+    """What one fault, the `number`-th of all, does to an operator whose services are at rest."""
+    edited, last = names[:edits], names[-_AT_THE_LAST_MOMENT:]
+    with start(running) as case:
+        settle(running, case.operator, names)
+        before, others = identities(running.api, NAMESPACE), untouched(running, {*edited, *last})
+        first = writes(case.operator)
+        with case.fault():
+            time.sleep(_REST_SECONDS)
+        case.operator.wait_until_idle(_SECONDS)
+        second = writes(case.operator)
+        with case.fault():
+            seconds = [edit(running, name, number, limit=_SECONDS) for name in edited]
+            spec = {"engine": {"maxNumSeqs": 300 + number}}
+            for name in last:
+                running.api.patch(LLMSERVICES, NAMESPACE, name, {"spec": spec})
+        wanted = f"--max-num-seqs={300 + number}"
+        converged = wait_for("all is as it should be", lambda: running.observed(last, wanted), _SECONDS)
+        case.operator.wait_until_idle(_SECONDS)
+        third = writes(case.operator)
+        after = untouched(running, {*edited, *last})
+        figures = {
+            "writes_without_an_edit": second - first,
+            "first_edit_seconds": round(seconds[0], 2),
+            "edit_p50_seconds": round(percentile(seconds, 0.5), 2),
+            "edit_max_seconds": round(max(seconds), 2),
+            "converged_after_seconds": round(converged, 1),
+            "edits": edits + len(last),
+            "writes": third - second,
+            "made_anew": len(identities(running.api, NAMESPACE) ^ before),
+            "of_others_written_to": len(after.items() ^ others.items()),
+        }
+        case.operator.stop()
+    return figures
+
+
+def settle(running: Bench, operator: OperatorProcess, names: list[str]) -> None:
+    """Wait until the operator leads, and has done what there is to do."""
+    operator.wait_until_leading()
+    wait_for("all are served", lambda: running.served() >= len(names), _SECONDS)
+    operator.wait_until_idle(_SECONDS)
+
+
+def untouched(running: Bench, but: set[str]) -> dict[tuple[str, str, str], str]:
+    """Versions of all objects of services other than these."""
+    return {key: version for key, version in versions(running.api, NAMESPACE).items() if key[0] not in but}
+
+
+def takeover(running: Bench, names: list[str], number: int) -> dict[str, Any]:
     """Kill the leader of two replicas; seconds until the other has served a service created at that moment."""
     leader = running.start_operator()
-    leader.wait_until_leading()
-    wait_for("all are served", lambda: running.served() >= _SERVICES, _SECONDS)
+    settle(running, leader, names)
     standby = running.start_operator()
     wait_for("a standby", lambda: standby.says("waiting for the lease"), _SECONDS)
     time.sleep(3.0)  # it has seen the Lease renewed
+    name = f"orphan-{number}"
+    before, others = identities(running.api, NAMESPACE), untouched(running, {name})
     begun = time.monotonic()
     leader.kill()
-    name = f"orphan-{number}"
     running.create([name])
     wait_for("the standby serves", lambda: running.api.find(DEPLOYMENTS, NAMESPACE, name) is not None, _SECONDS)
     seconds = time.monotonic() - begun
     print(f"taken over after {seconds:.1f} s", flush=True)
+    standby.wait_until_idle(_SECONDS)
+    figures = {
+        "seconds": round(seconds, 1),
+        "made_anew": len(before - identities(running.api, NAMESPACE)),
+        "of_others_written_to": len(untouched(running, {name}).items() ^ others.items()),
+    }
     standby.stop()
-    return seconds
-
-
-def restart(running: Bench, number: int) -> float:
-    """Restart the API server; seconds from its being ready until an edit made at once has reached its Deployment."""
-    operator = running.start_operator()
-    operator.wait_until_leading()
-    operator.wait_until_idle(_SECONDS)
-    running.plane.restart_apiserver()
-    begun = time.monotonic()
-    count = 300 + number
-    running.api.patch(LLMSERVICES, NAMESPACE, "llm-0", {"spec": {"engine": {"maxNumSeqs": count}}})
-    wait_for("the edit is there", lambda: f"--max-num-seqs={count}" in arguments(running, "llm-0"), _SECONDS)
-    seconds = time.monotonic() - begun
-    print(f"an edit got through {seconds:.1f} s after the restart", flush=True)
-    operator.stop()
-    return seconds
-
-
-def arguments(running: Bench, name: str) -> list[str]:
-    """Of the engine's container."""
-    deployment = running.api.get(DEPLOYMENTS, NAMESPACE, name)
-    return list(deployment["spec"]["template"]["spec"]["containers"][0]["args"])
+    return figures
 
 
 def churn(running: Bench, count: int) -> dict[str, Any]:

@@ -8,13 +8,12 @@ reach its Deployment while the others are there.
 from __future__ import annotations
 
 import argparse
-import threading
 import time
 from typing import Any
 
 from benchmarks.machine import describe_machine, percentile, resident_mib, write_result
-from benchmarks.operator_bench import NAMESPACE, Bench, bench, calls, wait_for
-from quire_operator.kubeapi.resources import DEPLOYMENTS, LLMSERVICES
+from benchmarks.operator_bench import NAMESPACE, Bench, bench, calls, until_shown, wait_for
+from quire_operator.kubeapi.resources import LLMSERVICES
 from tests.operator.operator_process import OperatorProcess
 
 
@@ -72,20 +71,17 @@ def at_rest(operator: OperatorProcess, seconds: float) -> dict[str, float]:
     return {key: value for key, value in sorted(hourly.items()) if value}
 
 
-def edit(running: Bench, name: str, number: int) -> float:
-    """Seconds from the answer to an edit of the spec until a watch of the Deployment shows it."""
-    wanted = f"--max-num-seqs={number % 200 + 10}"
-    shown = threading.Event()
-    version = running.api.get(DEPLOYMENTS, NAMESPACE, name)["metadata"]["resourceVersion"]
-    watching = threading.Thread(
-        target=running.watch_deployment, args=(name, version, lambda args: wanted in args, shown), daemon=True
+def edit(running: Bench, name: str, number: int, limit: float = 30) -> float:
+    """Seconds, at most `limit`, from an edit of the spec until a watch of the Deployment shows it."""
+    count = number % 200 + 10
+    patch = {"spec": {"engine": {"maxNumSeqs": count}}}
+    return until_shown(
+        running.api,
+        name,
+        f"--max-num-seqs={count}",
+        lambda: running.api.patch(LLMSERVICES, NAMESPACE, name, patch),
+        limit,
     )
-    watching.start()
-    begun = time.monotonic()
-    running.api.patch(LLMSERVICES, NAMESPACE, name, {"spec": {"engine": {"maxNumSeqs": number % 200 + 10}}})
-    if not shown.wait(30):
-        raise TimeoutError(f"{name} was not changed within 30 s")
-    return time.monotonic() - begun
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import concurrent.futures
 import contextlib
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import yaml
 
 from benchmarks.machine import describe_machine, percentile, resident_mib, write_result
-from benchmarks.operator_bench import NAMESPACE, wait_for
+from benchmarks.operator_bench import NAMESPACE, until_shown, wait_for
 from e2e.cluster import binaries, locations
 from e2e.cluster.certificates import alternative_names
 from e2e.cluster.control_plane import ControlPlane, start_control_plane
@@ -162,30 +161,16 @@ def measure(running: Rival, count: int, edits: int) -> dict[str, Any]:
 
 
 def edit(running: Rival, name: str, number: int, limit: float = 600) -> float:
-    """Seconds, at most `limit`, from the answer to an edit until a watch of the Deployment shows it."""
+    """Seconds, at most `limit`, from an edit of the spec until a watch of the Deployment shows it."""
     wanted = f"--max-num-seqs={number % 200 + 10}"
-    child = f"{name}-predictor"
-    shown = threading.Event()
-
-    def shows(deployment: dict[str, Any]) -> bool:
-        return wanted in deployment["spec"]["template"]["spec"]["containers"][0].get("args", [])
-
-    def watch() -> None:
-        while not shown.is_set():  # a watch that lasts for minutes may be told that its version has expired
-            deployment = running.api.get(DEPLOYMENTS, NAMESPACE, child)
-            version = deployment["metadata"]["resourceVersion"]
-            path = f"{DEPLOYMENTS.path(NAMESPACE)}?watch=true&fieldSelector=metadata.name={child}"
-            events = running.api.watch(f"{path}&resourceVersion={version}")
-            if shows(deployment) or any(e["type"] == "MODIFIED" and shows(e["object"]) for e in events):
-                shown.set()
-
-    threading.Thread(target=watch, daemon=True).start()
-    begun = time.monotonic()
     spec = {"spec": inference_service(name, wanted)["spec"]}
-    running.api.patch(INFERENCE_SERVICES, NAMESPACE, name, spec)
-    if not shown.wait(limit):
-        raise TimeoutError(f"{name} was not changed within {limit:.0f} s")
-    return time.monotonic() - begun
+    return until_shown(
+        running.api,
+        f"{name}-predictor",
+        wanted,
+        lambda: running.api.patch(INFERENCE_SERVICES, NAMESPACE, name, spec),
+        limit,
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from aiohttp import web
 from e2e.cluster.control_plane import ControlPlane
 from e2e.cluster.kubeconfig import User, write_kubeconfig
 
-_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding", "host"}
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
 
 
 class FaultyProxy:
@@ -75,7 +75,7 @@ class FaultyProxy:
         app.router.add_route("*", "/{path:.*}", self._forward)
         connector = aiohttp.TCPConnector(limit=0, ssl=self._context)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as self._session:
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()

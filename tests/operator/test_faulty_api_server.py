@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from e2e.cluster import packages
 from e2e.cluster.control_plane import ControlPlane, start_control_plane
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kubeconfig import User
-from e2e.cluster.processes import Daemons
-from quire_operator.kubeapi.resources import CHILDREN, DEPLOYMENTS
+from quire_operator.kubeapi.resources import DEPLOYMENTS
 from tests.operator.api_client import Namespace, eventually
 from tests.operator.conftest import OPERATOR_USER, operators, prepare
+from tests.operator.disturbances import FakeClock, stuttering
 from tests.operator.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.operator.objects import identities
 from tests.operator.operator_process import OperatorProcess
 from tests.operator.services import manifest
 
@@ -66,14 +62,6 @@ def operator(plane: ControlPlane, proxy: FaultyProxy, apart: Namespace, tmp_path
         yield operator
 
 
-def identities(apart: Namespace) -> set[tuple[str, str]]:
-    return {
-        (item["metadata"]["name"], item["metadata"]["uid"])
-        for resource in CHILDREN
-        for item in apart.api.list(resource, apart.name)
-    }
-
-
 def edit_all(apart: Namespace, count: int) -> None:
     for name in NAMES:
         apart.change(name, {"engine": {"maxNumSeqs": count}})
@@ -90,93 +78,65 @@ def all_say(apart: Namespace, count: int) -> bool:
 def test_requests_that_are_refused_for_now_are_made_again(
     operator: OperatorProcess, proxy: FaultyProxy, apart: Namespace
 ) -> None:
-    before = identities(apart)
+    before = identities(apart.api, apart.name)
     proxy.refuse_every = 3
     edit_all(apart, 11)
     eventually(lambda: all_say(apart, 11), 120)
     assert proxy.refused > 3
     proxy.refuse_every = 0
     operator.wait_until_idle()
-    assert identities(apart) == before
+    assert identities(apart.api, apart.name) == before
     assert operator.process.poll() is None
 
 
 def test_watches_that_break_lose_no_change(operator: OperatorProcess, proxy: FaultyProxy, apart: Namespace) -> None:
-    before = identities(apart)
+    before = identities(apart.api, apart.name)
     for count in range(12, 17):
         assert proxy.cut_watches() > 0
         edit_all(apart, count)
         proxy.cut_watches()
         eventually(lambda count=count: all_say(apart, count), 60)
     operator.wait_until_idle()
-    assert identities(apart) == before
+    assert identities(apart.api, apart.name) == before
 
 
 def test_an_etcd_that_stops_now_and_then_is_waited_for(
     operator: OperatorProcess, plane: ControlPlane, apart: Namespace
 ) -> None:
-    before = identities(apart)
+    before = identities(apart.api, apart.name)
     with stuttering(plane.daemons, "etcd"):
         edit_all(apart, 21)
         eventually(lambda: all_say(apart, 21), 120)
     operator.wait_until_idle()
-    assert identities(apart) == before
+    assert identities(apart.api, apart.name) == before
     assert operator.process.poll() is None
 
 
-@pytest.fixture(scope="module")
-def fake_clock() -> str:
-    """A library that gives a process a clock of its own; a skip where it cannot be installed."""
+@pytest.fixture
+def clock(tmp_path: Path) -> FakeClock:
+    """A clock of one process's own; a skip where that cannot be installed."""
     try:
-        packages.ensure(packages.FAKE_CLOCK)
+        return FakeClock(tmp_path / "clock")
     except ClusterError as error:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(str(error))
-    return glob.glob(packages.FAKE_CLOCK["libfaketime"])[0]
 
 
 def test_a_clock_that_jumps_by_an_hour_changes_nothing(
-    plane: ControlPlane, apart: Namespace, fake_clock: str, tmp_path: Path
+    plane: ControlPlane, apart: Namespace, clock: FakeClock, tmp_path: Path
 ) -> None:
-    clock = tmp_path / "clock"
-    clock.write_text("+0")
-    fake = {"FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     with operators(plane, tmp_path) as start:
-        operator = start("--lease-seconds=6", environment={**fake, "LD_PRELOAD": fake_clock})
+        operator = start("--lease-seconds=6", environment=clock.environment)
         operator.wait_until_leading()
         eventually(lambda: all(apart.condition(name, "Ready") for name in NAMES), 60)
         operator.wait_until_idle()
-        before, calls = identities(apart), operator.calls()
+        before, calls = identities(apart.api, apart.name), operator.calls()
         for jump in ("+1h", "-1h", "+0"):
-            clock.write_text(jump)
+            clock.jump(jump)
             time.sleep(1.5)  # more than one renewal of the Lease
         assert operator.calls() == calls
         edit_all(apart, 31)
         eventually(lambda: all_say(apart, 31), 60)
-        assert identities(apart) == before
+        assert identities(apart.api, apart.name) == before
         assert operator.process.poll() is None
-
-
-@contextlib.contextmanager
-def stuttering(daemons: Daemons, name: str) -> Iterator[None]:
-    """Have a daemon stand still for most of each second."""
-    pid = daemons.pid(name)
-    assert pid is not None
-    done = threading.Event()
-
-    def stutter() -> None:
-        while not done.is_set():
-            os.kill(pid, signal.SIGSTOP)
-            done.wait(0.7)
-            os.kill(pid, signal.SIGCONT)
-            done.wait(0.3)
-
-    thread = threading.Thread(target=stutter, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        os.kill(pid, signal.SIGCONT)

@@ -11,8 +11,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from e2e.cluster.control_plane import ControlPlane
-from quire_operator.kubeapi.resources import CHILDREN, DEPLOYMENTS, LEASES, LLMSERVICES, WATCHED
+from quire_operator.kubeapi.resources import CHILDREN, DEPLOYMENTS, LEASES, LLMSERVICES
 from tests.operator.api_client import ApiClient, Namespace, eventually
+from tests.operator.objects import versions
 from tests.operator.operator_process import OperatorProcess
 from tests.operator.services import manifest
 
@@ -48,14 +49,6 @@ def writes(api: ApiClient) -> dict[tuple[str, str], float]:
     return counted
 
 
-def versions(namespace: Namespace) -> dict[tuple[str, str], str]:
-    return {
-        (resource.kind, item["metadata"]["name"]): item["metadata"]["resourceVersion"]
-        for resource in (*WATCHED, LLMSERVICES)
-        for item in namespace.api.list(resource, namespace.name)
-    }
-
-
 def test_two_hundred_services_are_served_and_then_nothing_is_written(
     namespace: Namespace, start_operator: Start
 ) -> None:
@@ -65,12 +58,12 @@ def test_two_hundred_services_are_served_and_then_nothing_is_written(
     eventually(lambda: len(namespace.api.list(DEPLOYMENTS, namespace.name)) == 200, 240)
     operator.wait_until_idle(240)
     assert all(item.get("status", {}).get("conditions") for item in namespace.api.list(LLMSERVICES, namespace.name))
-    before, seen = writes(namespace.api), versions(namespace)
+    before, seen = writes(namespace.api), versions(namespace.api, namespace.name)
     calls = operator.calls()
     assert len(seen) == 200 * 6
     time.sleep(5)
     assert writes(namespace.api) == before
-    assert versions(namespace) == seen
+    assert versions(namespace.api, namespace.name) == seen
     assert operator.calls() == calls
 
     assert operator.stop() == 0
@@ -78,7 +71,7 @@ def test_two_hundred_services_are_served_and_then_nothing_is_written(
     restarted.wait_until_leading()
     restarted.wait_until_idle(240)
     assert writes(namespace.api) == before
-    assert versions(namespace) == seen
+    assert versions(namespace.api, namespace.name) == seen
 
 
 def test_a_change_is_never_lost_however_soon_it_follows(namespace: Namespace, start_operator: Start) -> None:
