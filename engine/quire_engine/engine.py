@@ -182,7 +182,10 @@ def build_rank(
     if not model.batches:
         core_config = one_at_a_time(core_config)
     with phase("memory", "InsufficientMemory"):
-        plan = plan_memory(memory_request(config, core_config, model, dtype, device, resident, place, adapted))
+        adapter_file = 0 if reader is None else reader.num_bytes
+        plan = plan_memory(
+            memory_request(config, core_config, model, dtype, device, resident, place, adapted, adapter_file)
+        )
         # Pages are the same everywhere: what one rank has no room for, no rank can use.
         plan = plan.with_blocks(place.least(plan.num_blocks), place.least(plan.num_swap_blocks))
         # A rank knows the windows of its own layers alone.

@@ -12,6 +12,7 @@ import msgspec
 import zmq
 
 from quire_engine import wire
+from quire_engine.adapter_loads import AdapterLoads
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineStats
 from quire_engine.distributed.follower import Follower
@@ -45,7 +46,7 @@ def main() -> int:
         replies.connect(wire.output_address(options.socket_folder))
         try:
             if options.config.node_rank == 0:
-                _lead(options, requests, replies)
+                _lead(options, context, requests, replies)
             else:
                 _follow(options, requests, replies)
             return 0
@@ -59,13 +60,18 @@ def main() -> int:
             replies.close()
 
 
-def _lead(options: wire.LaunchOptions, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]) -> None:
+def _lead(
+    options: wire.LaunchOptions,
+    context: zmq.Context[zmq.Socket[bytes]],
+    requests: zmq.Socket[bytes],
+    replies: zmq.Socket[bytes],
+) -> None:
     on_lost, on_model = _on_lost(options.socket_folder), _on_model(replies)
     learned = Learned()
     core, info = build_engine(options.config, _on_phase(replies), on_lost, on_model, learned)
     try:
         replies.send(wire.encode(wire.Ready(info)))
-        _serve(core, learned, requests, replies)
+        serve(core, AdapterLoads(core, context, requests), learned, requests, replies)
     finally:
         core.close()
 
@@ -122,18 +128,26 @@ def _on_lost(socket_folder: str) -> Callable[[str], None]:
     return end
 
 
-def _serve(core: EngineCore, learned: Learned, requests: zmq.Socket[bytes], replies: zmq.Socket[bytes]) -> None:
+def serve(
+    core: EngineCore,
+    loads: AdapterLoads,
+    learned: Learned,
+    requests: zmq.Socket[bytes],
+    replies: zmq.Socket[bytes],
+) -> None:
     """Step while there is work; sleep in the socket while there is none."""
     while True:
         while not core.has_work() or requests.poll(0):
-            if not _handle(wire.decode_to_engine(requests.recv()), core, learned, replies):
+            if not _handle(wire.decode_to_engine(requests.recv()), core, loads, learned, replies):
                 return
         outputs = core.step()
         with core.profile.span("send"):
             replies.send(wire.encode(wire.StepDone(outputs, core.stats())))
 
 
-def _handle(message: wire.ToEngine, core: EngineCore, learned: Learned, replies: zmq.Socket[bytes]) -> bool:
+def _handle(
+    message: wire.ToEngine, core: EngineCore, loads: AdapterLoads, learned: Learned, replies: zmq.Socket[bytes]
+) -> bool:
     """Apply one message. False when the process should end."""
     match message:
         case wire.Add(requests):
@@ -141,10 +155,13 @@ def _handle(message: wire.ToEngine, core: EngineCore, learned: Learned, replies:
                 core.add_request(request)
         case wire.Learn(vocabulary):
             learned.vocabulary = vocabulary
-        case wire.LoadAdapter(ticket, name, path, replace_it):
-            replies.send(_changed(ticket, lambda: core.load_adapter(name, path, replace_it=replace_it)))
+        case wire.LoadAdapter(ticket):
+            if (error := _refusal(lambda: loads.begin(message))) is not None:
+                replies.send(wire.encode(wire.AdapterDone(ticket, error)))
+        case wire.AdapterPrepared(ticket):
+            replies.send(wire.encode(wire.AdapterDone(ticket, _refusal(lambda: loads.end(ticket)))))
         case wire.UnloadAdapter(ticket, name):
-            replies.send(_changed(ticket, lambda: core.unload_adapter(name)))
+            replies.send(wire.encode(wire.AdapterDone(ticket, _refusal(lambda: core.unload_adapter(name)))))
         case wire.Abort(request_ids):
             core.abort(request_ids)
             replies.send(wire.encode(wire.Pong(core.stats())))
@@ -155,13 +172,13 @@ def _handle(message: wire.ToEngine, core: EngineCore, learned: Learned, replies:
     return True
 
 
-def _changed(ticket: int, change: Callable[[], None]) -> bytes:
-    """Change the adapters, and say whether that went well."""
+def _refusal(change: Callable[[], None]) -> str | None:
+    """Change the adapters. Returns why that cannot be, if so."""
     try:
         change()
     except ValueError as error:
-        return wire.encode(wire.AdapterDone(ticket, str(error)))
-    return wire.encode(wire.AdapterDone(ticket))
+        return str(error)
+    return None
 
 
 if __name__ == "__main__":

@@ -48,6 +48,12 @@ class LoadAdapter(msgspec.Struct, tag=True):
     replace_it: bool = False
 
 
+class AdapterPrepared(msgspec.Struct, tag=True):
+    """The engine process to itself: a thread has done what is long in loading an adapter."""
+
+    ticket: int
+
+
 class UnloadAdapter(msgspec.Struct, tag=True):
     """Likewise."""
 
@@ -109,7 +115,7 @@ class Released(msgspec.Struct, tag=True):
     """On a node that follows another: that one has ended, as it was asked to, and so does this one."""
 
 
-ToEngine = Add | Learn | LoadAdapter | UnloadAdapter | Abort | Ping | Stop
+ToEngine = Add | Learn | LoadAdapter | AdapterPrepared | UnloadAdapter | Abort | Ping | Stop
 FromEngine = Phase | ModelRead | Ready | StepDone | Pong | AdapterDone | Failed | Released
 
 encode: Callable[[ToEngine | FromEngine], bytes] = msgspec.msgpack.Encoder().encode

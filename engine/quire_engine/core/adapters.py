@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One of an adapter's matrices, and where it is in the file's content."""
+
+    dtype: str  # as safetensors writes it: F32, BF16, ...
+    shape: tuple[int, int]
+    start: int  # in bytes
+
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """An adapter as its files have it, looked at: it fits the model."""
+    """An adapter as its files have it, looked at: it fits the model, and all tensors lie within the content."""
 
-    content: bytes  # of the safetensors file
+    content: bytearray  # of the safetensors file, behind its header
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)  # by module, as the file names it: what it is multiplied by
 
 
@@ -28,9 +41,53 @@ class AdapterFiles(Protocol):
 class Adapting(Protocol):
     """An executor that holds adapters, by numbers that are never given twice."""
 
-    def load_adapter(self, number: int, adapter: StoredAdapter) -> None: ...
+    def prepare_adapter(self, number: int, adapter: StoredAdapter) -> None:
+        """Make of an adapter what steps take. It may be called in another thread than all else, while steps run.
 
-    def unload_adapter(self, number: int) -> None: ...
+        Raises `MemoryError` or `RuntimeError` where there is no memory for it.
+        """
+        ...
+
+    def adopt_adapter(self, number: int) -> None:
+        """Have steps compute with what was prepared: from now on, and at once."""
+        ...
+
+    def unload_adapter(self, number: int) -> None:
+        """Let go of an adapter, or of what was prepared of it, if anything was."""
+        ...
+
+
+class AdapterLoad:
+    """An adapter on its way. `prepare` may run in any thread; the rest is `EngineCore`'s."""
+
+    def __init__(
+        self, name: str, number: int, path: str, files: AdapterFiles, executor: Adapting, *, replace_it: bool
+    ) -> None:
+        self.name, self.number, self.replace_it = name, number, replace_it
+        self._path, self._files, self._executor = path, files, executor
+        self._error: Exception | None = None
+
+    def prepare(self) -> None:
+        """Read it and make of it what steps take. What goes wrong is told by `adopt`."""
+        try:
+            self._executor.prepare_adapter(self.number, self._files.read(self._path))
+        except (ValueError, MemoryError, RuntimeError) as error:
+            self._error = error
+        except Exception as error:
+            log.exception("the adapter %r could not be prepared", self.name)
+            self._error = error
+
+    def adopt(self) -> None:
+        """Have steps compute with it. Raises `ValueError` that says why that cannot be, else what went wrong."""
+        if isinstance(self._error, (MemoryError, RuntimeError)):  # torch's of a full device is one
+            raise ValueError(f"the adapter {self.name!r} cannot be taken into memory: {self._error}") from self._error
+        if self._error is not None:
+            raise self._error
+        self._executor.adopt_adapter(self.number)
+
+    def drop(self) -> None:
+        """Nobody needs it any more."""
+        self._executor.unload_adapter(self.number)
 
 
 class AdapterBook:
@@ -41,6 +98,7 @@ class AdapterBook:
         self._numbers: dict[str, int] = {}
         self._names: dict[int, str] = {}  # of all that are in memory
         self._users: Counter[int] = Counter()
+        self._coming: set[int] = set()
         self._last = 0
 
     def number(self, name: str) -> int:
@@ -53,19 +111,30 @@ class AdapterBook:
         """Sorted, and each once: an adapter and the one that took its place have the same."""
         return sorted({self._names[number] for number in numbers if number})
 
-    def check_room(self, name: str) -> None:
+    def expect(self, name: str, *, replace_it: bool) -> int:
+        """Keep room for an adapter that is to be loaded. Returns its number. Raises `ValueError` as `check`."""
+        self.check(name, replace_it=replace_it)
+        self._last += 1
+        self._coming.add(self._last)
+        return self._last
+
+    def expect_no_more(self, load: AdapterLoad) -> None:
+        """It has come. Raises `ValueError` as `check`: much may have changed meanwhile."""
+        self._coming.discard(load.number)
+        self.check(load.name, replace_it=load.replace_it)
+
+    def check(self, name: str, *, replace_it: bool) -> None:
         """Raise `ValueError` where no further adapter may be loaded as `name`."""
-        unused = self._numbers.get(name)
-        leaves = unused is not None and not self._users[unused]
-        if len(self._names) - leaves >= self.room:
+        before = self._numbers.get(name)
+        if before is not None and not replace_it:
+            raise ValueError(f"an adapter {name!r} is loaded already: unload it, or set load_inplace")
+        leaves = before is not None and not self._users[before]
+        taken = len(self._names) + len(self._coming)
+        if taken - leaves >= self.room:
             raise ValueError(
-                f"{len(self._names)} adapters are loaded, or still used by requests, and --max-cpu-loras is "
+                f"{taken} adapters are loaded, or still used by requests, and --max-cpu-loras is "
                 f"{self.room}: unload one, or raise it"
             )
-
-    def next_number(self) -> int:
-        self._last += 1
-        return self._last
 
     def add(self, name: str, number: int) -> None:
         self._numbers[name], self._names[number] = number, name

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from quire_engine.core.adapters import AdapterBook, AdapterFiles, Adapting
+from quire_engine.core.adapters import AdapterBook, AdapterFiles, AdapterLoad, Adapting
 from quire_engine.core.beam_group import BeamGroup
 from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.grammar import BusyError, Grammars, GrammarState, PendingGrammar, TooSlowError, needs_grammar
@@ -115,24 +115,31 @@ class EngineCore:
     def load_adapter(self, name: str, path: str, *, replace_it: bool = False) -> None:
         """Have requests choose the adapter in the folder `path` by `name`.
 
-        With `replace_it` one of that name may be there: requests that run with it go on so. Raises `ValueError` that
-        says what is wrong, and leaves all as it was.
+        With `replace_it` requests go on with one of that name. Raises `ValueError`, and leaves all as it was.
         """
+        load = self.begin_load(name, path, replace_it=replace_it)
+        load.prepare()
+        self.end_load(load)
+
+    def begin_load(self, name: str, path: str, *, replace_it: bool = False) -> AdapterLoad:
+        """As `load_adapter`, up to where the disk is waited for: have it prepared, in any thread, and end the load."""
         self._check_whole()
         if self._adapter_files is None or not isinstance(self._executor, Adapting):
             raise ValueError("adapters are not served: start with --enable-lora")
-        if name in self._adapters and not replace_it:
-            raise ValueError(f"an adapter {name!r} is loaded already: unload it, or set load_inplace")
-        self._adapters.check_room(name)
-        stored, number = self._adapter_files.read(path), self._adapters.next_number()
+        number = self._adapters.expect(name, replace_it=replace_it)
+        return AdapterLoad(name, number, path, self._adapter_files, self._executor, replace_it=replace_it)
+
+    def end_load(self, load: AdapterLoad) -> None:
+        """Take in what was prepared. Raises as `load_adapter`."""
         try:
-            self._executor.load_adapter(number, stored)
-        except (MemoryError, RuntimeError) as error:  # torch's of a full device is one
-            self._executor.unload_adapter(number)
-            raise ValueError(f"the adapter {name!r} cannot be taken into memory: {error}") from error
-        if name in self._adapters:
-            self.unload_adapter(name)
-        self._adapters.add(name, number)
+            self._adapters.expect_no_more(load)
+            load.adopt()
+        except ValueError:
+            load.drop()
+            raise
+        if load.name in self._adapters:
+            self.unload_adapter(load.name)
+        self._adapters.add(load.name, load.number)
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter. Requests that run with it end as they would. Raises `ValueError` where there is none."""

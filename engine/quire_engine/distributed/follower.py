@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import fields, replace
 from datetime import timedelta
 
@@ -22,7 +23,17 @@ from quire_engine.core.adapters import Adapting
 from quire_engine.core.step import Executor
 from quire_engine.distributed.launch import launch
 from quire_engine.distributed.layout import Layout
-from quire_engine.distributed.messages import Failed, Load, RankOptions, Release, Run, Unload, decode_to_rank, encode
+from quire_engine.distributed.messages import (
+    Adopt,
+    Failed,
+    Prepare,
+    RankOptions,
+    Release,
+    Run,
+    Unload,
+    decode_to_rank,
+    encode,
+)
 from quire_engine.distributed.place import Place, address_towards, in_url, join
 from quire_engine.distributed.watch import Watch, quiet
 from quire_engine.failure import failure_of
@@ -95,6 +106,8 @@ class Follower:
 
         `heed` is given what comes on the socket `beside`, between steps, and is false where this rank is to end.
         """
+        preparer = ThreadPoolExecutor(1, "adapter")
+        preparing: dict[int, Future[None]] = {}
         poller = zmq.Poller()
         for socket in (self._steps, *([] if beside is None else [beside])):
             poller.register(socket, zmq.POLLIN)
@@ -106,11 +119,18 @@ class Follower:
                 match decode_to_rank(self._steps.recv()):
                     case Run(step):
                         executor.execute(step)
-                    case Load(number, adapter):
+                    case Prepare(number, adapter):
                         assert isinstance(executor, Adapting)
-                        executor.load_adapter(number, adapter)
+                        preparing[number] = preparer.submit(executor.prepare_adapter, number, adapter)
+                        del adapter  # not to be kept until the next one
+                    case Adopt(number):
+                        assert isinstance(executor, Adapting)
+                        preparing.pop(number).result()
+                        executor.adopt_adapter(number)
                     case Unload(number):
                         assert isinstance(executor, Adapting)
+                        if number in preparing:
+                            wait([preparing.pop(number)])
                         executor.unload_adapter(number)
                     case Release(cause):
                         return cause

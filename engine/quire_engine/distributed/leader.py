@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,6 +53,7 @@ class Leader:
         self._context = zmq.Context()
         self._steps: dict[int, zmq.Socket[bytes]] = {}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._sending = threading.Lock()
         self._watch = Watch(_GATHER_SECONDS, on_lost)
         self._place = Place()
         reports = quiet(self._context.socket(zmq.PULL))
@@ -85,12 +87,16 @@ class Leader:
         self.tell(Run(step.without_masks()))
 
     def tell(self, what: ToRank) -> None:
-        """Have every other rank do something, after all that it was told before. Raises `RanksLostError`."""
+        """Have every other rank do something, after all that it was told before. Raises `RanksLostError`.
+
+        Any thread may call it.
+        """
         if self._watch.cause is not None:
             raise RanksLostError(self._watch.cause)
         message = encode(what)
-        for steps in self._steps.values():
-            steps.send(message)
+        with self._sending:
+            for steps in self._steps.values():
+                steps.send(message)
 
     def blame(self, error: Exception) -> Exception:
         """What to raise for an error here, which may come of a rank that has gone."""
@@ -100,9 +106,10 @@ class Leader:
     def close(self, cause: str | None = None) -> None:
         """Let the other ranks end, and wait for those of this node."""
         self._watch.stop()
-        for steps in self._steps.values():
-            with contextlib.suppress(zmq.Again):
-                steps.send(encode(Release(cause)), zmq.NOBLOCK)
+        with self._sending:
+            for steps in self._steps.values():
+                with contextlib.suppress(zmq.Again):
+                    steps.send(encode(Release(cause)), zmq.NOBLOCK)
         for rank, process in self._processes.items():
             if rank not in self._steps and process.poll() is None:
                 process.kill()  # it still starts, and hears nothing

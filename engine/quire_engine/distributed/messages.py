@@ -27,11 +27,17 @@ class Run(msgspec.Struct, tag=True):
     step: Step
 
 
-class Load(msgspec.Struct, tag=True):
-    """Takes in an adapter, which rank 0 has held against the model."""
+class Prepare(msgspec.Struct, tag=True):
+    """Begins to make of an adapter, which rank 0 has held against the model, what steps take."""
 
     number: int
     adapter: StoredAdapter
+
+
+class Adopt(msgspec.Struct, tag=True):
+    """Has the steps that follow compute with an adapter that is prepared, or soon will be."""
+
+    number: int
 
 
 class Unload(msgspec.Struct, tag=True):
@@ -52,7 +58,7 @@ class Failed(msgspec.Struct, tag=True):
     by_another: bool = False  # it only noticed that another rank had gone
 
 
-ToRank = Run | Load | Unload | Release
+ToRank = Run | Prepare | Adopt | Unload | Release
 FromRank = Failed
 
 encode: Callable[[ToRank | FromRank], bytes] = msgspec.msgpack.Encoder().encode

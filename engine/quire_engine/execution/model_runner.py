@@ -58,9 +58,12 @@ class ModelRunner:
         time_parts(self._model, profile)
 
     @torch.inference_mode()
-    def load_adapter(self, number: int, adapter: StoredAdapter) -> None:
+    def prepare_adapter(self, number: int, adapter: StoredAdapter) -> None:
         """Raises `RuntimeError` where the model was not made for adapters."""
-        self._adapted().load_adapter(number, adapter)
+        self._adapted().prepare_adapter(number, adapter)
+
+    def adopt_adapter(self, number: int) -> None:
+        self._adapted().adopt_adapter(number)
 
     def unload_adapter(self, number: int) -> None:
         self._adapted().unload_adapter(number)

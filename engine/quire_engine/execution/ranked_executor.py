@@ -8,7 +8,7 @@ from collections import deque
 from quire_engine.core.adapters import StoredAdapter
 from quire_engine.core.step import Step, StepResult
 from quire_engine.distributed.leader import Leader
-from quire_engine.distributed.messages import Load, Unload
+from quire_engine.distributed.messages import Adopt, Prepare, Unload
 from quire_engine.execution.model_runner import ModelRunner
 from quire_engine.failure import failure_of
 
@@ -43,15 +43,20 @@ class RankedExecutor:
             self._leader.close(failure_of(blamed))
             raise blamed from error
 
-    def load_adapter(self, number: int, adapter: StoredAdapter) -> None:
-        """No step under way is computed with it. Raises `RanksLostError`, and `ValueError` for one beyond a message."""
+    def prepare_adapter(self, number: int, adapter: StoredAdapter) -> None:
+        """Raises `RanksLostError` too, and `ValueError` for one beyond a message."""
         if len(adapter.content) >= _MESSAGE_BYTES:
             raise ValueError(
                 f"the adapter has {len(adapter.content)} bytes: less than {_MESSAGE_BYTES} can be sent to other "
                 "ranks, so save it in bfloat16, or with a smaller rank"
             )
-        self._leader.tell(Load(number, adapter))
-        self._runner.load_adapter(number, adapter)
+        self._leader.tell(Prepare(number, adapter))
+        self._runner.prepare_adapter(number, adapter)
+
+    def adopt_adapter(self, number: int) -> None:
+        """No step under way is computed with it. Others may still prepare it, and are waited for by the next step."""
+        self._leader.tell(Adopt(number))
+        self._runner.adopt_adapter(number)
 
     def unload_adapter(self, number: int) -> None:
         """Of steps under way, only parts that nobody waits for any more may be computed with it."""

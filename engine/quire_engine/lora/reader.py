@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
-from safetensors import SafetensorError
-
-from quire_engine.core.adapters import StoredAdapter
+from quire_engine.core.adapters import StoredAdapter, StoredTensor
 from quire_engine.loading.adapter_settings import AdapterSettings, adapter_settings
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.lora.targets import Target, adapter_targets, linears_of, module_in_file, naming_for, tensor_in_file
@@ -47,15 +45,23 @@ class AdapterReader:
             settings = adapter_settings(folder)
             headers = tensor_headers(folder / WEIGHTS)
             scales = self._scales(settings, headers)
-            content = (folder / WEIGHTS).read_bytes()
-            safetensors.torch.load(content)  # what its own reader does not take, no rank would
-        except (CheckpointError, OSError, MemoryError, RecursionError, SafetensorError) as error:
+            content = _content(folder / WEIGHTS, headers)
+        except (CheckpointError, OSError, MemoryError, RecursionError) as error:
             text = str(error) or type(error).__name__
             raise ValueError(text if str(folder) in text else f"{folder}: {text}") from error
         except ValueError as error:
             text = str(error)
             raise ValueError(text if str(folder) in text else f"{folder / WEIGHTS}: {text}") from error
-        return StoredAdapter(content, scales)
+        tensors = {
+            name: StoredTensor(header.dtype, (header.shape[0], header.shape[1]), header.start)
+            for name, header in headers.items()
+        }
+        return StoredAdapter(content, tensors, scales)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the largest file takes while it is read: every linear's change, of the largest rank, in float32."""
+        return sum(self._max_rank * (rows + columns) for _, (rows, columns) in self._linears) * _FLOATS["F32"]
 
     def _scales(self, settings: AdapterSettings, headers: Mapping[str, TensorHeader]) -> dict[str, float]:
         """By module. Raises `ValueError` for a tensor that the model has no place for."""
@@ -97,6 +103,21 @@ class AdapterReader:
             size = math.prod(shape) * _FLOATS[stored.dtype]
             if stored.size != size:  # else a file with holes might be longer than memory
                 raise ValueError(f"{name} has {stored.size} bytes in the file: its shape and type ask for {size}")
+
+
+def _content(file: Path, headers: Mapping[str, TensorHeader]) -> bytearray:
+    """What follows the header. Raises `ValueError` where `headers`, whose sizes add up, have tensors overlap."""
+    end = 0
+    for name, header in sorted(headers.items(), key=lambda item: item[1].start):
+        if header.start != end:
+            raise ValueError(f"{name} begins at byte {header.start}, and what is before it ends at {end}: invalid")
+        end += header.size
+    content = bytearray(end)
+    with file.open("rb") as stream:
+        stream.seek(-end, os.SEEK_END)
+        if stream.readinto(content) != end:
+            raise ValueError("it was cut off while it was read: load it again")
+    return content
 
 
 def _unknown(module: str) -> str:

@@ -20,6 +20,7 @@ class TensorHeader:
     dtype: str  # as the format writes it: F32, BF16, I32, F8_E4M3, ...
     shape: tuple[int, ...]
     size: int  # bytes in the file
+    start: int = 0  # in bytes, behind the header
 
 
 def header_length(start: bytes) -> int:
@@ -38,6 +39,7 @@ def parse_header(text: bytes) -> dict[str, TensorHeader]:
                 str(entry["dtype"]),
                 tuple(int(size) for size in entry["shape"]),
                 int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
+                int(entry["data_offsets"][0]),
             )
             for name, entry in json.loads(text).items()
             if name != "__metadata__"

@@ -32,8 +32,12 @@ def memory_request(
     resident: int,
     place: Place,
     adapted: AdaptedModel | None = None,
+    adapter_file: int = 0,
 ) -> MemoryRequest:
-    """What the memory plan of this rank, with its `model` loaded, depends on."""
+    """What the memory plan of this rank, with its `model` loaded, depends on.
+
+    `adapter_file` are the bytes of an adapter's file that is being loaded, of which each message to a rank is a copy.
+    """
     layout, shape = place.layout, model.shape.shard(place.layout.tensor)
     if not place.stage.first:  # images are encoded where tokens are embedded
         shape = replace(shape, image_tokens=0, image_elements=0, image_pixels=0)
@@ -45,6 +49,12 @@ def memory_request(
         num_blocks, swap_space = -(-core_config.max_model_len // config.block_size), 0
     if core_config.pooling is not None and not core_config.enable_prefix_caching:
         swap_space = 0  # who is preempted begins again
+    adapters = 0
+    if adapted is not None:
+        adapter_file *= 1 if layout.size == 1 else layout.size + 1
+        adapters = adapted.num_bytes(
+            config.max_lora_rank, core_config.adapter_room, core_config.max_num_batched_tokens
+        ) + (0 if on_gpu else adapter_file)
     return MemoryRequest(
         shape=replace(
             shape,
@@ -64,11 +74,11 @@ def memory_request(
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
         num_blocks=num_blocks,
         swap_space=swap_space,
-        host_room=(memory_limit() - HTTP_SERVER_BYTES) // layout.per_node - resident_bytes(),
+        host_room=(memory_limit() - HTTP_SERVER_BYTES) // layout.per_node
+        - resident_bytes()
+        - (adapter_file if on_gpu else 0),
         image_room=image_room(model.shape, dtype) if core_config.images is not None and place.rank == 0 else 0,
-        adapters=0
-        if adapted is None
-        else adapted.num_bytes(config.max_lora_rank, core_config.adapter_room, core_config.max_num_batched_tokens),
+        adapters=adapters,
     )
 
 

@@ -18,22 +18,29 @@ class Adapters(PagedExecutor):
     """An executor that remembers the numbers of the adapters that it holds."""
 
     held: list[int] = field(default_factory=list)
+    prepared: list[int] = field(default_factory=list)
     is_full: bool = False
 
-    def load_adapter(self, number: int, adapter: StoredAdapter) -> None:
-        self.held.append(number)
+    def prepare_adapter(self, number: int, adapter: StoredAdapter) -> None:
+        self.prepared.append(number)
         if self.is_full:
             raise RuntimeError("out of memory")
 
+    def adopt_adapter(self, number: int) -> None:
+        self.prepared.remove(number)
+        self.held.append(number)
+
     def unload_adapter(self, number: int) -> None:
-        self.held.remove(number)
+        for numbers in (self.held, self.prepared):
+            if number in numbers:
+                numbers.remove(number)
 
 
 class Files:
     def read(self, path: str) -> StoredAdapter:
         if path == "broken":
             raise ValueError("broken")
-        return StoredAdapter(b"")
+        return StoredAdapter(bytearray())
 
 
 def make(names: Iterable[str], max_adapters: int = 1) -> tuple[EngineCore, Adapters]:
@@ -88,7 +95,7 @@ def test_one_that_has_no_room_in_memory_leaves_all_as_it_was() -> None:
     executor.is_full = True
     with pytest.raises(ValueError, match="'a' cannot be taken into memory: out of memory"):
         core.load_adapter("a", "a", replace_it=True)
-    assert executor.held == [1]
+    assert (executor.held, executor.prepared) == ([1], [])
     add(core, "runs", "a")
     assert len(run(core)) == 1
 
@@ -122,3 +129,40 @@ def test_adapters_that_requests_still_use_take_room() -> None:
         core.load_adapter("e", "e")
     run(core)
     core.load_adapter("e", "e")
+
+
+def test_steps_go_on_while_one_is_read_and_it_is_there_once_it_has_come() -> None:
+    core, executor = make("a")
+    load = core.begin_load("b", "b")
+    add(core, "runs", "a")
+    add(core, "early", "b")
+    assert set(run(core)) == {"runs", "early"}
+    load.prepare()
+    assert (executor.held, executor.prepared) == ([1], [2])
+    core.end_load(load)
+    assert (executor.held, executor.prepared) == ([1, 2], [])
+    add(core, "late", "b")
+    assert set(run(core)) == {"late"}
+
+
+def test_those_on_their_way_take_room() -> None:
+    core, _ = make("abc")
+    load = core.begin_load("d", "d")
+    with pytest.raises(ValueError, match="4 adapters are loaded"):
+        core.begin_load("e", "e")
+    load.prepare()
+    core.end_load(load)
+
+
+def test_one_that_was_replaced_while_requests_came_to_use_it_takes_room_too() -> None:
+    core, executor = make("abcd")
+    load = core.begin_load("a", "a", replace_it=True)
+    load.prepare()
+    add(core, "runs", "a")
+    core.step()
+    with pytest.raises(ValueError, match="4 adapters are loaded, or still used by requests"):
+        core.end_load(load)
+    assert (executor.held, executor.prepared) == ([1, 2, 3, 4], [])
+    run(core)
+    core.load_adapter("a", "a", replace_it=True)
+    assert executor.held == [2, 3, 4, 6]

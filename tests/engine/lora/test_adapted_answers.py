@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineRequest
+from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.sampling_params import SamplingParams
+from quire_engine.starting.adapters import adapter_reader
+from quire_engine.starting.model_choice import model_spec
 from tests.engine.lora.adapters import MODULES, NEW_TOKENS, PROMPTS, Adapted, answer, make, make_adapter, start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,3 +108,11 @@ def test_requests_of_an_adapter_that_is_unloaded_end_with_it(llama: Adapted) -> 
     assert errors == {"runs": None, "late": "the adapter 'a' is not loaded: load it, or leave it out"}
     core.load_adapter("a", str(llama.folders["a"]))
     assert answer(core, ["a"])["a"] == llama.answers["a"]
+
+
+def test_the_plan_has_room_for_the_largest_file(llama: Adapted, tmp_path: Path) -> None:
+    make_adapter(llama.model, tmp_path, target_modules=MODULES[LLAMA], r=16)
+    config = EngineConfig(model=str(llama.directory), enable_lora=True, max_lora_rank=16, dtype="float32")
+    reader = adapter_reader(config, model_spec(config, Checkpoint.open(config.model)), pools=False)
+    assert reader is not None
+    assert reader.num_bytes == len(reader.read(str(tmp_path)).content)
