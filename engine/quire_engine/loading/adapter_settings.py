@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,12 @@ _ONLY: dict[str, tuple[object, ...]] = {
 _LARGEST = 4096
 _SETTINGS_BYTES = 1 << 20
 # Names of modules, and what is told of many at once, with few repetitions: a regular expression of groups that repeat
-# may take longer than anybody waits.
+# may take longer than anybody waits, and each key is held against each module.
 _KEY = re.compile(r"[\w.^$\\|\[\]-]*([*+?][\w.^$\\|\[\]-]*){0,3}")
-_KEYS_AT_MOST = 4096
+_KEYS_AT_MOST = 2048
+_REPEATING_AT_MOST = 32
+
+_Pattern = Sequence[tuple[re.Pattern[str], float]]  # what the end of a module's name is, and the value there
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class AdapterSettings:
     rank: int
     alpha: float
     by_root: bool = False  # the scale has the rank's square root below it (Kalajdzievski, 2023, rsLoRA)
-    ranks: Mapping[str, float] | None = None  # of modules whose names end so, by regular expressions
-    alphas: Mapping[str, float] | None = None
+    ranks: _Pattern = ()  # of some modules, compiled: `re` itself keeps no more than some hundreds
+    alphas: _Pattern = ()
 
     def rank_of(self, module: str) -> int:
         return int(_first(self.ranks, module, self.rank))
@@ -61,7 +64,7 @@ def adapter_settings(folder: Path) -> AdapterSettings:
         if settings.get(setting, allowed[0]) not in allowed:
             raise _wrong(folder, f"{setting} is {settings[setting]!r}: only {allowed[0]!r} is supported")
     rank = _number(folder, "r", settings.get("r"))
-    ranks = _pattern(folder, "rank_pattern", settings.get("rank_pattern"))
+    ranks = _values(folder, "rank_pattern", settings.get("rank_pattern"))
     for name, value in {"r": rank, **{f"rank_pattern, {key}": value for key, value in ranks.items()}}.items():
         if value != int(value):
             raise _wrong(folder, f"{name} is {value}: it must be a whole number")
@@ -72,34 +75,42 @@ def adapter_settings(folder: Path) -> AdapterSettings:
         int(rank),
         _number(folder, "lora_alpha", settings.get("lora_alpha")),
         by_root,
-        ranks,
-        _pattern(folder, "alpha_pattern", settings.get("alpha_pattern")),
+        _compiled(folder, "rank_pattern", ranks),
+        _compiled(folder, "alpha_pattern", _values(folder, "alpha_pattern", settings.get("alpha_pattern"))),
     )
 
 
-def _first(pattern: Mapping[str, float] | None, module: str, otherwise: float) -> float:
+def _first(pattern: _Pattern, module: str, otherwise: float) -> float:
     """The value of the first key that `module` ends with, as peft finds it."""
-    keys = pattern or {}
-    return next((value for key, value in keys.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)
+    return next((value for key, value in pattern if key.match(module)), otherwise)
 
 
-def _pattern(folder: Path, name: str, found: object) -> dict[str, float]:
+def _values(folder: Path, name: str, found: object) -> dict[str, float]:
+    """Of `rank_pattern` or `alpha_pattern`, by key."""
     if found is None:
         return {}
     if not isinstance(found, dict):
         raise _wrong(folder, f"{name} is {found!r}: it must be an object")
     if len(found) > _KEYS_AT_MOST:
         raise _wrong(folder, f"{name} has {len(found)} keys: it must have at most {_KEYS_AT_MOST}")
-    for key in found:
+    repeating = sum(any(sign in key for sign in "*+?") for key in found)
+    if repeating > _REPEATING_AT_MOST:
+        raise _wrong(folder, f"{name} has {repeating} keys with * + ?: it must have at most {_REPEATING_AT_MOST}")
+    return {key: _number(folder, f"{name}, {key}", value) for key, value in found.items()}
+
+
+def _compiled(folder: Path, name: str, values: Mapping[str, float]) -> _Pattern:
+    pattern: list[tuple[re.Pattern[str], float]] = []
+    for key, value in values.items():
         if not _KEY.fullmatch(key):
             raise _wrong(
                 folder, f"{name} holds {key!r}: write names of modules, with . [ ] | ^ $ and three of * + ? at most"
             )
         try:
-            re.compile(rf"(.*\.)?({key})$")
+            pattern.append((re.compile(rf"(.*\.)?({key})$"), value))
         except re.error as error:
             raise _wrong(folder, f"{name} holds {key!r}, which is no regular expression: {error}") from error
-    return {key: _number(folder, f"{name}, {key}", value) for key, value in found.items()}
+    return pattern
 
 
 def _number(folder: Path, name: str, value: object) -> float:
