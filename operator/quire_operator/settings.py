@@ -29,7 +29,7 @@ class Settings:
     """URL of a Hugging Face mirror, given to every pod as HF_ENDPOINT."""
 
     prometheus_address: str = ""
-    """URL of the Prometheus that autoscaling asks, for services that name none."""
+    """URL of the Prometheus that autoscaling asks, for services that name none; and the operator, for advice."""
 
     cluster_domain: str = "cluster.local"
     """The cluster's DNS domain, as in status.url."""

@@ -33,7 +33,8 @@ class PrometheusProcess:
         ]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(command, stderr=log, stdout=log)
-        self._http = httpx.Client(base_url=f"http://{eventually(self._address)}", timeout=20)
+        self.address = f"http://{eventually(self._listening)}"
+        self._http = httpx.Client(base_url=self.address, timeout=20)
         eventually(lambda: self._http.get("/-/ready").is_success)
 
     def query(self, expression: str) -> list[Sample]:
@@ -52,7 +53,7 @@ class PrometheusProcess:
         self._process.kill()
         self._process.wait(timeout=10)
 
-    def _address(self) -> str | None:
+    def _listening(self) -> str | None:
         """Where it listens, from its log: the port is its own choice."""
         assert self._process.poll() is None, self._log.read_text()
         for line in self._log.read_text().splitlines():

@@ -12,7 +12,7 @@ from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_operator.api import PlanStatus
 from quire_operator.cli import main
 from quire_operator.kubeapi.resources import DEPLOYMENTS, EVENTS, LLMSERVICES
-from quire_operator.plan.advice import advice_of
+from quire_operator.plan.advice import Lengths, advice_of
 from quire_operator.plan.gpu_memory import Device
 from quire_operator.plan.service_plan import plan_of
 from quire_operator.reconcile.children import Outcome
@@ -108,6 +108,27 @@ def test_the_models_own_length_is_blamed_where_the_spec_sets_none(llama: ModelFa
     (advice,) = advice_of(service(**GOOD), planned(llama, 48))
     assert advice.reason == "LongContext"
     assert advice.message.startswith("the model's own length is 131072 tokens")
+
+
+@pytest.mark.parametrize(
+    ("limit", "longest", "told"),
+    [(8000, 2000, True), (8000, 2001, False), (8000, 0, False), (8000, None, False), (None, 2000, False)],
+)
+def test_a_length_far_above_what_is_asked_for(limit: int | None, longest: int | None, told: bool) -> None:
+    found = advice_of(service(**GOOD), None, lengths=Lengths(limit, longest))
+    assert [advice.reason for advice in found] == (["UnusedLength"] if told else [])
+
+
+@pytest.mark.parametrize(("generation", "kept"), [(1, True), (2, False)])
+def test_what_was_said_of_lengths_stays_until_they_are_known_anew_or_the_spec_changes(
+    generation: int, kept: bool
+) -> None:
+    owner = service(**GOOD)
+    said = advice_of(owner, None, lengths=Lengths(8000, 100))
+    status = owner.status.model_copy(update={"observed_generation": 1, "advice": said})
+    metadata = owner.metadata.model_copy(update={"generation": generation})
+    edited = owner.model_copy(update={"status": status, "metadata": metadata})
+    assert advice_of(edited, None, lengths=Lengths(8000, None)) == (said if kept else [])
 
 
 SHORT = {"source": "hf://org/name", "maxModelLen": 8192}

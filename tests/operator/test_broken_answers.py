@@ -18,6 +18,7 @@ from quire_operator.kubeapi.reflector import Key
 from quire_operator.kubeapi.resources import CLAIMS
 from quire_operator.run.environments import Environments
 from quire_operator.run.node_gpus import NodeGPUs
+from quire_operator.run.request_lengths import RequestLengths
 from tests.operator.services import service
 
 ASKER = ("default", "llama")
@@ -55,7 +56,7 @@ def of_nodes(told: Callable[[Key], None]) -> Callable[[], object]:
 
 
 def _environment(asked: LLMService, told: Callable[[Key], None]) -> Callable[[], object]:
-    environments = Environments(CLIENT, (), told)
+    environments = Environments(CLIENT, (), told, RequestLengths("", told))
     return lambda: environments.of(asked)
 
 

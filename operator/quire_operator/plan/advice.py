@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from quire_engine.memory_plan.quantization import ROUNDED
 from quire_operator.api import Advice, HubSource, LLMService, PlanStatus, Spec, parse_source
@@ -14,10 +15,29 @@ SILENCE = "serving.quire.dev/silence-advice"
 _SHORT_DRAIN_SECONDS = 120
 _HEADROOM = 0.95
 _FEW_REQUESTS = 2
+_FAR_ABOVE = 4
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """In tokens of prompt and answer."""
+
+    limit: int | None = None
+    """Of a request; None where it is not known."""
+
+    longest: int | None = 0
+    """That was asked for, or a little more; 0 where nothing tells, None where that is not known yet."""
+
+
+UNKNOWN = Lengths()
 
 
 def advice_of(
-    service: LLMService, plan: PlanStatus | None, replicas: int | None = None, claim: ClaimFacts | None = None
+    service: LLMService,
+    plan: PlanStatus | None,
+    replicas: int | None = None,
+    claim: ClaimFacts | None = None,
+    lengths: Lengths = UNKNOWN,
 ) -> list[Advice]:
     """Advice, without what the service has silenced. `replicas` are wanted, where the spec leaves it open."""
     wanted = 1 if replicas is None else replicas
@@ -32,6 +52,7 @@ def advice_of(
         *filter(None, of_claim),
         *_of_spec(service.spec),
         *_of_plan(service.spec, plan),
+        *_of_use(service, lengths),
     ]
     return [advice for advice in found if not {advice.reason, "all"} & silenced]
 
@@ -105,6 +126,23 @@ def _of_plan(spec: Spec, plan: PlanStatus | None) -> Iterator[Advice]:
             f"it takes {needed} as it is: {how} such a checkpoint of it"
         )
         yield Advice(reason="QuantizationWouldFit", message=text)
+
+
+def _of_use(service: LLMService, lengths: Lengths) -> Iterator[Advice]:
+    limit, longest = lengths.limit, lengths.longest
+    if longest is None:
+        # as after a restart: what was said of this very spec stays, or it would be told once more
+        if service.status.observed_generation == service.metadata.generation:
+            yield from (advice for advice in service.status.advice if advice.reason == "UnusedLength")
+        return
+    if limit is None or not longest or limit < _FAR_ABOVE * longest:
+        return
+    where = "spec.model.maxModelLen" if service.spec.model.max_model_len is not None else "the model's own length"
+    text = (
+        f"{where} is {limit} tokens, and no request of the last days took more than {longest}: with a "
+        "spec.model.maxModelLen nearer to that a request that goes astray ends sooner, and a smaller GPU may do"
+    )
+    yield Advice(reason="UnusedLength", message=text)
 
 
 def _gpus(count: int) -> str:

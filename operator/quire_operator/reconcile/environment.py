@@ -18,13 +18,16 @@ _ALLOWS_HOST_PATHS = "privileged"
 
 @dataclass(frozen=True)
 class Environment:
-    """Claims that others made, and the namespace."""
+    """Claims that others made, the namespace, and what clients ask for."""
 
     claim: ClaimFacts | None = None
     """The cache's claim, whoever made it; None without one."""
 
     pod_security: str | None = None
     """Level of Pod Security that the namespace enforces; None where it is not known or none is set."""
+
+    longest_request: int | None = None
+    """Tokens; 0 where nothing tells, None where that is not known yet."""
 
 
 def refusal_by_environment(service: LLMService, environment: Environment, replicas: int) -> Refusal | None:

@@ -11,7 +11,7 @@ from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.identity import selector_labels
 from quire_operator.builders.service import service_url
 from quire_operator.plan.acceptance import Refusal
-from quire_operator.plan.advice import advice_of
+from quire_operator.plan.advice import Lengths, advice_of
 from quire_operator.reconcile.aspects import aspects
 from quire_operator.reconcile.autoscaling import TYPE as AUTOSCALING
 from quire_operator.reconcile.autoscaling import autoscaling_status
@@ -117,7 +117,10 @@ def _advice(service: LLMService, observation: Observation, planned: Planned) -> 
     claim = observation.environment.claim
     if claim is not None:
         claim = replace(claim, size=observation.claim_size(service))
-    return advice_of(service, planned.plan, observation.replicas(service).wanted, claim)
+    lengths = Lengths(
+        service.spec.model.max_model_len or planned.max_model_len, observation.environment.longest_request
+    )
+    return advice_of(service, planned.plan, observation.replicas(service).wanted, claim, lengths)
 
 
 def _gpu_product(service: LLMService, plan: PlanStatus | None) -> str | None:

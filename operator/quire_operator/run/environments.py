@@ -1,4 +1,4 @@
-"""What each LLMService finds in its namespace, looked at now and then."""
+"""What each LLMService finds in its namespace and is asked for, looked at now and then."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from quire_operator.kubeapi.resources import CLAIMS, NAMESPACES
 from quire_operator.plan.claim_modes import ONE_POD, ClaimFacts
 from quire_operator.reconcile.environment import AGAIN_SECONDS, Environment
 from quire_operator.run.lookups import Lookups
+from quire_operator.run.request_lengths import RequestLengths
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,14 @@ _ENFORCED = "pod-security.kubernetes.io/enforce"
 class Environments:
     """`changed` is called with each LLMService whose environment is known now, or another than before."""
 
-    def __init__(self, client: Client, namespaces: tuple[str, ...], changed: Callable[[Key], None]) -> None:
-        self._client, self._is_confined = client, bool(namespaces)
+    def __init__(
+        self,
+        client: Client,
+        namespaces: tuple[str, ...],
+        changed: Callable[[Key], None],
+        lengths: RequestLengths,
+    ) -> None:
+        self._client, self._is_confined, self._lengths = client, bool(namespaces), lengths
         self._claims: Lookups[ClaimFacts] = Lookups(changed)
         self._levels: Lookups[str] = Lookups(changed)
 
@@ -37,7 +44,7 @@ class Environments:
         claim, level = self._claim(service), self._level(service)
         if level is None or (claim is None and cache_claim_name(service) is not None):
             return None
-        return Environment(claim, level or None)
+        return Environment(claim, level or None, self._lengths.of(_key(service)))
 
     async def aclose(self) -> None:
         """End what is being read."""

@@ -24,6 +24,7 @@ from quire_operator.run.health import HealthServer
 from quire_operator.run.leader import Leader
 from quire_operator.run.plans import Plans
 from quire_operator.run.queue import WorkQueue
+from quire_operator.run.request_lengths import RequestLengths
 from quire_operator.run.service_metrics import count_services
 from quire_operator.run.services import ServiceStore
 from quire_operator.run.surroundings import Surroundings
@@ -61,7 +62,8 @@ class Operator:
         self._surroundings = Surroundings(client, settings.namespaces, self._queue.add, discovery)
         self._plans = Plans(client, settings, self._queue.add)
         self._downloads = Downloads(client, settings.namespaces, self._queue.add)
-        self._environments = Environments(client, settings.namespaces, self._queue.add)
+        self._lengths = RequestLengths(settings.prometheus_address, self._queue.add)
+        self._environments = Environments(client, settings.namespaces, self._queue.add, self._lengths)
         self._reconciler = Reconciler(
             client,
             settings,
@@ -98,7 +100,7 @@ class Operator:
         """Everything that only the leader does, and `beside` it. Returns on `stop`, with nothing left running."""
         async with self._plans, contextlib.aclosing(self._environments), _ending_together() as spawn:
             loops = (*self._surroundings.loops(), *self._downloads.loops(), *self._plans.loops())
-            for coroutine in [*beside, *loops]:
+            for coroutine in [*beside, *loops, self._lengths.run()]:
                 spawn(coroutine)
             self._is_leading = True
             if not await self._unless_stopped(self._first_list(), spawn.ended):
