@@ -25,6 +25,7 @@ from quire_engine.execution.device import DTYPES, device_memory, limit_threads, 
 from quire_engine.execution.model_runner import ModelRunner, warm_up
 from quire_engine.execution.ranked_executor import RankedExecutor
 from quire_engine.failure import failure_of
+from quire_engine.kernels.report import kernels_of
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.generation_config import generation_config, sampling_defaults
 from quire_engine.loading.image_processor import ImageProcessor
@@ -195,6 +196,7 @@ def build_rank(
         )
         runner = model_runner(core_config, model, plan, DTYPES[dtype], device, place, adapted)
     log.info("%s in %s on %s, %d threads", spec.shape.architecture, dtype, device.type, threads)
+    log.info("kernels: %s", kernels_of(device))
     info = EngineInfo(
         model=str(checkpoint.directory),
         max_model_len=core_config.max_model_len,

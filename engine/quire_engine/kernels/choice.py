@@ -35,8 +35,13 @@ def has_triton() -> bool:
     return are_wanted() and find_spec("triton") is not None
 
 
-@cache
 def has_room(index: int | None) -> bool:
     """Of a GPU; None for the current one."""
+    return shared_memory(index) >= SHARED_MEMORY
+
+
+@cache
+def shared_memory(index: int | None) -> int:
+    """Bytes that a block may take, on a GPU; None for the current one."""
     found = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index)
-    return getattr(found, "shared_memory_per_block_optin", 0) >= SHARED_MEMORY
+    return int(getattr(found, "shared_memory_per_block_optin", 0))

@@ -202,7 +202,6 @@ def _built() -> Library | None:
         except (OSError, AttributeError) as error:
             log.warning("the library of kernels for CPUs cannot be used, torch does its work: %s", error)
             return None
-    log.info("no library of kernels for CPUs was built when Quire was installed, which takes a C++ compiler")
     return None
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from quire_engine.distributed.ranks import TensorRanks, build_for, tensor_ranks
 from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.layers.activation import gated
-from quire_engine.layers.linear import ColumnLinear, Linear, LinearMethod, RowLinear, Rows, Unquantized
+from quire_engine.layers.linear import ColumnLinear, LinearMethod, RowLinear, Rows, Unquantized
 from quire_engine.layers.shard import Shard
 
 
@@ -23,12 +23,19 @@ class Stack(nn.Module):
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
+        self.taken = 0
         self.weight: nn.Parameter | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all experts have their weight here."""
+        return self.taken == self.count
 
     def take(self, index: int, rows: int, columns: int) -> torch.Tensor:
         """One expert's weight [rows, columns] within the stack."""
         if self.weight is None:
             self.weight = nn.Parameter(torch.empty(self.count, rows, columns), requires_grad=False)
+        self.taken += 1
         return self.weight.detach()[index]
 
     def shards(self, path: str) -> dict[str, Shard]:
@@ -106,7 +113,7 @@ class Experts(nn.Module):
 
         x [num_tokens, hidden_size], weights and chosen experts [num_tokens, top_k] -> [num_tokens, hidden_size].
         """
-        if by_gpu_kernels(x.device) and self._stacked():
+        if by_gpu_kernels(x.device) and self.gate_up.is_full and self.down.is_full:
             return self._at_once(x, weights, chosen)
         num_tokens, top_k = chosen.shape
         order = chosen.flatten().argsort(stable=True)
@@ -121,11 +128,6 @@ class Experts(nn.Module):
         slots = torch.empty_like(out)
         slots[order] = out
         return torch.bmm(weights.to(x.dtype)[:, None], slots.view(num_tokens, top_k, -1))[:, 0]
-
-    def _stacked(self) -> bool:
-        """Whether the stacks hold all there is of the weights."""
-        linears = (linear for e in self._experts.values() for linear in (e.gate_up_proj, e.down_proj))
-        return all(isinstance(linear, Linear) and type(linear.method) is Unquantized for linear in linears)
 
     def _at_once(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """As `forward`, with one product for all experts."""

@@ -36,7 +36,7 @@ class Shard:
         return self.target.dtype
 
     def fill(self, part: torch.Tensor) -> None:
-        """Take in what was read."""
+        """Take in what was read. Raises `ValueError` that says what is wrong with it, for behind the tensor's name."""
         self.target.copy_(part)
 
 

@@ -83,7 +83,8 @@ def place_of(source: Source, shard: Shard) -> Hashable:
 def fill(parts: Sequence[tuple[Source, Shard]], stored: Any, shape: tuple[int, ...]) -> None:
     """Fill the shards that `place_of` puts together from `stored`, safetensors' slice of a tensor that has `shape`.
 
-    Only rows that a shard holds are read, and those between them, each once.
+    Only rows that a shard holds are read, and those between them, each once. Raises `ValueError` for values that a
+    shard does not take.
     """
     if tuple(stored.get_shape()) != shape:  # dimensions of size 1: a scale
         stored = stored[...].reshape(shape)
@@ -99,10 +100,11 @@ def fill(parts: Sequence[tuple[Source, Shard]], stored: Any, shape: tuple[int, .
         start = spans[0][0].start
         tensor = _read(source, shard, stored, slice(start, stop))
         for span, (own, target) in spans[:count]:
-            if own.rows is None:
-                target.fill(tensor[span.start - start : span.stop - start])
-            else:
-                target.fill(tensor[own.rows[target.rows] - start])
+            held = slice(span.start - start, span.stop - start) if own.rows is None else own.rows[target.rows] - start
+            try:
+                target.fill(tensor[held])
+            except ValueError as error:
+                raise ValueError(f"{own.name} {error}") from error
         del spans[:count]
 
 

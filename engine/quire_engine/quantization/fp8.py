@@ -151,7 +151,12 @@ class Rounding(Shard):
     def fill(self, part: torch.Tensor) -> None:
         weight = part.to(self.scale)
         tiny = torch.finfo(torch.float32).tiny
-        self.scale.copy_(weight.abs().amax(dim=1, keepdim=True).clamp_min_(tiny) / self.largest)
+        range_of_rows = weight.abs().amax(dim=1, keepdim=True)
+        if not bool(range_of_rows.isfinite().all()):
+            raise ValueError(
+                "holds an infinity or NaN, which cannot be rounded to 8 bits: leave --quantization unset, or mend it"
+            )
+        self.scale.copy_(range_of_rows.clamp_min_(tiny) / self.largest)
         numbers = (weight / self.scale).clamp_(-self.largest, self.largest)
         self.target.copy_(numbers if self.target.dtype.is_floating_point else numbers.round_())
 

@@ -193,3 +193,17 @@ def test_quantized_weights_of_which_config_says_nothing_are_named(
     with pytest.raises(StartupError, match=says) as raised:
         start(tmp_path)
     assert "model.safetensors holds model.layers.0." in str(raised.value)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "int8"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_weight_that_cannot_be_rounded_is_named(tmp_path: Path, scheme: str, value: float) -> None:
+    cls, config = FAMILIES["llama"]
+    file = save(make_model(cls, config()), tmp_path) / "model.safetensors"
+    tensors = load_file(file)
+    tensors[f"{Q}.weight"][3, 5] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    says = rf"model.safetensors: {Q}.weight holds an infinity or NaN, which cannot be rounded to 8 bits"
+    with pytest.raises(StartupError, match=says) as raised:
+        start(tmp_path, quantization=scheme)
+    assert raised.value.reason == "InvalidCheckpoint"
