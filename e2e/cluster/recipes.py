@@ -54,6 +54,12 @@ def _helm_flags() -> str:
 
 
 _KUBERNETES = "k8s.io/kubernetes"
+_FLUX = "github.com/fluxcd"
+_FLUX_CONTROLLERS = {
+    "source": versions.FLUX_SOURCES,
+    "kustomize": versions.FLUX_KUSTOMIZE,
+    "helm": versions.FLUX_HELM,
+}
 _KEDA = "github.com/kedacore/keda/v2"
 _KUBE_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
 _KSERVE = "github.com/kserve/kserve"
@@ -108,6 +114,17 @@ RECIPES: dict[str, Recipe] = {
             ldflags=f"-X {_KEDA}/version.Version={versions.KEDA.removeprefix('v')}",
         ),
         Recipe("keda-crds", versions.KEDA, {}, module=_KEDA, folder="config/crd/bases"),
+        Recipe(
+            "argocd-crds",
+            versions.ARGO_CD,
+            {},
+            module="github.com/argoproj/argo-cd/v3",
+            folder="manifests/crds",
+        ),
+        *(
+            Recipe(f"flux-{part}-crds", version, {}, module=f"{_FLUX}/{part}-controller", folder="config/crd/bases")
+            for part, version in _FLUX_CONTROLLERS.items()
+        ),
         *map(_prometheus, ("prometheus", "promtool")),
         Recipe(
             "prometheus-adapter",

@@ -13,6 +13,10 @@ PROMETHEUS_ADAPTER = "v0.12.0"
 KUBE_ROUTER = "v2.1.0"
 KWOK = "v0.7.0"
 LWS = "v0.8.0"
+ARGO_CD = "v3.2.0"
+FLUX_SOURCES = "v1.7.0"  # source-controller, kustomize-controller and helm-controller of Flux 2.7
+FLUX_KUSTOMIZE = "v1.7.3"
+FLUX_HELM = "v1.4.0"
 KSERVE = "v0.15.2"  # a rival, to measure beside us
 
 

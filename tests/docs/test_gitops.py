@@ -63,7 +63,7 @@ def named(values: dict[str, Any], known: dict[str, Any]) -> bool:
 def test_the_examples_set_values_that_the_chart_has() -> None:
     documents = [d for b in blocks("yaml") if b.page == "gitops.md" for d in yaml.safe_load_all(b.text)]
     kinds = {document["kind"]: document["spec"] for document in documents}
-    assert set(kinds) == {"Application", "HelmRelease", "Kustomization"}
+    assert set(kinds) == {"Application", "GitRepository", "HelmRelease", "Kustomization"}
     assert named(kinds["Application"]["source"]["helm"]["valuesObject"], VALUES)
     assert named(kinds["HelmRelease"]["values"], VALUES)
     assert (REPOSITORY / kinds["Application"]["source"]["path"] / "Chart.yaml").exists()

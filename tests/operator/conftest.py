@@ -207,10 +207,11 @@ def prometheus_operator(api: ApiClient) -> Iterator[None]:
     yield
     for path in paths:
         api.request("DELETE", path)
-        eventually(functools.partial(_is_gone, api, path))
+        eventually(functools.partial(is_gone, api, path))
 
 
-def _is_gone(api: ApiClient, path: str) -> bool:
+def is_gone(api: ApiClient, path: str) -> bool:
+    """Whether the API server has nothing there any more."""
     try:
         api.request("GET", path)
     except httpx.HTTPStatusError as error:
