@@ -14,10 +14,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from quire_engine.core.pooling import PoolingParams
     from quire_engine.llm import LLM
+    from quire_engine.lora.request import LoRARequest
     from quire_engine.sampling_params import BeamSearchParams, SamplingParams
     from quire_engine.structured_outputs import StructuredOutputsParams
 
-__all__ = ["LLM", "BeamSearchParams", "PoolingParams", "SamplingParams", "StructuredOutputsParams", "__version__"]
+__all__ = [
+    "LLM",
+    "BeamSearchParams",
+    "LoRARequest",
+    "PoolingParams",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +34,10 @@ def __getattr__(name: str) -> Any:
         from quire_engine.llm import LLM
 
         return LLM
+    if name == "LoRARequest":
+        from quire_engine.lora.request import LoRARequest
+
+        return LoRARequest
     if name == "SamplingParams":
         from quire_engine.sampling_params import SamplingParams
 

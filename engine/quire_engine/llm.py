@@ -18,6 +18,8 @@ from quire_engine.core.pooling import PoolingParams
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.engine import build_engine
 from quire_engine.interrupts import interrupts_held
+from quire_engine.lora.request import LoRARequest
+from quire_engine.lora.residents import Residents
 from quire_engine.multimodal.image_files import ImageFile
 from quire_engine.multimodal.placeholders import expanded
 from quire_engine.multimodal.prompt_data import files_of
@@ -53,6 +55,7 @@ class PromptDict(TypedDict, total=False):
 
 
 Prompt = str | PromptDict
+AdapterChoices = LoRARequest | Sequence[LoRARequest | None] | None
 
 
 @dataclass
@@ -79,6 +82,7 @@ class LLM:
         self.config = EngineConfig(model=model, **config)
         self.core, self.info = build_engine(self.config, on_model=self._load_tokenizer)
         self._token_bytes = TokenBytes(self._tokenizer)
+        self._adapters = Residents(self.core, self.config.adapters, self.config.adapter_room)
         self._num_requests = 0
 
     def _load_tokenizer(self, directory: str, vocab_size: int) -> None:
@@ -105,13 +109,15 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
         *,
+        lora_request: AdapterChoices = None,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Answer `prompts`, all at once, and return the answers in their order.
 
-        `sampling_params` holds for all prompts, or is a list of one each. `priority` has one number a prompt: lower
-        ones run first, with `scheduling_policy="priority"`. Raises `ValueError` for a prompt that can never run;
-        nothing is answered then.
+        `sampling_params` holds for all prompts, or is a list of one each; so does `lora_request`, the adapter, with
+        `enable_lora`. `priority` has one number a prompt: lower ones run first, with `scheduling_policy="priority"`.
+        Raises `ValueError` for a prompt that can never run, or an adapter that cannot be loaded; nothing is answered
+        then.
         """
         every = [prompts] if isinstance(prompts, str | dict) else list(prompts)
         params = self._params_for(every, sampling_params)
@@ -123,13 +129,14 @@ class LLM:
             raise ValueError('priority is given and scheduling_policy is not "priority": set it, or leave priority out')
         if priority is not None and len(priority) != len(every):
             raise ValueError(f"there are {len(every)} prompts and {len(priority)} priorities: give as many")
-        return self._run(texts, token_ids, params, use_tqdm, salts, priority, images)
+        return self._run(texts, token_ids, params, use_tqdm, salts, priority, images, lora_request)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        lora_request: AdapterChoices = None,
         *,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
@@ -138,8 +145,8 @@ class LLM:
         """Answer one conversation or a list of them, each a list of `{"role": ..., "content": ...}`.
 
         A content may be a list of parts: texts, and images as `image_url` with a data URL or as `image_pil`. `tools`
-        are for the template: what the model writes of them is in the answers' texts. Raises `ValueError` when the
-        tokenizer has no chat template and none is given, and for what cannot be taken.
+        are for the template: what the model writes of them is in the answers' texts. `lora_request` is as `generate`'s.
+        Raises `ValueError` when the tokenizer has no chat template and none is given, and for what cannot be taken.
         """
         several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations: list[Any] = list(messages) if several else [messages]
@@ -159,17 +166,22 @@ class LLM:
         # The template writes the special tokens itself.
         token_ids = [self._encode(text, add_special_tokens=False) for text in texts]
         images = [self._add_images(own, ids) for own, ids in zip(files, token_ids, strict=True)]
-        return self._run(texts, token_ids, self._params_for(texts, sampling_params), use_tqdm, images=images)
+        params = self._params_for(texts, sampling_params)
+        return self._run(texts, token_ids, params, use_tqdm, images=images, adapters=lora_request)
 
     def beam_search(
-        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = False
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        lora_request: AdapterChoices = None,
+        use_tqdm: bool = False,
     ) -> list[BeamSearchOutput]:
         """The `beam_width` best answers to each prompt, as `transformers` finds them with as many beams.
 
         Raises `ValueError` for a prompt that can never run; nothing is answered then.
         """
         outputs = []
-        for result in self.generate(prompts, params.as_sampling_params(), use_tqdm):
+        for result in self.generate(prompts, params.as_sampling_params(), use_tqdm, lora_request=lora_request):
             sequences = []
             for answer in result.outputs:
                 tokens = [*result.prompt_token_ids, *answer.token_ids]
@@ -272,7 +284,10 @@ class LLM:
         salts: Sequence[str | None] | None = None,
         priorities: Sequence[int] | None = None,
         images: Sequence[tuple[PromptImage, ...]] | None = None,
+        adapters: AdapterChoices = None,
     ) -> list[RequestOutput]:
+        with interrupts_held():
+            chosen = self._adapters.choose(adapters, len(texts))
         results: list[RequestOutput] = []
         sequences: dict[str, _Sequence] = {}
         for i, (text, ids, own) in enumerate(zip(texts, token_ids, params, strict=True)):
@@ -280,6 +295,7 @@ class LLM:
             name = str(self._num_requests - 1)
             answers = [CompletionOutput(index) for index in range(own.num_answers)]
             results.append(RequestOutput(name, text, ids, answers, False, RequestMetrics(time.time())))
+            results[-1].lora_request = chosen[i]
             if own.prompt_logprobs is not None:
                 results[-1].prompt_logprobs = [None]
             children = own.children()
@@ -291,6 +307,7 @@ class LLM:
                 priority=priorities[i] if priorities else 0,
                 cache_salt=salts[i] if salts else None,
                 images=images[i] if images else (),
+                adapter=None if (adapter := chosen[i]) is None else adapter.lora_name,
             )
             for answer, child in zip(answers, children, strict=False):
                 request = first.another(f"{name}-{answer.index}", child) if answer.index else first

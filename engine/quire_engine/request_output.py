@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from quire_engine.core.messages import FinishReason
+from quire_engine.lora.request import LoRARequest
 
 
 @dataclass
@@ -72,3 +73,4 @@ class RequestOutput:
     num_cached_tokens: int = 0
     # With `prompt_logprobs`: as `logprobs`, for each token of the prompt; None for the first, which follows nothing.
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    lora_request: LoRARequest | None = None  # the adapter that answered

@@ -29,6 +29,10 @@ class StoredAdapter:
     scales: dict[str, float] = field(default_factory=dict)  # by module, as the file names it: what it is multiplied by
 
 
+class MissingAdapterError(ValueError):
+    """No adapter has the name."""
+
+
 class AdapterFiles(Protocol):
     """Finds adapters."""
 
@@ -102,9 +106,9 @@ class AdapterBook:
         self._last = 0
 
     def number(self, name: str) -> int:
-        """Raises `ValueError` where no adapter has the name."""
+        """Raises `MissingAdapterError`."""
         if name not in self._numbers:
-            raise ValueError(f"the adapter {name!r} is not loaded: load it, or leave it out")
+            raise MissingAdapterError(f"the adapter {name!r} is not loaded: load it, or leave it out")
         return self._numbers[name]
 
     def names(self, numbers: Iterable[int]) -> list[str]:
@@ -119,9 +123,14 @@ class AdapterBook:
         return self._last
 
     def expect_no_more(self, load: AdapterLoad) -> None:
-        """It has come. Raises `ValueError` as `check`: much may have changed meanwhile."""
+        """It has come, and is adopted. Raises `ValueError` and drops it as `check`: much may have changed meanwhile."""
         self._coming.discard(load.number)
-        self.check(load.name, replace_it=load.replace_it)
+        try:
+            self.check(load.name, replace_it=load.replace_it)
+            load.adopt()
+        except ValueError:
+            load.drop()
+            raise
 
     def check(self, name: str, *, replace_it: bool) -> None:
         """Raise `ValueError` where no further adapter may be loaded as `name`."""

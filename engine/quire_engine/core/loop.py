@@ -18,6 +18,7 @@ from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats,
 from quire_engine.core.pipeline import Pipeline, pipeline_of
 from quire_engine.core.preparation_queue import PreparationQueue
 from quire_engine.core.randomness import nth_seed
+from quire_engine.core.refusal import kind_of
 from quire_engine.core.request import Request
 from quire_engine.core.request_check import check_request, with_right_types
 from quire_engine.core.scheduler import Scheduler
@@ -90,7 +91,7 @@ class EngineCore:
             self._requests[queued.request_id] = queued
             self._adapters.use(queued.adapter)
         except ValueError as error:
-            self._refuse(request.request_id, str(error), "busy" if isinstance(error, BusyError) else "invalid")
+            self._refuse(request.request_id, str(error), kind_of(error))
         except Exception as error:
             # Whatever is wrong with one request, the others go on.
             log.exception("request %s could not be prepared", request.request_id)
@@ -131,12 +132,7 @@ class EngineCore:
 
     def end_load(self, load: AdapterLoad) -> None:
         """Take in what was prepared. Raises as `load_adapter`."""
-        try:
-            self._adapters.expect_no_more(load)
-            load.adopt()
-        except ValueError:
-            load.drop()
-            raise
+        self._adapters.expect_no_more(load)
         if load.name in self._adapters:
             self.unload_adapter(load.name)
         self._adapters.add(load.name, load.number)

@@ -13,8 +13,9 @@ from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-# Whose matter an error is: the request has to change; it may come again as it is; the engine failed at it.
-ErrorKind = Literal["invalid", "busy", "fault"]
+# Whose matter an error is: the request has to change; its adapter is not there; it may come again as it is; the engine
+# failed at it.
+ErrorKind = Literal["invalid", "missing", "busy", "fault"]
 
 
 @dataclass

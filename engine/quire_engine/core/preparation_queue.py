@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from quire_engine.core.grammar import BusyError, PendingGrammar
+from quire_engine.core.grammar import PendingGrammar
 from quire_engine.core.messages import ErrorKind
+from quire_engine.core.refusal import kind_of
 from quire_engine.core.request import Request
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class PreparationQueue:
                     request.pending_images.check()
                 ready.append(request)
             except ValueError as error:
-                wrong[request.request_id] = str(error), "busy" if isinstance(error, BusyError) else "invalid"
+                wrong[request.request_id] = str(error), kind_of(error)
             except Exception as error:
                 # Whatever is wrong with one request, the others go on.
                 log.exception("%s of request %s could not be prepared", what, request.request_id)

@@ -71,9 +71,9 @@ class Scheduler:
     A prompt gets all its blocks when it is admitted, so that prompts never starve each other halfway. When a
     decode finds no block, the request of the lowest priority, then the newest, gives all of its blocks back and
     waits in its old place; what only it held goes to host memory where there is room. A request that waits has those
-    of lower priority give way when that makes room for it, and waits for a place of its adapter, whoever has that.
-    The first request in order that has such a place therefore always moves, and every request ends. The beams of a
-    search share blocks, and do all of this together.
+    of lower priority give way when that makes room for it, or a place for its adapter. The first request in order that
+    has such a place therefore always moves, and every request ends. The beams of a search share blocks, and do all of
+    this together.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -157,6 +157,7 @@ class Scheduler:
         # Blocks were just taken from a request: handing them to another one would only move the shortage.
         admits = not self.preempted
         if admits:
+            self._make_place(step)
             self._make_way(step)
         left = self.config.max_num_batched_tokens
         idle = [r for r in self.running.values() if not r.in_flight]
@@ -222,6 +223,29 @@ class Scheduler:
                 lacking -= self._tables.num_lacking(victim.unit)
                 self._preempt(victim, step)
         return True
+
+    def _make_place(self, step: Step) -> None:
+        """Preempt who runs with one adapter, where all have a lower priority than the first that wants its place."""
+        first = self.waiting.first_with_adapter()
+        if first is None or not self._lacks_place(first):
+            return
+        highest: dict[int, int] = {}
+        for request in self.running.values():
+            if request.adapter:
+                highest[request.adapter] = min(request.order[0], highest.get(request.adapter, request.order[0]))
+        adapter = max(highest, key=highest.__getitem__)
+        if highest[adapter] <= first.order[0]:
+            return
+        for request in list(self.running.values()):
+            leads = request.adapter == adapter and request is request.unit[0]
+            # Others of them that are in a step now follow when that has ended: nobody takes their place before.
+            if leads and not any(member.in_flight for member in request.unit):
+                self._preempt(request, step)
+
+    def _lacks_place(self, request: Request) -> bool:
+        """Whether other adapters have all the places."""
+        full = len(self.adapters) - (0 in self.adapters) >= self.config.max_adapters
+        return full and request.adapter not in self.adapters
 
     def _make_way(self, step: Step) -> None:
         """Preempt requests of lower priority than the first that waits, if that makes room for it."""
@@ -340,8 +364,7 @@ class Scheduler:
         without an adapter pass.
         """
         first = self.waiting.first_with_adapter()
-        full = len(self.adapters) - (0 in self.adapters) >= self.config.max_adapters
-        if first is not None and full and first.adapter not in self.adapters:
+        if first is not None and self._lacks_place(first):
             return self.waiting.first_without_adapter()
         return self.waiting.peek() if self.waiting else None
 

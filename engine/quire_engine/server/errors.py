@@ -58,6 +58,8 @@ def refused(output: EngineOutput, param: str | None = None) -> ApiError:
     message = output.error or "the engine refused the request"
     if output.error_kind == "busy":
         return ApiError(429, message, headers={"retry-after": "1"})
+    if output.error_kind == "missing":
+        return ApiError(404, message, param="model")
     return ApiError(400, message, param=param) if output.error_kind == "invalid" else ApiError(500, message)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -43,8 +44,8 @@ class Files:
         return StoredAdapter(bytearray())
 
 
-def make(names: Iterable[str], max_adapters: int = 1) -> tuple[EngineCore, Adapters]:
-    config = replace(CONFIG, max_adapters=max_adapters, adapter_room=4)
+def make(names: Iterable[str], max_adapters: int = 1, **changes: Any) -> tuple[EngineCore, Adapters]:
+    config = replace(CONFIG, max_adapters=max_adapters, adapter_room=4, **changes)
     executor = Adapters(config)
     core = EngineCore(executor, config, adapter_files=Files())
     for name in names:
@@ -78,6 +79,32 @@ def test_requests_of_a_busy_adapter_do_not_keep_another_waiting_for_ever() -> No
         core.check_integrity()
     assert ended[:2] == ["first", "other"]
     assert len(run(core)) > 0
+
+
+def test_a_place_goes_to_the_adapter_of_higher_priority() -> None:
+    core, _ = make("abc", max_adapters=2, use_priority=True)
+    for name, adapter, priority in (("1", "a", 2), ("2", "a", 3), ("3", "b", 1), ("4", "b", 9)):
+        add(core, name, adapter, priority=priority)
+    core.step()
+    add(core, "5", "c", priority=1)
+    core.step()
+    stats = core.stats()
+    assert (stats.running_adapters, stats.waiting_adapters, stats.num_preemptions) == (["b", "c"], ["a"], 2)
+    outputs = run(core)
+    assert list(outputs)[-2:] == ["1", "2"]
+    assert outputs["1"][-1].finish_reason == outputs["2"][-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("priority", [1, 2])
+def test_a_place_stays_with_the_adapter_of_no_lower_priority(priority: int) -> None:
+    core, _ = make("ab", use_priority=True)
+    add(core, "high", "a", priority=1)
+    add(core, "low", "a", priority=5)
+    core.step()
+    add(core, "waits", "b", priority=priority)
+    core.step()
+    assert (core.stats().running_adapters, core.stats().num_preemptions) == (["a"], 0)
+    run(core)
 
 
 def test_an_adapter_leaves_with_its_last_request() -> None:
@@ -166,3 +193,11 @@ def test_one_that_was_replaced_while_requests_came_to_use_it_takes_room_too() ->
     run(core)
     core.load_adapter("a", "a", replace_it=True)
     assert executor.held == [2, 3, 4, 6]
+
+
+def test_a_request_of_one_that_is_unloaded_is_told_that_it_is_missing() -> None:
+    core, _ = make("a")
+    core.unload_adapter("a")
+    add(core, "late", "a")
+    (output,) = run(core)["late"]
+    assert (output.error, output.error_kind) == ("the adapter 'a' is not loaded: load it, or leave it out", "missing")

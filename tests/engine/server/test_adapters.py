@@ -14,6 +14,8 @@ import openai
 import pytest
 from transformers import AutoModelForCausalLM
 
+from quire_engine.core.messages import EngineOutput
+from quire_engine.server.errors import refused
 from tests.engine.lora.adapters import make_adapter
 from tests.engine.server.conftest import Server, StartServer, launch
 
@@ -222,6 +224,12 @@ def test_a_field_that_is_missing_is_named(server: Server, body: dict[str, str], 
 def test_no_adapter_is_called_like_the_model(server: Server, folders: dict[str, Path]) -> None:
     refused = change(server, "load", lora_name="tiny", lora_path=str(folders["late"]))
     assert (refused.status_code, error(refused)) == (400, "'tiny' is the model: give the adapter another name")
+
+
+def test_a_request_whose_adapter_goes_while_it_is_read_is_told_as_one_that_comes_later() -> None:
+    """Both are a 404 that names the field."""
+    gone = refused(EngineOutput("r", [], "error", error="the adapter is not loaded", error_kind="missing"))
+    assert (gone.status, gone.param, gone.message) == (404, "model", "the adapter is not loaded")
 
 
 def test_metrics_tell_which_adapters_are_in_use(server: Server) -> None:
