@@ -45,6 +45,11 @@ class AttentionContext:
     groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)  # by sliding window, filled on demand
     on_device: BatchOnDevice | None = None  # for kernels, made on demand
 
+    def ends_on_host(self) -> torch.Tensor:
+        if self.ends is None:
+            self.ends = torch.tensor(self.decode_lengths)
+        return self.ends
+
 
 _current: AttentionContext | None = None
 

@@ -99,10 +99,14 @@ class PagedAttention(nn.Module):
         assert self.kernels is not None
         return self.kernels.rotated(q, k, v, rotation, current_context(), by_neighbours=by_neighbours)
 
+    @property
+    def suits_library(self) -> bool:
+        """Whether the library of kernels for CPUs has this kind of attention."""
+        wide = self.head_dim % 16 == 0 and self.head_dim <= cpu.LARGEST_HEAD
+        return wide and self.kernels is None and self.alibi is None
+
     def _library(self, *new: torch.Tensor) -> cpu.Library | None:
-        if self.kernels is not None or self.alibi is not None or self.head_dim % 16 or self.head_dim > cpu.LARGEST_HEAD:
-            return None
-        return cpu.library_for(self.k_cache, *new)
+        return cpu.library_for(self.k_cache, *new) if self.suits_library else None
 
     def _by_library(
         self, library: cpu.Library, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: AttentionContext
@@ -125,9 +129,7 @@ class PagedAttention(nn.Module):
             )
 
         if context.num_decodes:
-            if context.ends is None:
-                context.ends = torch.tensor(context.decode_lengths)
-            attend(slice(0, context.num_decodes), context.decode_blocks, context.ends)
+            attend(slice(0, context.num_decodes), context.decode_blocks, context.ends_on_host())
         for span in context.prefills:
             rows, length = slice(span.first, span.first + span.count), span.start + span.count
             if self.fused and self.window is None and span.count * length >= LONG:

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,16 @@ class StepProfile:
             span.ended = time.perf_counter_ns()
             if self._open:
                 self._open[-1].within += span.ended - span.begun
+
+    def add(self, parts: Mapping[str, int]) -> None:
+        """Take what was timed elsewhere, nanoseconds by name, as spans that end now, one behind the other."""
+        if not self._open:
+            return
+        begun = time.perf_counter_ns() - sum(parts.values())
+        for name, nanoseconds in parts.items():
+            self._spans.append(Span(name, begun, len(self._has_prompts), begun + nanoseconds))
+            self._open[-1].within += nanoseconds
+            begun += nanoseconds
 
     def when_done(self, call: Callable[[], object]) -> None:
         """Have `call` called at the end of the last step that is timed."""

@@ -1,276 +1,22 @@
-// Attention over the pages of a KV cache, which are read where they are.
-//
-// A row is one query head of one token. Rows that share a KV head are taken together: a tile of them goes over the keys
-// in chunks, and keeps the greatest score, the sum of weights and the weighted values as it goes (Milakov and
-// Gimelshein, "Online normalizer calculation for softmax"). A token that decodes has its keys cut into parts, which
-// threads share and which are put together at the end (Flash-Decoding). Neither tiles of other sequences nor threads
-// change a row's result.
+// Attention as a call of its own.
 
-#include "lanes.h"
+#include "attention.h"
 
 namespace {
 
-constexpr int TILE = 32;                    // rows
-constexpr int CHUNK = 64;                   // keys
-constexpr int64_t WIDEST = 256;             // features of a head
-constexpr int64_t PARTS = 8;                // of the keys of one token, at most
-constexpr int64_t PART = 512;               // keys, at least
 constexpr int64_t WORTH_THREADS = 1 << 15;  // elements of keys: for fewer, waking another thread costs more
-
-struct Shape {
-    int64_t heads, kv_heads, size, page;  // features of a head; tokens of a page
-    int64_t window;                       // latest positions that a token sees; 0 for all
-    float scale, softcap;                 // softcap 0 for none
-};
-
-// What a tile of rows has summed up so far.
-struct Sums {
-    alignas(64) float values[TILE * WIDEST];
-    float greatest[TILE], weights[TILE];
-};
-
-struct Bounds {
-    int64_t from[TILE], to[TILE];  // the keys that each row sees
-};
-
-// Scores of R rows and four keys.
-template <int R, typename T>
-inline void four_scores(const float *q, int64_t size, const T *const *keys, float *scores) {
-    __m512 sums[R][4];
-    for (int r = 0; r < R; r++)
-        for (int k = 0; k < 4; k++) sums[r][k] = _mm512_setzero_ps();
-    for (int64_t d = 0; d < size; d += 16) {
-        __m512 key[4];
-        for (int k = 0; k < 4; k++) key[k] = load(keys[k] + d);
-        for (int r = 0; r < R; r++) {
-            __m512 query = _mm512_loadu_ps(q + r * size + d);
-            for (int k = 0; k < 4; k++) sums[r][k] = _mm512_fmadd_ps(query, key[k], sums[r][k]);
-        }
-    }
-    for (int r = 0; r < R; r++)
-        _mm_storeu_ps(scores + r * CHUNK, lane_sums(sums[r][0], sums[r][1], sums[r][2], sums[r][3]));
-}
-
-// Adds R rows' weighted values, of V vectors of features each, to their sums.
-template <int R, int V, typename T>
-inline void add_values(const float *weights, const T *const *values, int64_t offset, int64_t keys, float *sums,
-                       int64_t size) {
-    __m512 sum[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) sum[r][v] = _mm512_loadu_ps(sums + r * size + 16 * v);
-    for (int64_t k = 0; k < keys; k++) {
-        __m512 value[V];
-        for (int v = 0; v < V; v++) value[v] = load(values[k] + offset + 16 * v);
-        for (int r = 0; r < R; r++) {
-            __m512 weight = _mm512_set1_ps(weights[r * CHUNK + k]);
-            for (int v = 0; v < V; v++) sum[r][v] = _mm512_fmadd_ps(weight, value[v], sum[r][v]);
-        }
-    }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) _mm512_storeu_ps(sums + r * size + 16 * v, sum[r][v]);
-}
-
-template <int R, typename T>
-void chunk_scores(const float *q, int64_t size, const T *const *keys, int64_t count, float *scores) {
-    for (int64_t k = 0; k < count; k += 4) four_scores<R>(q, size, keys + k, scores + k);
-}
-
-template <int R, typename T>
-void chunk_values(const float *weights, const T *const *values, int64_t keys, float *sums, int64_t size) {
-    int64_t d = 0;
-    for (; d + 64 <= size; d += 64) add_values<R, 4>(weights, values, d, keys, sums + d, size);
-    for (; d < size; d += 16) add_values<R, 1>(weights, values, d, keys, sums + d, size);
-}
-
-inline __m512 capped(__m512 scores, float softcap) {  // softcap * tanh(scores / softcap)
-    __m512 twice = exponential(_mm512_mul_ps(scores, _mm512_set1_ps(2.0f / softcap)));
-    __m512 one = _mm512_set1_ps(1.0f);
-    __m512 rest = _mm512_div_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(twice, one));
-    return _mm512_mul_ps(_mm512_sub_ps(one, rest), _mm512_set1_ps(softcap));
-}
-
-// Scores of one row become weights, of which those of keys outside `from` .. `to` are 0; the row's sums follow.
-inline void weigh(float *scores, int64_t from, int64_t to, const Shape &shape, Sums &sums, int r) {
-    const __m512 nothing = _mm512_set1_ps(-__builtin_inff());
-    __m512 score[CHUNK / 16], greatest = nothing;
-    __mmask16 seen[CHUNK / 16];
-    for (int v = 0; v < CHUNK / 16; v++) {
-        seen[v] = first(most(0, to - 16 * v)) & ~first(most(0, from - 16 * v));
-        score[v] = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * v), _mm512_set1_ps(shape.scale));
-        if (shape.softcap > 0) score[v] = capped(score[v], shape.softcap);
-        greatest = _mm512_mask_max_ps(greatest, seen[v], greatest, score[v]);
-    }
-    float before = sums.greatest[r], now = _mm512_reduce_max_ps(greatest);
-    if (!(now > before)) now = before;
-    // Scores that are all -inf so far have no weight; less by -inf they would be no numbers.
-    __m512 total = _mm512_setzero_ps(), base = _mm512_set1_ps(now == -__builtin_inff() ? 0 : now);
-    for (int v = 0; v < CHUNK / 16; v++) {
-        __m512 weight = _mm512_maskz_mov_ps(seen[v], exponential(_mm512_sub_ps(score[v], base)));
-        total = _mm512_add_ps(total, weight);
-        _mm512_storeu_ps(scores + 16 * v, weight);
-    }
-    if (now != before) {
-        __m512 less = exponential(_mm512_set1_ps(before - now));  // of nothing yet: of zeros
-        sums.weights[r] *= _mm512_cvtss_f32(less);
-        float *values = sums.values + r * shape.size;
-        for (int64_t d = 0; d < shape.size; d += 16)
-            _mm512_storeu_ps(values + d, _mm512_mul_ps(_mm512_loadu_ps(values + d), less));
-    }
-    sums.weights[r] += _mm512_reduce_add_ps(total);
-    sums.greatest[r] = now;
-}
-
-// All of a tile's keys from `from` to `to`. `keys` and `values` are those of its KV head in the first slot.
-template <typename T>
-void attend(const float *q, int rows, const T *keys, const T *values, const int64_t *table, int64_t from, int64_t to,
-            const Bounds &bounds, const Shape &shape, Sums &sums) {
-    alignas(64) float scores[TILE * CHUNK];
-    int64_t size = shape.size, slot = shape.kv_heads * size;
-    for (int r = 0; r < rows; r++) sums.greatest[r] = -__builtin_inff(), sums.weights[r] = 0;
-    memset(sums.values, 0, rows * size * sizeof(float));
-    for (int64_t start = from; start < to; start += CHUNK) {
-        int64_t count = least(CHUNK, to - start);
-        const T *key[CHUNK], *value[CHUNK];
-        for (int64_t k = 0; k < CHUNK; k++) {  // those past the end are the last one, and not seen
-            int64_t at = start + least(k, count - 1), page = at / shape.page;
-            int64_t offset = (table[page] * shape.page + at - page * shape.page) * slot;
-            key[k] = keys + offset;
-            value[k] = values + offset;
-        }
-        for (int r = 0; r < rows; r += 4) {
-            const float *query = q + r * size;
-            float *score = scores + r * CHUNK;
-            switch (least(4, rows - r)) {
-                case 1: chunk_scores<1>(query, size, key, count, score); break;
-                case 2: chunk_scores<2>(query, size, key, count, score); break;
-                case 3: chunk_scores<3>(query, size, key, count, score); break;
-                default: chunk_scores<4>(query, size, key, count, score);
-            }
-        }
-        for (int r = 0; r < rows; r++)
-            weigh(scores + r * CHUNK, bounds.from[r] - start, least(bounds.to[r], to) - start, shape, sums, r);
-        for (int r = 0; r < rows; r += 4) {
-            const float *weight = scores + r * CHUNK;
-            float *sum = sums.values + r * size;
-            switch (least(4, rows - r)) {
-                case 1: chunk_values<1>(weight, value, count, sum, size); break;
-                case 2: chunk_values<2>(weight, value, count, sum, size); break;
-                case 3: chunk_values<3>(weight, value, count, sum, size); break;
-                default: chunk_values<4>(weight, value, count, sum, size);
-            }
-        }
-    }
-}
-
-// Keys of each part of a sequence of so many.
-inline int64_t part_of(int64_t length) {
-    return most(PART, (length + PARTS * CHUNK - 1) / (PARTS * CHUNK) * CHUNK);
-}
-
-template <typename T>
-struct Batch {
-    const T *q;
-    int64_t q_stride;  // of tokens, in elements
-    const T *keys, *values;
-    T *out;
-    const int64_t *tables;
-    int64_t tables_stride;
-    const int64_t *lengths;
-    int64_t sequences, tokens;  // tokens of each that attend, its last ones
-    Shape shape;
-};
-
-// One tile of rows of one sequence and KV head, over one part of the keys where a sequence has several.
-template <typename T>
-void one_tile(const Batch<T> &batch, int64_t sequence, int64_t kv_head, int64_t first_row, int64_t part, int64_t parts,
-              float *partial) {
-    const Shape &shape = batch.shape;
-    int64_t group = shape.heads / shape.kv_heads, size = shape.size, length = batch.lengths[sequence];
-    int rows = (int)least(TILE, batch.tokens * group - first_row);
-    alignas(64) float q[TILE * WIDEST];
-    Sums sums;
-    Bounds bounds;
-    int64_t from = length, to = 0, places[TILE];
-    for (int r = 0; r < rows; r++) {
-        int64_t token = (first_row + r) / group, head = kv_head * group + (first_row + r) % group;
-        int64_t row = sequence * batch.tokens + token;
-        bounds.to[r] = length - batch.tokens + token + 1;
-        bounds.from[r] = shape.window ? most(0, bounds.to[r] - shape.window) : 0;
-        from = least(from, bounds.from[r]);
-        to = most(to, bounds.to[r]);
-        places[r] = (row * shape.heads + head) * size;
-        for (int64_t d = 0; d < size; d += 16)
-            _mm512_storeu_ps(q + r * size + d, load(batch.q + row * batch.q_stride + head * size + d));
-    }
-    if (parts > 1) {
-        int64_t each = part_of(length);
-        from = most(from, part * each);
-        to = least(to, (part + 1) * each);
-    }
-    int64_t offset = kv_head * size;
-    const int64_t *table = batch.tables + sequence * batch.tables_stride;
-    attend(q, rows, batch.keys + offset, batch.values + offset, table, from, to, bounds, shape, sums);
-    for (int r = 0; r < rows; r++) {
-        float *values = sums.values + r * size;
-        if (parts > 1) {
-            float *to_join = partial + (places[r] / size * parts + part) * (size + 16);
-            memcpy(to_join, values, size * sizeof(float));
-            to_join[size] = sums.greatest[r];
-            to_join[size + 1] = sums.weights[r];
-            continue;
-        }
-        __m512 weights = _mm512_set1_ps(sums.weights[r]);
-        for (int64_t d = 0; d < size; d += 16)
-            store(batch.out + places[r] + d, _mm512_div_ps(_mm512_loadu_ps(values + d), weights));
-    }
-}
-
-// Puts the parts of one row together.
-template <typename T>
-void join(const float *partial, int64_t parts, int64_t size, T *out) {
-    float greatest = -__builtin_inff(), weights = 0, less[PARTS];
-    for (int64_t p = 0; p < parts; p++) {
-        float own = partial[p * (size + 16) + size];
-        if (own > greatest) greatest = own;
-    }
-    if (greatest == -__builtin_inff()) greatest = 0;
-    for (int64_t p = 0; p < parts; p++) {
-        const float *one = partial + p * (size + 16);
-        less[p] = _mm512_cvtss_f32(exponential(_mm512_set1_ps(one[size] - greatest)));
-        weights += one[size + 1] * less[p];
-    }
-    for (int64_t d = 0; d < size; d += 16) {
-        __m512 sum = _mm512_setzero_ps();
-        for (int64_t p = 0; p < parts; p++)
-            sum = _mm512_fmadd_ps(_mm512_set1_ps(less[p]), _mm512_loadu_ps(partial + p * (size + 16) + d), sum);
-        store(out + d, _mm512_div_ps(sum, _mm512_set1_ps(weights)));
-    }
-}
-
-inline int64_t parts_of(const int64_t *lengths, int64_t sequences, int64_t tokens) {
-    int64_t parts = 1;
-    for (int64_t s = 0; s < sequences && tokens == 1; s++) {
-        int64_t each = part_of(lengths[s]);
-        parts = most(parts, (lengths[s] + each - 1) / each);
-    }
-    return parts;
-}
 
 template <typename T>
 void attend_all(const Batch<T> &batch, float *room, int threads) {
     const Shape &shape = batch.shape;
-    int64_t tiles = (batch.tokens * (shape.heads / shape.kv_heads) + TILE - 1) / TILE;
-    int64_t parts = parts_of(batch.lengths, batch.sequences, batch.tokens), elements = 0;
-    for (int64_t s = 0; s < batch.sequences; s++) elements += batch.lengths[s] * shape.kv_heads * shape.size * tiles;
-    int64_t items = batch.sequences * shape.kv_heads * tiles * parts;
+    Items<T> items(batch, room);
+    int64_t elements = 0;
+    for (int64_t s = 0; s < batch.sequences; s++)
+        elements += batch.lengths[s] * shape.kv_heads * shape.size * items.tiles;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (elements > WORTH_THREADS)
-    for (int64_t item = 0; item < items; item++) {
-        int64_t rest = item / parts, tile = rest % tiles, kv_head = rest / tiles % shape.kv_heads;
-        one_tile(batch, rest / tiles / shape.kv_heads, kv_head, tile * TILE, item % parts, parts, room);
-    }
-    if (parts == 1) return;
-    for (int64_t row = 0; row < batch.sequences * shape.heads; row++)
-        join(room + row * parts * (shape.size + 16), parts, shape.size, batch.out + row * shape.size);
+    for (int64_t item = 0; item < items.count; item++) items(item);
+    if (items.parts == 1) return;
+    for (int64_t row = 0; row < batch.sequences * shape.heads; row++) items.join_row(row);
 }
 
 }  // namespace
@@ -279,8 +25,7 @@ extern "C" {
 
 // Floats that `attention_*` needs room for.
 int64_t attention_room(const int64_t *lengths, int64_t sequences, int64_t tokens, int64_t heads, int64_t size) {
-    int64_t parts = parts_of(lengths, sequences, tokens);
-    return parts == 1 ? 0 : sequences * heads * parts * (size + 16);
+    return room_for(lengths, sequences, tokens, heads, size);
 }
 
 // The last `tokens` tokens of each of `sequences` see their own and those before them.

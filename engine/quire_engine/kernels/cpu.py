@@ -48,6 +48,11 @@ class Library:
         rotation = [*pointer_and_stride, *[_POINTER] * 3, *[_SIZE] * 4, _INT]
         self._attention = _by_dtype(found, "attention", attention)
         self._rms_norm = _by_dtype(found, "rms_norm", norm)
+        self.decode_room, self.decode_layers = found.decode_room, found.decode_layers  # see cpu_layers.py
+        self.decode_room.argtypes, self.decode_room.restype = [_POINTER] * 2, _SIZE
+        self.decode_layers.argtypes = [_POINTER] * 3 + [_INT, _POINTER]
+        self.decode_layers.restype, found.decode_most.restype = None, _SIZE
+        self.most_decodes: int = found.decode_most()
         self._silu_and_mul = _by_dtype(found, "silu_and_mul", [_POINTER, _POINTER, _SIZE, _SIZE, _INT])
         self._rotate = _by_dtype(found, "rotate", rotation)
 

@@ -1,56 +1,10 @@
-// What is done to each token alone between the linears: norms, rotation, activations, and keys and values kept.
+// Norms, rotation and activations as calls of their own.
 
-#include "lanes.h"
+#include "elementwise.h"
 
 namespace {
 
 constexpr int64_t WORTH_THREADS = 1 << 16;  // elements: for fewer, waking another thread costs more than it saves
-
-// x / rms(x) * weight. With `offset` the weight is 1 + weight, and the product is rounded once, as Gemma has it.
-template <typename T>
-void rms_norm(const T *x, const T *weight, T *out, int64_t size, float eps, bool offset) {
-    __m512 squares = _mm512_setzero_ps();
-    for (int64_t d = 0; d < size; d += 16) {
-        __m512 values = load(x + d, first(size - d));
-        squares = _mm512_fmadd_ps(values, values, squares);
-    }
-    float mean = _mm512_reduce_add_ps(squares) / (float)size;
-    __m512 factor = _mm512_set1_ps(1.0f / __builtin_sqrtf(mean + eps));
-    for (int64_t d = 0; d < size; d += 16) {
-        __mmask16 which = first(size - d);
-        __m512 values = _mm512_mul_ps(load(x + d, which), factor), factors = load(weight + d, which);
-        if (offset)
-            factors = _mm512_add_ps(factors, _mm512_set1_ps(1.0f));
-        else
-            values = rounded(x, values);
-        store(out + d, _mm512_mul_ps(values, factors), which);
-    }
-}
-
-// silu(gate) * up
-template <typename T>
-void silu_and_mul(const T *gate, const T *up, T *out, int64_t size) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    for (int64_t d = 0; d < size; d += 16) {
-        __mmask16 which = first(size - d);
-        __m512 x = load(gate + d, which);
-        __m512 below = _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x)));
-        store(out + d, _mm512_mul_ps(rounded(gate, _mm512_div_ps(x, below)), load(up + d, which)), which);
-    }
-}
-
-// The pairs (i, i + half) of one head, where the features past 2 * half stay.
-template <typename T>
-void rotate(const T *x, const T *cos, const T *sin, T *out, int64_t half, int64_t size) {
-    for (int64_t d = 0; d < half; d += 16) {
-        __mmask16 which = first(half - d);
-        __m512 left = load(x + d, which), right = load(x + half + d, which);
-        __m512 c = load(cos + d, which), s = load(sin + d, which);
-        store(out + d, _mm512_fmsub_ps(left, c, _mm512_mul_ps(right, s)), which);
-        store(out + half + d, _mm512_fmadd_ps(right, c, _mm512_mul_ps(left, s)), which);
-    }
-    memcpy(out + 2 * half, x + 2 * half, (size - 2 * half) * sizeof(T));
-}
 
 template <typename F>
 void for_each_token(int64_t tokens, int64_t elements, int threads, F one) {

@@ -64,6 +64,15 @@ class LinearMethod(Protocol):
         ...
 
 
+@runtime_checkable
+class ByKernel(Protocol):
+    """A `LinearMethod` whose product the library of kernels for CPUs has."""
+
+    def operands(self, layer: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The weight [out_features, in_features], and where that is int8 its scale [out_features, 1] float32."""
+        ...
+
+
 class Unquantized:
     """One weight [out_features, in_features] of the model's dtype."""
 
@@ -84,6 +93,9 @@ class Unquantized:
 
     def multiply(self, layer: Linear, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return linear(x, layer.weight, bias)
+
+    def operands(self, layer: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return layer.weight, None
 
 
 class Linear(nn.Module):

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from quire_engine.attention.context import current_context
 from quire_engine.core.rotation import RotationByLength
 from quire_engine.distributed.ranks import pipeline_stage
+from quire_engine.kernels import cpu
 from quire_engine.layers.embedding import Embedding, PositionTable
 from quire_engine.layers.linear import Linear
 from quire_engine.layers.norm import NormSpec
 from quire_engine.layers.rotary import RopeSettings, RotaryEmbedding, rotary_embedding
 from quire_engine.memory_plan.context_length import longest_context
 from quire_engine.memory_plan.model_shape import ModelShape
+from quire_engine.models.decode_layers import LayersTogether, layers_together
 from quire_engine.models.decoder_layer import LayerSpec
 from quire_engine.models.language_model import ImageInputs, ImageRows, LanguageModel
 from quire_engine.models.naming import LLAMA_NAMES, Naming
@@ -140,6 +143,8 @@ class Decoder(nn.Module):
         self.rotary_of = [ropes.index(spec.layers[i].attention.rope) for i in numbers]
         self.layers = nn.ModuleDict({str(i): spec.layers[i].build(spec.shape) for i in numbers})
         self.norm = spec.norm.build(hidden_size) if spec.norm is not None and self.stage.last else None
+        self.together: LayersTogether | None = None
+        self.together_by: cpu.Library | None = None
 
     def forward(
         self,
@@ -150,10 +155,26 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:
         x = self._embedded(token_ids, positions, images) if hidden is None else hidden
         rotations = [r(positions, x.dtype) if isinstance(r, RotaryEmbedding) else None for r in self.rotaries]
-        for layer, rotary in zip(self.layers.values(), self.rotary_of, strict=True):
-            x = layer(x, rotations[rotary])
+        together = self._together(x)
+        if together is not None:
+            x = together(x, rotations[self.rotary_of[0]], current_context())
+        else:
+            for layer, rotary in zip(self.layers.values(), self.rotary_of, strict=True):
+                x = layer(x, rotations[rotary])
         out: torch.Tensor = x if self.norm is None else self.norm(x)
         return out
+
+    def _together(self, x: torch.Tensor) -> LayersTogether | None:
+        """What runs all layers at once for a batch such as `x`, where there is such a thing."""
+        library = cpu.library_for(x)
+        if library is None or x.dtype != torch.bfloat16 or len(set(self.rotary_of)) != 1:
+            return None
+        context = current_context()
+        if not 0 < context.num_decodes == len(x) <= library.most_decodes:
+            return None
+        if self.together_by is not library:  # the first time, when weights and caches are where they stay
+            self.together, self.together_by = layers_together([*self.layers.values()], library), library
+        return self.together
 
     def _embedded(self, token_ids: torch.Tensor, positions: torch.Tensor, images: ImageRows | None) -> torch.Tensor:
         assert self.embed_tokens is not None

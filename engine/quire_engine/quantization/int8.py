@@ -33,3 +33,6 @@ class Int8WhileLoading(Fp8WhileLoading):
 
             return multiply_packed(x, PackedWeight.of_bytes(layer.weight, layer.get_parameter("weight_scale")), bias)
         return super().multiply(layer, x, bias)
+
+    def operands(self, layer: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return layer.weight, layer.get_parameter("weight_scale")

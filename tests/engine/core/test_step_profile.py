@@ -70,3 +70,18 @@ def test_a_trace_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pyt
     profile = StepProfile(1, tmp_path / "none" / "steps.json")
     profile.end_step(DECODE)
     assert "could not be written" in caplog.text
+
+
+def test_what_was_timed_elsewhere_counts_within_the_span_that_is_open() -> None:
+    profile = StepProfile(2)
+    with profile.span("outer"):
+        profile.add({"first": 3_000_000, "second": 5_000_000})
+    profile.add({"third": 1})  # outside of any
+    profile.end_step(DECODE)
+    names = [line.split()[0] for line in profile.table().splitlines()[1:]]
+    assert names == ["second", "first", "outer", "all"]
+    assert float(profile.table().splitlines()[1].split()[1]) == 5.0
+    first, second = (event for event in profile.trace() if event["name"] != "outer")
+    assert isinstance(first["ts"], float)
+    assert isinstance(first["dur"], float)
+    assert first["ts"] + first["dur"] == pytest.approx(second["ts"])

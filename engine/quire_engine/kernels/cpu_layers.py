@@ -1,0 +1,152 @@
+"""All layers of a plain decoder in one call of the library of kernels for CPUs, for tokens that decode."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from quire_engine.kernels import cpu
+
+_POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A linear: weight [outputs, inputs] bfloat16, or int8 with scale [outputs, 1] float32; bias [outputs] bfloat16."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerTensors:
+    """What one layer computes with. Norms are their weights, and those of queries and keys of one head."""
+
+    input_norm: torch.Tensor
+    attention_norm: torch.Tensor
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
+    k_cache: torch.Tensor  # [blocks, page, KV heads, size]
+    v_cache: torch.Tensor
+    window: int | None
+    scale: float
+    softcap: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norms:
+    """All norms of one kind, of `RMSNorm` or with `offset` of `OffsetRMSNorm`."""
+
+    eps: float
+    offset: bool
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (("weights", _POINTER), ("scales", _POINTER), ("bias", _POINTER), ("inputs", _SIZE), ("outputs", _SIZE))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("input_norm", "attention_norm", "q_norm", "k_norm")),
+        *((name, _Matrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, _POINTER) for name in ("k_cache", "v_cache")),
+        *(("window", _SIZE), ("scale", _FLOAT), ("softcap", _FLOAT)),
+    )
+
+
+class _Decoder(ctypes.Structure):
+    _fields_ = (
+        ("layers", _POINTER),
+        *((name, _SIZE) for name in ("num_layers", "hidden", "heads", "kv_heads", "size", "page")),
+        *((name, _FLOAT) for name in ("eps", "head_eps")),
+        *((name, _INT) for name in ("offset", "head_offset")),
+    )
+
+
+class _Decodes(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("x", "cos", "sin")),
+        ("half", _SIZE),
+        *((name, _POINTER) for name in ("slots", "tables", "lengths")),
+        *((name, _SIZE) for name in ("tables_stride", "tokens")),
+    )
+
+
+class DecodeLayers:
+    """Layers of one shape, with pointers to their tensors, which stay where they are."""
+
+    def __init__(
+        self, library: cpu.Library, layers: Sequence[LayerTensors], norms: Norms, head_norms: Norms | None
+    ) -> None:
+        """All tensors are contiguous and on the CPU. `head_norms` are those of queries and keys."""
+        self._library, self._layers = library, tuple(layers)
+        first = layers[0]
+        _, page, kv_heads, size = first.k_cache.shape
+        self._array = (_Layer * len(layers))(*(_layer(one) for one in layers))
+        own = head_norms or norms
+        self._decoder = _Decoder(
+            ctypes.addressof(self._array),
+            *(len(layers), len(first.input_norm), first.out.weight.shape[1] // size, kv_heads, size, page),
+            *(norms.eps, own.eps, norms.offset, own.offset),
+        )
+        self._room = torch.empty(0, dtype=torch.uint8)
+        self.nanoseconds = torch.zeros(3, dtype=torch.int64)
+        """Of the last call: in linears, in attention and in the rest."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        tables: torch.Tensor,
+        lengths: torch.Tensor,
+    ) -> torch.Tensor:
+        """[tokens, hidden] bfloat16, one token a sequence, at most `Library.most_decodes` -> the same, in its place.
+
+        `rotation` are cosines and sines [tokens, 1, half], `slots` [tokens], `tables` [tokens, blocks] and `lengths`
+        [tokens] int64, as in `AttentionContext`.
+        """
+        x, cos, sin = x.contiguous(), rotation[0].contiguous(), rotation[1].contiguous()
+        batch = _Decodes(
+            *(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[-1]),
+            *(slots.data_ptr(), tables.data_ptr(), lengths.data_ptr(), tables.stride(0), len(x)),
+        )
+        wanted = self._library.decode_room(ctypes.byref(self._decoder), ctypes.byref(batch)) + _ALIGNMENT
+        if len(self._room) < wanted:
+            self._room = torch.empty(wanted, dtype=torch.uint8)
+        room = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+        self.nanoseconds.zero_()
+        self._library.decode_layers(
+            ctypes.byref(self._decoder),
+            ctypes.byref(batch),
+            room,
+            torch.get_num_threads(),
+            self.nanoseconds.data_ptr(),
+        )
+        return x
+
+
+def _layer(layer: LayerTensors) -> _Layer:
+    return _Layer(
+        *(_address(t) for t in (layer.input_norm, layer.attention_norm, layer.q_norm, layer.k_norm)),
+        *(_matrix(m) for m in (layer.qkv, layer.out, layer.gate_up, layer.down)),
+        *(layer.k_cache.data_ptr(), layer.v_cache.data_ptr(), layer.window or 0, layer.scale, layer.softcap or 0.0),
+    )
+
+
+def _matrix(matrix: Matrix) -> _Matrix:
+    outputs, inputs = matrix.weight.shape
+    return _Matrix(matrix.weight.data_ptr(), _address(matrix.scale), _address(matrix.bias), inputs, outputs)
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

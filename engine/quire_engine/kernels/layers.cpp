@@ -1,0 +1,224 @@
+// All layers of a plain decoder for tokens that decode, in one call: RMSNorm, attention with keys and values in pages,
+// RMSNorm, and an MLP gated by SiLU. Each part does what its own call does, to the last bit.
+//
+// Called one by one the parts of a small model take the interpreter longer than the processor.
+
+#include <omp.h>
+#include <time.h>
+
+#include "attention.h"
+#include "elementwise.h"
+#include "linears.h"
+#include "team.h"
+
+namespace {
+
+// A linear: weights [outputs, inputs] in bfloat16, or in int8 where there are scales [outputs]; bias may be null.
+struct Matrix {
+    const void *weights;
+    const float *scales;
+    const bfloat16 *bias;
+    int64_t inputs, outputs;
+};
+
+struct Layer {
+    const bfloat16 *input_norm, *attention_norm, *q_norm, *k_norm;  // weights; the last two may be null
+    Matrix qkv, out, gate_up, down;
+    bfloat16 *k_cache, *v_cache;
+    int64_t window;
+    float scale, softcap;
+};
+
+struct Decoder {
+    const Layer *layers;
+    int64_t num_layers, hidden, heads, kv_heads, size, page;
+    float eps, head_eps;
+    int offset, head_offset;  // whether norms' weights are 1 + weight
+};
+
+// One token of each sequence. x [tokens, hidden] is changed in place.
+struct Decodes {
+    bfloat16 *x;
+    const bfloat16 *cos, *sin;  // [tokens, half]
+    int64_t half;
+    const int64_t *slots, *tables, *lengths;
+    int64_t tables_stride, tokens;
+};
+
+enum Part { LINEARS, ATTENTION, REST, PARTS_OF_TIME };
+
+inline int64_t nanoseconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+// Where results between the parts lie. A null room only counts bytes.
+struct Room {
+    char *start;
+    int64_t used = 0;
+
+    template <typename T>
+    T *take(int64_t count) {
+        T *found = (T *)(start + used);
+        used += (count * sizeof(T) + 63) / 64 * 64;
+        return found;
+    }
+};
+
+struct Between {
+    float *wide, *partial;  // a linear's inputs as floats; sums of attention's parts
+    bfloat16 *normed, *qkv, *attended, *both, *inner, *more;
+
+    Between(const Decoder &decoder, const Decodes &batch, Room &room) {
+        const Layer &one = decoder.layers[0];
+        int64_t widest = most(most(one.qkv.inputs, one.out.inputs), one.down.inputs), tokens = batch.tokens;
+        wide = room.take<float>(tokens * stride_of(widest));
+        partial = room.take<float>(room_for(batch.lengths, tokens, 1, decoder.heads, decoder.size));
+        normed = room.take<bfloat16>(tokens * decoder.hidden);
+        qkv = room.take<bfloat16>(tokens * one.qkv.outputs);
+        attended = room.take<bfloat16>(tokens * one.out.inputs);
+        both = room.take<bfloat16>(tokens * one.gate_up.outputs);
+        inner = room.take<bfloat16>(tokens * one.down.inputs);
+        more = room.take<bfloat16>(tokens * decoder.hidden);
+    }
+};
+
+// What one thread of the team does.
+struct Worker {
+    const Decoder &decoder;
+    const Decodes &batch;
+    const Between &between;
+    Team &team;
+    int64_t *spent;  // nanoseconds by `Part`, or null
+    int64_t since;
+
+    void spend(Part part) {
+        if (!spent) return;
+        int64_t now = nanoseconds();
+        spent[part] += now - since;
+        since = now;
+    }
+
+    // Row t of x as the tiles of `matrix` meet it.
+    void widen_for(const Matrix &matrix, const bfloat16 *x, int64_t t) {
+        float *to = between.wide + t * stride_of(matrix.inputs);
+        if (matrix.scales)
+            widen<Int8>(x + t * matrix.inputs, matrix.inputs, to);
+        else
+            widen<Bfloat16>(x + t * matrix.inputs, matrix.inputs, to);
+    }
+
+    // Of the rows that were widened.
+    void product(const Matrix &m, bfloat16 *y) {
+        int64_t stride = stride_of(m.inputs), rows = batch.tokens;
+        team.share(panels_of(m.outputs), [&](int64_t one) {
+            if (m.scales)
+                panel<Int8>(between.wide, stride, (const int8_t *)m.weights, m.scales, m.bias, y, rows, m.inputs,
+                            m.outputs, one * PANEL);
+            else
+                panel<Bfloat16>(between.wide, stride, (const bfloat16 *)m.weights, nullptr, m.bias, y, rows, m.inputs,
+                                m.outputs, one * PANEL);
+        });
+        spend(LINEARS);
+    }
+
+    void norm_of(const bfloat16 *weight, const Matrix &next, int64_t t) {
+        bfloat16 *to = between.normed + t * decoder.hidden;
+        rms_norm(batch.x + t * decoder.hidden, weight, to, decoder.hidden, decoder.eps, decoder.offset);
+        widen_for(next, between.normed, t);
+    }
+
+    void turn(const bfloat16 *norm, bfloat16 *x, int64_t heads, int64_t t) {
+        const Decoder &d = decoder;
+        const bfloat16 *cos = batch.cos + t * batch.half, *sin = batch.sin + t * batch.half;
+        for (int64_t h = 0; h < heads; h++, x += d.size) {
+            if (norm) rms_norm(x, norm, x, d.size, d.head_eps, d.head_offset);
+            rotate(x, cos, sin, x, batch.half, d.size);
+        }
+    }
+
+    void attend(const Layer &layer) {
+        const Decoder &d = decoder;
+        int64_t width = d.kv_heads * d.size, stride = layer.qkv.outputs;
+        team.share(batch.tokens, [&](int64_t t) {
+            bfloat16 *q = between.qkv + t * stride, *k = q + d.heads * d.size, *v = k + width;
+            turn(layer.q_norm, q, d.heads, t);
+            turn(layer.k_norm, k, d.kv_heads, t);
+            memcpy(layer.k_cache + batch.slots[t] * width, k, width * sizeof(bfloat16));
+            memcpy(layer.v_cache + batch.slots[t] * width, v, width * sizeof(bfloat16));
+        });
+        spend(REST);
+        Shape shape = {d.heads, d.kv_heads, d.size, d.page, layer.window, layer.scale, layer.softcap};
+        Batch<bfloat16> all = {between.qkv,  stride,        layer.k_cache,       layer.v_cache, between.attended,
+                               batch.tables, batch.tables_stride, batch.lengths, batch.tokens,  1, shape};
+        Items<bfloat16> items(all, between.partial);
+        team.share(items.count, items);
+        if (items.parts > 1) team.share(batch.tokens * d.heads, [&](int64_t row) { items.join_row(row); });
+        spend(ATTENTION);
+    }
+
+    void work() {
+        const bfloat16 *more = nullptr;  // what the layer before adds
+        int64_t hidden = decoder.hidden, tokens = batch.tokens;
+        for (int64_t i = 0; i < decoder.num_layers; i++) {
+            const Layer &layer = decoder.layers[i];
+            team.share(tokens, [&](int64_t t) {
+                if (more) add(batch.x + t * hidden, more + t * hidden, hidden);
+                norm_of(layer.input_norm, layer.qkv, t);
+            });
+            spend(REST);
+            product(layer.qkv, between.qkv);
+            attend(layer);
+            team.share(tokens, [&](int64_t t) { widen_for(layer.out, between.attended, t); });
+            product(layer.out, between.more);
+            team.share(tokens, [&](int64_t t) {
+                add(batch.x + t * hidden, between.more + t * hidden, hidden);
+                norm_of(layer.attention_norm, layer.gate_up, t);
+            });
+            spend(REST);
+            product(layer.gate_up, between.both);
+            team.share(tokens, [&](int64_t t) {
+                int64_t size = layer.down.inputs;
+                const bfloat16 *gate = between.both + 2 * t * size;
+                silu_and_mul(gate, gate + size, between.inner + t * size, size);
+                widen_for(layer.down, between.inner, t);
+            });
+            spend(REST);
+            product(layer.down, between.more);
+            more = between.more;
+        }
+        team.share(tokens, [&](int64_t t) { add(batch.x + t * hidden, more + t * hidden, hidden); });
+        spend(REST);
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Tokens that `decode_layers` takes at most.
+int64_t decode_most() { return BLOCK; }
+
+// Bytes that `decode_layers` needs room for, at an address that 64 divides.
+int64_t decode_room(const Decoder *decoder, const Decodes *batch) {
+    Room room = {nullptr};
+    Between between(*decoder, *batch, room);
+    return room.used;
+}
+
+// `spent`, where it is not null, gains the nanoseconds of linears, attention and the rest.
+void decode_layers(const Decoder *decoder, const Decodes *batch, char *start, int threads, int64_t *spent) {
+    Room room = {start};
+    Between between(*decoder, *batch, room);
+    Team team;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp single
+        team.size = omp_get_num_threads();  // there may be fewer than were asked for
+        bool first = omp_get_thread_num() == 0;
+        Worker worker = {*decoder, *batch, between, team, first ? spent : nullptr, nanoseconds()};
+        worker.work();
+    }
+}
+}

@@ -1,0 +1,124 @@
+"""Which decoders have their layers run by one call of the library for CPUs where a step only decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from quire_engine.attention.context import AttentionContext
+from quire_engine.attention.paged_attention import PagedAttention
+from quire_engine.kernels import cpu
+from quire_engine.kernels.cpu_layers import DecodeLayers, LayerTensors, Matrix, Norms
+from quire_engine.layers.activation import ACTIVATIONS
+from quire_engine.layers.linear import ByKernel, Linear
+from quire_engine.layers.norm import OffsetRMSNorm, RMSNorm
+from quire_engine.models.attention_block import Attention
+from quire_engine.models.decoder_layer import PreNormLayer
+from quire_engine.models.mlp_block import GatedMLP
+
+_NORMS = (RMSNorm, OffsetRMSNorm)
+
+
+class LayersTogether(nn.Module):
+    """Runs the layers of a decoder for a step in which each sequence has one token, as they would one by one.
+
+    A module, so that what profiles a model can hook it: `nanoseconds` says where the time of its last call went.
+    """
+
+    def __init__(self, library: cpu.Library, layers: Sequence[LayerTensors], norms: Norms, heads: Norms | None) -> None:
+        super().__init__()
+        self.run = DecodeLayers(library, layers, norms, heads)
+
+    @property
+    def nanoseconds(self) -> dict[str, int]:
+        linears, attention, _ = self.run.nanoseconds.tolist()
+        return {"linears": linears, "attention": attention}
+
+    def forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], context: AttentionContext
+    ) -> torch.Tensor:
+        """[num_tokens, hidden_size] -> the same, in its place."""
+        return self.run(x, rotation, context.slots, context.decode_blocks, context.ends_on_host())
+
+
+def layers_together(layers: Sequence[nn.Module], library: cpu.Library) -> LayersTogether | None:
+    """None where a layer is not plain: whatever it has that is not known here keeps its own code.
+
+    To be called when weights and caches are where they stay.
+    """
+    if not cpu.multiplies:
+        return None
+    tensors = [_tensors(layer) for layer in layers]
+    plain = [one for one in tensors if one is not None]
+    if not plain or len(plain) < len(tensors) or len({_sizes(one) for one in plain}) > 1:
+        return None
+    first = [_norms(layer, ("input_layernorm", "post_attention_layernorm")) for layer in layers]
+    heads = [_norms(layer.get_submodule("self_attn"), ("q_norm", "k_norm")) for layer in layers]
+    norms = first[0]
+    if norms is None or any(one != norms for one in first) or any(one != heads[0] for one in heads):
+        return None
+    return LayersTogether(library, plain, norms, heads[0])
+
+
+def _tensors(layer: nn.Module) -> LayerTensors | None:
+    if type(layer) is not PreNormLayer or type(layer.self_attn) is not Attention or type(layer.mlp) is not GatedMLP:
+        return None
+    attention, mlp = layer.self_attn, layer.mlp
+    paged = attention.attend
+    linears = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
+    matrices = [_matrix(linear) for linear in linears]
+    found = [matrix for matrix in matrices if matrix is not None]
+    if type(paged) is not PagedAttention or len(found) < len(matrices) or mlp.activation is not ACTIVATIONS["silu"]:
+        return None
+    if attention.clip is not None or getattr(attention, "by_neighbours", True) or not paged.suits_library:
+        return None
+    norms = layer.input_layernorm, layer.post_attention_layernorm, attention.q_norm, attention.k_norm
+    if any(type(norm) not in _NORMS for norm in norms if norm is not None):
+        return None
+    weights = [None if norm is None else norm.get_parameter("weight") for norm in norms]
+    if any(t.dtype != torch.bfloat16 for t in (paged.k_cache, *weights) if t is not None):
+        return None
+    assert weights[0] is not None
+    assert weights[1] is not None
+    return LayerTensors(
+        input_norm=weights[0],
+        attention_norm=weights[1],
+        q_norm=weights[2],
+        k_norm=weights[3],
+        qkv=found[0],
+        out=found[1],
+        gate_up=found[2],
+        down=found[3],
+        k_cache=paged.k_cache,
+        v_cache=paged.v_cache,
+        window=paged.window,
+        scale=paged.scale,
+        softcap=paged.softcap,
+    )
+
+
+def _matrix(linear: Linear) -> Matrix | None:
+    """None where ranks share the linear, its method is another, or something was hung on it."""
+    ranks = getattr(linear, "ranks", None)
+    if (ranks is not None and ranks.size > 1) or not isinstance(linear.method, ByKernel):
+        return None
+    weight, scale = linear.method.operands(linear)
+    tensors = [weight, *(t for t in (scale, linear.bias) if t is not None)]
+    fits = weight.dtype == (torch.bfloat16 if scale is None else torch.int8)
+    fits = fits and (linear.bias is None or linear.bias.dtype == torch.bfloat16)
+    fits = fits and all(t.is_contiguous() and t.device.type == "cpu" for t in tensors)
+    return Matrix(weight, scale, linear.bias) if fits else None
+
+
+def _norms(module: nn.Module, names: tuple[str, str]) -> Norms | None:
+    """What the norms of these names have in common, where they are there and alike."""
+    found = [getattr(module, name) for name in names]
+    alike = {Norms(eps=norm.eps, offset=norm.offset) for norm in found if isinstance(norm, RMSNorm)}
+    return alike.pop() if len(alike) == 1 else None
+
+
+def _sizes(layer: LayerTensors) -> tuple[object, ...]:
+    matrices = (layer.qkv, layer.out, layer.gate_up, layer.down)
+    return (*(m.weight.shape for m in matrices), layer.k_cache.shape, layer.q_norm is None)

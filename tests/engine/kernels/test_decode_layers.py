@@ -1,0 +1,102 @@
+"""All layers in one call for CPUs do what they do one by one, to the last bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quire_engine import SamplingParams
+from quire_engine.config import EngineConfig
+from quire_engine.core.messages import EngineRequest
+from quire_engine.engine import build_engine
+from quire_engine.kernels import cpu
+from tests.engine.models.checkpoints import FAMILIES, make_model, save
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Answer = list[tuple[int, float]]
+
+
+class Watched:
+    """The library, and how often it ran all layers at once, for batches of up to `most` sequences."""
+
+    def __init__(self, library: cpu.Library, most: int) -> None:
+        self._library, self.most_decodes, self.calls = library, most, 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls += name == "decode_layers"
+        return getattr(self._library, name)
+
+
+def checkpoint(family: str, directory: Path) -> Path:
+    cls, config = FAMILIES[family]
+    settings = config()
+    settings.hidden_size, settings.head_dim, settings.max_position_embeddings = 64, 16, 2048
+    settings.num_attention_heads, settings.num_key_value_heads = 4, 2
+    save(make_model(cls, settings), directory)
+    return directory
+
+
+def answers(model: Path, prompts: dict[str, list[int]], **flags: Any) -> dict[str, Answer]:
+    """Tokens, each with its logprob."""
+    settings = {"block_size": 8, "max_model_len": 1400, "num_gpu_blocks_override": 400, "dtype": "bfloat16"} | flags
+    core, _ = build_engine(EngineConfig(model=str(model), device="cpu", **settings))
+    for name, prompt in prompts.items():
+        params = SamplingParams(temperature=0.0, max_tokens=12, logprobs=0, ignore_eos=True)
+        core.add_request(EngineRequest(name, prompt, params))
+    found: dict[str, Answer] = {name: [] for name in prompts}
+    while core.has_work():
+        for output in core.step():
+            entries = [entry.logprob for entry in output.logprobs or ()]
+            found[output.request_id] += zip(output.new_token_ids, entries, strict=True)
+    return found
+
+
+PROMPTS = {"a": list(range(3, 60)), "b": [7], "c": [i % 50 + 3 for i in range(1100)]}  # keys of the last are cut up
+
+
+@pytest.mark.parametrize(
+    ("family", "flags"),
+    [("llama", {}), ("llama", {"quantization": "int8"}), ("mistral", {}), ("qwen2", {}), ("qwen3", {})],
+)
+def test_answers_are_the_same_as_by_layers_one_by_one(
+    library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, flags: dict[str, Any]
+) -> None:
+    model = checkpoint(family, tmp_path)
+    monkeypatch.setattr(cpu, "multiplies", True)
+    found = []
+    for most, threads in ((0, 1), (96, 1), (96, 3), (2, 1)):  # three sequences are more than two
+        watched = Watched(library, most)
+        monkeypatch.setattr(cpu, "library", watched)
+        torch.set_num_threads(threads)
+        try:
+            found.append(answers(model, PROMPTS, **flags))
+        finally:
+            torch.set_num_threads(1)
+        assert (watched.calls > 0) == (most > 0)
+    assert all(len(answer) == 12 for answer in found[0].values())
+    assert found[1:] == [found[0]] * 3
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_float32_keeps_its_layers_apart(
+    library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    watched = Watched(library, 96)
+    monkeypatch.setattr(cpu, "library", watched)
+    monkeypatch.setattr(cpu, "multiplies", True)
+    answers(checkpoint(family, tmp_path), {"a": [5, 6]}, dtype="float32")
+    assert watched.calls == 0
+
+
+def test_a_processor_that_multiplies_bfloat16_itself_keeps_layers_apart(
+    library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(library, 96)
+    monkeypatch.setattr(cpu, "library", watched)
+    monkeypatch.setattr(cpu, "multiplies", False)
+    answers(checkpoint("llama", tmp_path), {"a": [5, 6]})
+    assert watched.calls == 0
