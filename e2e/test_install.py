@@ -86,14 +86,20 @@ def chart_version(root: Path) -> str:
     return next(line.partition(": ")[2] for line in lines if line.startswith("version: "))
 
 
+def claim_of(kubectl: Kubectl, service: LLMService) -> tuple[str, str]:
+    """Which claim it is, and when it began to go."""
+    found = json.loads(kubectl("get", "pvc", f"{service.name}-cache", "-n", service.namespace, "-o", "json"))
+    return found["metadata"]["uid"], found["metadata"].get("deletionTimestamp", "")
+
+
 def test_an_upgrade_a_removal_and_a_return_cut_no_request_and_replace_no_pod(
     kubectl: Kubectl, namespace: str, previous: Path, previous_release: None, operator_image: str, engine_image: str
 ) -> None:
     assert chart_version(previous) != chart_version(Path(__file__).parents[1])
     service = LLMService(kubectl, namespace, "kept")
-    service.apply(tiny_spec(replicas=2))
+    service.apply(tiny_spec(replicas=2, cache={"volume": {"size": "1Gi"}}))
     service.wait_ready()
-    before = names(service)
+    before, claim = names(service), claim_of(kubectl, service)
     with Load(service, clients=2) as load:
         until("answers", lambda: load.answered >= 4)
         release.install(kubectl, operator_image, engine_image)
@@ -114,3 +120,4 @@ def test_an_upgrade_a_removal_and_a_return_cut_no_request_and_replace_no_pod(
     assert load.failures == []
     assert names(service) == before
     assert restarts(service) == 0
+    assert claim_of(kubectl, service) == claim

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from docs.write_api import page as api_page
 from docs.write_api import paths
@@ -131,6 +133,41 @@ def test_every_field_can_be_linked_to() -> None:
     assert len(anchors) == len(set(anchors))
     assert {"spec.engine.env.name", "spec.engine.env.value"} == {*named} - {*anchors}  # those are Kubernetes'
     assert {"spec.model.source", "spec.model.adapters.name", "status.plan.verdict"} <= {*anchors}
+
+
+NOT_IN_SAMPLES = {
+    "cache.local.hostPath": "needs a namespace that allows it; docs/cache.md has an example",
+    "cache.prefetch": "false is for a claim that is filled by other means",
+    "engine.metrics.path": "the usual one does",
+    "engine.metrics.timePerOutputToken": "llama.cpp has no histogram of it",
+    "engine.metrics.timeToFirstToken": "nor of this",
+    "engine.speculative.model": "n-grams need none",
+    "scheduling.runtimeClassName": "the class would have to be there, and clusters call theirs otherwise",
+    "model.trustRemoteCode": "nothing to be copied without a thought",
+}
+"""Fields of the spec that no sample shows, and why."""
+
+
+def test_every_field_of_the_spec_is_shown_in_a_sample() -> None:
+    samples = [yaml.safe_load(file.read_text()) for file in (REPOSITORY / "manifests/samples").glob("*.yaml")]
+    shown = {path for sample in samples for path in _written(sample["spec"])}
+    (version,) = custom_resource_definition()["spec"]["versions"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    fields = {path.removeprefix("spec.") for path, _ in paths(spec, "spec")}
+    missing = {field for field in fields if not any(f"{path}.".startswith(f"{field}.") for path in shown)}
+    assert missing == {*NOT_IN_SAMPLES}, "write a sample that shows the field, or say above why there is none"
+
+
+def _written(value: object, path: str = "") -> Iterator[str]:
+    """The paths of all fields that are set."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _written(inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for item in value:
+            yield from _written(item, path)
+    else:
+        yield path
 
 
 def test_the_kustomize_overlay_names_things_that_the_base_has() -> None:
