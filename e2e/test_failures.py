@@ -24,6 +24,12 @@ def neighbour(kubectl: Kubectl, module_namespace: str, operator: str) -> Iterato
     service.delete()
 
 
+def custom(engine_command: list[str], **changes: Any) -> dict[str, Any]:
+    """The spec of an engine that is one command in a small image."""
+    engine = {"type": "custom", "image": "debian:bookworm-slim", "command": engine_command}
+    return tiny_spec(engine=engine, **changes)
+
+
 NOBODYS = "nobodys"
 """A storage class whose volumes somebody has to make, and nobody does."""
 
@@ -119,8 +125,41 @@ def unmade_volume(kubectl: Kubectl, neighbour: LLMService) -> Iterator[None]:
             ("no node admits pod", "Check spec.scheduling.nodeSelector (pool=large)"),
             None,
         ),
+        (
+            tiny_spec(engine={"image": "quire/Engine:1"}),
+            "InvalidImageName",
+            ("'quire/Engine:1' is not the name of an image", "correct spec.engine.image"),
+            None,
+        ),
+        (
+            tiny_spec(engine={"env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "absent", "key": "x"}}}]}),
+            "CreateContainerConfigError",
+            ('secret "absent" not found', "Create what is missing, or correct its name in spec"),
+            None,
+        ),
+        (
+            custom(["no-such-program"]),
+            "RunContainerError",
+            ('"no-such-program": executable file not found', "Check spec.engine.image"),
+            None,
+        ),
+        (
+            custom(["sh", "-c", "echo cannot go on; exit 3"]),
+            "EngineFailed",
+            ("exited with code 3: cannot go on", "`kubectl logs"),
+            None,
+        ),
+        (
+            custom(["sh", "-c", "trap 'exit 0' TERM; sleep 600 & wait"], probes={"startupSeconds": 2}),
+            "EngineFailed",
+            ("It was stopped after", "spec.probes.startupSeconds is 2: raise that"),
+            None,
+        ),
     ],
-    ids=["image", "gpus", "flag", "model", "memory", "quota", "class", "volume", "selector"],
+    ids=[
+        *("image", "gpus", "flag", "model", "memory", "quota", "class", "volume", "selector"),
+        *("name", "secret", "program", "death", "patience"),
+    ],
 )
 def test_the_condition_names_the_fault_and_the_neighbour_serves_on(
     request: pytest.FixtureRequest,

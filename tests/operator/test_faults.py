@@ -237,6 +237,12 @@ def test_an_engine_that_fails_at_another_time_is_not_said_to_start_slowly(second
     assert "startupSeconds" not in fault.message
 
 
+def test_starting_and_backing_off_say_the_same_so_that_nothing_flaps() -> None:
+    words = 'failed to create containerd task: exec: "no-such-program": executable file not found in $PATH: unknown'
+    starting = pod_fault(service(), [pod(waiting("RunContainerError", words))], "new")
+    assert pod_fault(service(), [pod(died(words, reason="StartError", code=128))], "new") == starting
+
+
 def test_a_download_that_is_done_has_no_fault() -> None:
     done = pod({"restartCount": 1, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}})
     assert prefetch_fault("default", [done]) is None

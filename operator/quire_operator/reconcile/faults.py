@@ -149,12 +149,15 @@ def _waiting(pod: Object, container: Mapping[str, Any]) -> Fault | None:
         case "CreateContainerConfigError":
             text = f"pod {name} cannot be configured: {detail}. Create what is missing, or correct its name in spec"
         case "CreateContainerError" | "RunContainerError":
-            text = (
-                f"pod {name} cannot start {container.get('name')}: {detail}. Check spec.engine.image, spec.podTemplate"
-            )
+            text = _not_started(pod, container, detail)
         case _:
             return None
     return Fault(reason, text, True)
+
+
+def _not_started(pod: Object, container: Mapping[str, Any], detail: str) -> str:
+    what = f"pod {_name(pod)} cannot start {container.get('name')}: {detail}"
+    return f"{what}. Check spec.engine.image and command, and spec.podTemplate"
 
 
 def _terminated(subject: Subject, pod: Object, container: Mapping[str, Any]) -> Fault | None:
@@ -166,6 +169,8 @@ def _terminated(subject: Subject, pod: Object, container: Mapping[str, Any]) -> 
     if last.get("reason") == "OOMKilled":
         text = f"pod {name} needed more than its {subject.wants['memory']} of memory: {subject.more_memory}"
         return Fault("OOMKilled", text, True)
+    if last.get("reason") == "StartError":  # what RunContainerError is between two tries: there is no log of it
+        return Fault("RunContainerError", _not_started(pod, container, _short(str(last.get("message", "")))), True)
     line = _last_line(str(last.get("message") or ""))
     told = re.match(r"([A-Z][A-Za-z0-9]+): (.+)", line) if subject.has_last_words else None
     if told and not told[1].endswith(("Error", "Exception", "Exit", "Interrupt", "Warning")):
