@@ -13,6 +13,7 @@ from quire_engine.core.adapters import AdapterBook, AdapterFiles, AdapterLoad, A
 from quire_engine.core.beam_group import BeamGroup
 from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.grammar import BusyError, Grammars, GrammarState, PendingGrammar, TooSlowError, needs_grammar
+from quire_engine.core.image_handover import hand_over_images
 from quire_engine.core.image_preparation import ImagePreparation
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, ErrorKind, FinishReason
 from quire_engine.core.pipeline import Pipeline, pipeline_of
@@ -380,29 +381,14 @@ class EngineCore:
             request.pending_images = self._images.prepare(wanted)
 
     def _hand_over_images(self, step: Step) -> None:
-        """Give the executor the images of the requests that are new to it. Who has one that cannot be made is ended."""
-        if self._images is None or not any(new.images for new in step.new):
+        """Give the executor the images of the requests that are new to it, and end those that cannot go on."""
+        if self._images is None:
             return
-        starts = {s.request_id: s.start for s in step.scheduled}
-        for new in step.new:
-            request = self._scheduler.running.get(new.request_id)
-            if request is None:  # it went with another of its search
-                new.images = ()
-                continue
-            for place, image in enumerate(request.images):
-                if image.end <= starts[new.request_id] or image.digest in new.prepared:
-                    continue
-                try:
-                    new.prepared |= self._images.take([image])
-                except Exception as error:
-                    # Whatever is wrong with one request, the others go on: the step computes it for nobody, as one that
-                    # was aborted, but right up to this image, since others of the step may share these pages.
-                    first, new.images = request.unit[0], new.images[:place]
-                    log.exception("images of request %s could not be prepared", first.request_id)
-                    self._scheduler.fail(first)
-                    self._forget(first)
-                    self._refuse(first.request_id, f"images: {type(error).__name__}: {error}", "fault")
-                    break
+        wrong = hand_over_images(self._images, step, self._scheduler.running, self.config.block_size)
+        for request, message in wrong.items():
+            self._scheduler.fail(request)
+            self._forget(request)
+            self._refuse(request.request_id, message, "fault")
 
     def _take_prepared(self) -> None:
         """Schedule the requests whose grammars and images have come."""

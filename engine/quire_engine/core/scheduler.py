@@ -120,7 +120,7 @@ class Scheduler:
             self._stop(request)
 
     def fail(self, request: Request) -> None:
-        """Forget a running request whose logits are not finite, and what only it held."""
+        """Forget a running request that was computed wrongly, and what only it held."""
         held = [block for member in request.unit for block in member.held_block_ids]
         self.remove(request)
         self.pool.forget(held)

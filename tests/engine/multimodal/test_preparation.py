@@ -30,12 +30,16 @@ def llava(llavas: Callable[[str], Llava]) -> Llava:
     return llavas(CASES[0])
 
 
-def ask(llm: LLM, llava: Llava, name: str, *images: int) -> None:
+def asked(llm: LLM, llava: Llava, name: str, *images: int) -> EngineRequest:
     tokens = llm.info.images
     assert tokens is not None
     files = [checked(file_of(picture(image))) for image in images]
     ids, found = expanded(llava.ids(TEXT * len(files)), files, tokens)
-    llm.core.add_request(EngineRequest(name, ids, PARAMS, images=tuple(found)))
+    return EngineRequest(name, ids, PARAMS, images=tuple(found))
+
+
+def ask(llm: LLM, llava: Llava, name: str, *images: int) -> None:
+    llm.core.add_request(asked(llm, llava, name, *images))
 
 
 def run(llm: LLM, until: str | None = None) -> dict[str, list[EngineOutput]]:
@@ -143,6 +147,37 @@ def test_an_image_beyond_the_room_that_cannot_be_prepared_ends_its_request_alone
     assert (ended.finish_reason, ended.error_kind, ended.error) == ("error", "fault", "images: MemoryError: full")
     assert tokens(outputs["good"]) == llava.answer(TEXT, [picture(1)], NEW_TOKENS)
     llm.core.check_integrity()
+    assert (preparer.used, embedder_of(llm).num_kept) == (0, 0)
+
+
+@pytest.mark.parametrize("twins", ["twice", "n"])
+def test_nobody_is_answered_from_pages_where_an_image_could_not_be_prepared(
+    llava: Llava, monkeypatch: pytest.MonkeyPatch, twins: str
+) -> None:
+    llm = load(llava)
+    preparer, prepare = preparer_of(llm), preparer_of(llm)._prepare
+    failing = True
+
+    def full(image: PromptImage) -> PreparedImage:
+        if failing and image.data == file_of(picture(3)):
+            raise MemoryError("full")
+        return prepare(image)
+
+    monkeypatch.setattr(preparer, "_room", 1)
+    monkeypatch.setattr(preparer, "_prepare", full)
+    request = asked(llm, llava, "bad", 1, 3)
+    llm.core.add_request(request)
+    # Both begin in one step, so that the second has the pages, and the images in them, of the first.
+    llm.core.add_request(request.another("twin", PARAMS) if twins == "n" else replace(request, request_id="twin"))
+    ask(llm, llava, "good", 1)
+    outputs = run(llm)
+    for name in ("bad", "twin"):
+        (ended,) = outputs[name]
+        assert (ended.finish_reason, ended.error_kind, ended.error) == ("error", "fault", "images: MemoryError: full")
+    assert tokens(outputs["good"]) == llava.answer(TEXT, [picture(1)], NEW_TOKENS)
+    failing = False
+    ask(llm, llava, "later", 1, 3)
+    assert tokens(run(llm)["later"]) == llava.answer(TEXT * 2, [picture(1), picture(3)], NEW_TOKENS)
     assert (preparer.used, embedder_of(llm).num_kept) == (0, 0)
 
 
