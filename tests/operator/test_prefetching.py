@@ -197,6 +197,8 @@ def test_a_job_that_would_remove_what_others_took_up_meanwhile_is_made_again() -
     assert unkept("Complete") == unkept("Failed") == set()  # one removes nothing any more, the other is made anew
     assert unkept(phases=["Pending"]) == {OLD, "c" * 40}
     assert unkept(phases=["Pending", "Running"]) == set()  # it has looked, and leaves what is taken up from then on
+    assert unkept(phases=["Failed"]) == unkept(phases=["Failed", "Pending"]) == {OLD, "c" * 40}
+    assert unkept(phases=["Failed", "Running"]) == {OLD, "c" * 40}  # what was taken up between the two
     built = acted_on(service(**SPEC))
     (again,) = job_changes(
         built, wanted(built), Seen(job(attempt=2, uid=UID)), [], lambda attempt, _: {"n": attempt}, 0.0, None, {OLD}

@@ -21,13 +21,17 @@ def model_of(job: Object) -> tuple[str, str | None]:
 def overlooked(download: Download, seen: Seen, commits: Iterable[str]) -> set[str]:
     """Those of `commits`, which others have downloaded meanwhile, that an unfinished Job would remove from the claim.
 
-    While its pod runs it leaves alone what somebody wants from then on. But it may have waited for long before that.
+    While its first pod runs it leaves alone what somebody wants from then on. But it may have waited for long before
+    that, and each pod after one that failed looks anew, and knows nothing of what came before itself.
     """
-    if seen.job is None or seen.is_done or seen.failed_at is not None or any(map(_has_started, seen.pods)):
+    if seen.job is None or seen.is_done or seen.failed_at is not None or _first_runs(seen.job, seen.pods):
         return set()
     known = str((seen.job["metadata"].get("annotations") or {}).get(KEEP, "")).split(",")
     return {*commits} - {*known, download.revision}
 
 
-def _has_started(pod: Object) -> bool:
-    return (pod.get("status") or {}).get("phase") not in (None, "Pending")
+def _first_runs(job: Object, pods: Iterable[Object]) -> bool:
+    """Whether a pod of the Job has started, and none before it."""
+    phases = [(pod.get("status") or {}).get("phase") for pod in pods]
+    failed = "Failed" in phases or (job.get("status") or {}).get("failed")  # one that is gone is counted still
+    return not failed and any(phase not in (None, "Pending") for phase in phases)
