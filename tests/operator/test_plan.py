@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from quire_engine.config import EngineConfig
 from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_operator.api import PlanStatus
 from quire_operator.cli import main
@@ -233,6 +235,25 @@ def test_a_service_that_goes_around_the_fields_is_not_planned(spec: dict[str, An
     why = cannot_be_planned(service(**spec).spec)
     assert why is not None
     assert words in why.message
+
+
+def test_no_flag_that_the_engines_own_plan_reads_is_passed_over() -> None:
+    found = importlib.util.find_spec("quire_engine.starting.memory")
+    assert found is not None
+    assert found.origin is not None
+    read = set(re.findall(r"config\.(\w+)", Path(found.origin).read_text())) & {f.name for f in fields(EngineConfig)}
+    # Those of `adapter_room`. Without a prefix cache, embeddings take less and all else as much.
+    read = (read | {"enable_lora", "max_loras", "max_cpu_loras", "lora_modules"}) - {"enable_prefix_caching"}
+    assert {"swap_space", "block_size", "max_lora_rank", "max_model_len"} < read
+    for name in read:
+        flag = f"--{name.replace('_', '-')}"
+        why = cannot_be_planned(service(engine={"args": [f"{flag}=1"]}).spec)
+        assert why is not None, f"{flag} changes the sum"
+        assert f"spec.engine.args has {flag}" in why.message
+
+
+def test_swap_space_is_beside_what_is_planned_of_a_gpu() -> None:
+    assert cannot_be_planned(service(**ON_GPU, engine={"args": ["--swap-space=4"]}).spec) is None
 
 
 def test_flags_that_cost_no_memory_do_not_keep_a_service_from_being_planned() -> None:

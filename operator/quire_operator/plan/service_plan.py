@@ -15,11 +15,16 @@ _OVERRIDING = (
     "--block-size",
     "--device",
     "--dtype",
+    "--enable-lora",
     "--gpu-memory-utilization",
     "--kv-cache-dtype",
     "--kv-cache-memory-bytes",
     "--load-format",
     "--limit-mm-per-prompt",
+    "--lora-modules",
+    "--max-cpu-loras",
+    "--max-lora-rank",
+    "--max-loras",
     "--max-model-len",
     "--max-num-batched-tokens",
     "--max-num-seqs",
@@ -36,6 +41,9 @@ _OVERRIDING = (
     "--tensor-parallel-size",
 )
 """Flags that change the sum. In spec.engine.args they win over the fields that are planned with."""
+
+_OVERRIDING_ON_CPU = ("--swap-space",)
+"""Further ones, where swapped pages are of the pod's memory, as all else."""
 
 
 _NOT_COUNTED: tuple[tuple[str, Callable[[Spec], bool]], ...] = (
@@ -59,9 +67,10 @@ def cannot_be_planned(spec: Spec) -> Skipped | None:
             return Skipped("NotPlanned", f"what {field} saves or costs is not planned yet")
     for argument in spec.engine.args:
         flag = argument.partition("=")[0].replace("_", "-")
-        if flag in _OVERRIDING:
+        if flag in _OVERRIDING or (spec.gpus_per_pod == 0 and flag in _OVERRIDING_ON_CPU):
             return Skipped(
-                "OwnArguments", f"spec.engine.args has {flag}, which is not planned with: write its field instead"
+                "OwnArguments",
+                f"spec.engine.args has {flag}, which is not planned with: write its field instead, where it has one",
             )
     for container in (spec.pod_template.get("spec") or {}).get("containers") or []:
         changed = sorted({"args", "command", "resources"} & container.keys())
