@@ -16,6 +16,9 @@ from quire_engine.sampling.adjustments import Forbidden
 from quire_engine.sampling.masks import TokenMask, mask_words
 from quire_engine.sampling.sampler import SamplingBatch
 
+# Smaller ones may be 0 as float32, which any sum reaches, also that of no token. Both keep the likeliest alone.
+_LEAST_TOP_P = torch.finfo(torch.float32).tiny
+
 
 class SamplingState:
     """Written when a request arrives, moved on by its new tokens, and read at each step.
@@ -54,7 +57,7 @@ class SamplingState:
         self._temperature[row] = 1.0 if params.greedy else params.temperature
         limited = not params.greedy
         self._top_k[row] = min(params.top_k, self._vocab_size) if limited and params.top_k > 0 else self._vocab_size
-        self._top_p[row] = params.top_p if limited else 1.0
+        self._top_p[row] = max(params.top_p, _LEAST_TOP_P) if limited else 1.0
         self._min_p[row] = params.min_p if limited else 0.0
         self._seeds[row] = sequence.seed
         if params.logprobs is not None:

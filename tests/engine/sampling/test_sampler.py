@@ -176,6 +176,12 @@ def test_a_row_draws_the_same_whatever_its_neighbours_ask_for() -> None:
     assert together[0] == logits[0].argmax()
 
 
+@pytest.mark.parametrize("top_k", [0, 50, 2000], ids=["all", "few", "many"])
+def test_the_likeliest_is_drawn_where_top_p_is_less_than_any_float32(top_k: int) -> None:
+    params, logits = SamplingParams(top_p=1e-46, top_k=top_k), logits_of(3000)
+    assert draw_many(logits, params, draws=5).tolist() == [logits.argmax()] * 5
+
+
 def test_the_ends_of_the_unit_interval_draw_tokens_that_can_come() -> None:
     weights = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]] * 2)
     assert draw(weights, torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64)).tolist() == [1, 3]
