@@ -224,7 +224,7 @@ def test_a_service_sleeps_until_a_metric_of_others_wakes_it_and_not_while_it_ans
 def test_a_schedule_wakes_a_service_and_lets_it_sleep_again_at_the_default_pace(
     kubectl: Kubectl, namespace: str
 ) -> None:
-    opens = (datetime.now(UTC) + timedelta(seconds=70)).replace(second=0, microsecond=0)
+    opens = (datetime.now(UTC) + timedelta(seconds=80)).replace(second=0, microsecond=0)
     closes = opens + timedelta(minutes=1)
     times = {"start": f"{opens:%M %H * * *}", "end": f"{closes:%M %H * * *}", "timezone": "UTC", "desiredReplicas": "1"}
     service = LLMService(kubectl, namespace, "nightly")
