@@ -18,14 +18,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoTokenizer
 
 from benchmarks.cpu_contenders import (
     Batched,
     Case,
     Contender,
+    Conversations,
     Served,
     generate,
     llama_cpp,
@@ -36,14 +40,16 @@ from benchmarks.cpu_contenders import (
     stop,
     vllm,
 )
-from benchmarks.cpu_model import checkpoint, weight_bytes
+from benchmarks.cpu_model import SHAPES, checkpoint, weight_bytes
 from benchmarks.machine import describe_machine, write_result
+from quire_engine.bench.samples import Sample
 
-CASES = {
+CASES: dict[str, Case | Conversations] = {
     "one stream": Case(prompts=3, streams=1, input_len=128, output_len=128),
     "16 streams": Case(prompts=16, streams=16, input_len=128, output_len=128),
     "64 streams": Case(prompts=64, streams=64, input_len=128, output_len=128),
     "long prompt": Case(prompts=3, streams=1, input_len=4096, output_len=16),
+    "conversations": Conversations(prompts=32, streams=16),
     "shared prefix": Case(prompts=32, streams=8, input_len=64, output_len=64, prefix=1024),
 }
 SHORT = ("one stream", "16 streams")
@@ -64,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vllm", type=Path, help="the vllm program")
     parser.add_argument("--llama-cpp", type=Path, help="a python that has llama-cpp-python and gguf")
+    parser.add_argument("--size", default="303m", choices=SHAPES, help="of the model")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of every contender")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every contender")
     parser.add_argument("--repeats", type=int, default=3)
@@ -73,7 +80,8 @@ def main() -> None:
     parser.add_argument("--name", default="cpu", help="of the file in results/ (default: cpu)")
     options = parser.parse_args()
     names = options.cases.split(",") if options.cases else SHORT if options.short else tuple(CASES)
-    model, machine = checkpoint(), describe_machine()
+    model, machine = checkpoint(options.size), describe_machine()
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
     machine["read_gb_per_s"] = round(read_bandwidth(options.threads) / 1e9, 1)
     with tempfile.TemporaryDirectory(prefix="quire-bench-") as folder, contextlib.ExitStack() as running:
         contenders: dict[str, Served | Batched] = {}
@@ -84,23 +92,27 @@ def main() -> None:
         figures: dict[str, Any] = {
             "first_token_after_s": {name: round(one.start_seconds, 2) for name, one in contenders.items()}
         }
-        runs: dict[tuple[str, str], list[dict[str, float]]] = {(c, n): [] for n in names for c in contenders}
+        figures["idle_cpu_share"] = {name: round(idle_share(one), 4) for name, one in contenders.items()}
+        runs: dict[tuple[str, str], list[dict[str, float]]] = {}
         for repeat in range(options.repeats):
             for name in names:
+                case = CASES[name]
+                samples = case.requests(tokenizer, seed=100 * repeat + list(CASES).index(name))
                 for who, contender in contenders.items():
-                    found = measured(contender, CASES[name], seed=100 * repeat + list(CASES).index(name))
-                    runs[who, name].append(found)
+                    if isinstance(case, Conversations) and isinstance(contender, Batched):
+                        continue  # a batch is of one length
+                    found = measured(contender, samples, case.streams)
+                    runs.setdefault((who, name), []).append(found)
                     print(f"{name}, {who}: " + ", ".join(f"{k} {found[k]:.1f}" for k in FIGURES), flush=True)
         figures["memory_mib"] = {name: round(memory_mib(one.process.pid)) for name, one in contenders.items()}
     for name in names:
-        figures[name] = {who: summary(runs[who, name]) for who in contenders}
+        figures[name] = {who: summary(runs[who, name]) for who in contenders if (who, name) in runs}
     streamed = figures.get("one stream")
     if streamed is not None:
         for who in contenders:
             rate = 1000 / streamed[who]["median_tpot_ms"]["median"]
-            share = (
-                rate * weight_bytes(model) * (2 if options.dtype == "float32" else 1) / 1e9 / machine["read_gb_per_s"]
-            )
+            read = weight_bytes(model, options.size) * (2 if options.dtype == "float32" else 1)
+            share = rate * read / 1e9 / machine["read_gb_per_s"]
             streamed[who]["share_of_read_bandwidth"] = round(share, 3)
     print(table(figures, names))
     print(f"written to {write_result(options.name, figures, machine, module='cpu')}")
@@ -119,12 +131,19 @@ def starts(options: argparse.Namespace, model: Path, folder: Path) -> Iterator[t
         yield "transformers", lambda: generate(model, options.dtype, options.threads)
 
 
-def measured(contender: Contender, case: Case, seed: int) -> dict[str, float]:
+def measured(contender: Contender, samples: list[Sample], streams: int) -> dict[str, float]:
     """The figures of one run, with the processor time that the contender used, its client's left out."""
     before = processor_seconds(contender.process.pid)
-    found = contender.run(case, seed)
+    found = contender.run(samples, streams)
     used = processor_seconds(contender.process.pid) - before
-    return {**found, "cpu_ms_per_token": used * 1000 / (case.prompts * case.output_len)}
+    return {**found, "cpu_ms_per_token": used * 1000 / sum(one.output_len for one in samples)}
+
+
+def idle_share(contender: Contender) -> float:
+    """Of one core, while nothing is asked: over ten seconds."""
+    before = processor_seconds(contender.process.pid)
+    time.sleep(10)
+    return (processor_seconds(contender.process.pid) - before) / 10
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
@@ -152,7 +171,7 @@ def table(figures: dict[str, Any], names: tuple[str, ...]) -> str:
                 ahead = mine / value if figure == "output_throughput" else value / mine if mine else 0.0
                 cells.append(f"{value:9.1f}" + (f" ({ahead:.2f})" if who != "quire" else " " * 7))
             lines.append(f"{name + ', ' + who:<28}" + "".join(f"{cell:>16}" for cell in cells))
-    for name in ("first_token_after_s", "memory_mib"):
+    for name in ("first_token_after_s", "idle_cpu_share", "memory_mib"):
         lines.append(f"{name:<28}" + "   ".join(f"{who} {value}" for who, value in figures[name].items()))
     return "\n".join(lines)
 

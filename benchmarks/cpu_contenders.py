@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 from transformers import AutoTokenizer
 
 from benchmarks.machine import REPOSITORY, cpu_seconds, descendants
-from quire_engine.bench.samples import RandomLengths, random_samples
+from quire_engine.bench.samples import RandomLengths, Sample, random_samples
 from tests.engine.server.conftest import free_port
 
 START_SECONDS = 600
@@ -34,13 +35,34 @@ class Case:
     output_len: int
     prefix: int = 0
 
-    def flags(self, seed: int) -> list[str]:
-        """For `bench serve`."""
-        return [
-            *("--dataset-name=random", f"--num-prompts={self.prompts}", f"--max-concurrency={self.streams}"),
-            *(f"--random-input-len={self.input_len}", f"--random-output-len={self.output_len}"),
-            *(f"--random-prefix-len={self.prefix}", f"--seed={seed}"),
+    def requests(self, tokenizer: Any, seed: int) -> list[Sample]:
+        """Of random tokens."""
+        lengths = RandomLengths(input_len=self.input_len, output_len=self.output_len, prefix_len=self.prefix)
+        return random_samples(tokenizer, self.prompts, lengths, seed)
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """A load: `prompts` requests, `streams` at once, of random tokens and of lengths as people's.
+
+    Lengths are drawn log-normally, with about the means of ShareGPT that vLLM's paper gives: 161 tokens in, 338 out
+    (https://arxiv.org/abs/2309.06180, figure 11).
+    """
+
+    prompts: int
+    streams: int
+
+    def requests(self, tokenizer: Any, seed: int) -> list[Sample]:
+        chance = random.Random(seed)
+        lengths = [
+            RandomLengths(input_len=_drawn(chance, 4.4, 1.2), output_len=_drawn(chance, 5.5, 0.8))
+            for _ in range(self.prompts)
         ]
+        return [random_samples(tokenizer, 1, one, chance.randrange(1 << 30))[0] for one in lengths]
+
+
+def _drawn(chance: random.Random, mu: float, sigma: float) -> int:
+    return min(1024, max(4, round(chance.lognormvariate(mu, sigma))))
 
 
 class Contender(Protocol):
@@ -48,7 +70,7 @@ class Contender(Protocol):
 
     process: subprocess.Popen[Any]
 
-    def run(self, case: Case, seed: int) -> dict[str, float]:
+    def run(self, samples: Sequence[Sample], streams: int) -> dict[str, float]:
         """Put the load on it: output_throughput in tokens/s, median_ttft_ms and median_tpot_ms."""
         ...
 
@@ -78,11 +100,15 @@ class Served:
             raise
         self.start_seconds = time.monotonic() - started
 
-    def run(self, case: Case, seed: int) -> dict[str, float]:
-        result = self._folder / "result.json"
+    def run(self, samples: Sequence[Sample], streams: int) -> dict[str, float]:
+        asked, result = self._folder / "requests.jsonl", self._folder / "result.json"
+        lines = (json.dumps({"prompt": one.prompt, "output_tokens": one.output_len}) for one in samples)
+        asked.write_text("\n".join(lines))
         command = [sys.executable, "-m", "quire_engine.cli", "bench", "serve", f"--base-url={self._url}", "--model=m"]
-        command += [f"--tokenizer={self._model}", "--disable-tqdm", f"--result={result}", *case.flags(seed)]
-        subprocess.run(command, env=own_environment(1), check=True, stdout=subprocess.DEVNULL, timeout=1200)
+        command += [f"--tokenizer={self._model}", "--dataset-name=custom", f"--dataset-path={asked}", "--ignore-eos"]
+        command += [f"--num-prompts={len(samples)}", f"--max-concurrency={streams}", "--disable-tqdm"]
+        command += [f"--result={result}"]
+        subprocess.run(command, env=own_environment(1), check=True, stdout=subprocess.DEVNULL, timeout=1800)
         found: dict[str, float] = json.loads(result.read_text())
         return found
 
@@ -115,11 +141,11 @@ class Batched:
             raise
         self.start_seconds = time.monotonic() - started
 
-    def run(self, case: Case, seed: int) -> dict[str, float]:
-        lengths = RandomLengths(input_len=case.input_len, output_len=case.output_len, prefix_len=case.prefix)
-        samples = random_samples(self._tokenizer, case.prompts, lengths, seed)
-        ids = [self._tokenizer.encode(one.prompt)[: case.prefix + case.input_len] for one in samples]
-        return self._answer(case.streams, case.output_len, ids)
+    def run(self, samples: Sequence[Sample], streams: int) -> dict[str, float]:
+        """As `Contender`, of requests that are all of one length, as a batch wants them."""
+        length, output_len = samples[0].prompt_len, samples[0].output_len
+        ids = [self._tokenizer.encode(one.prompt)[:length] for one in samples]
+        return self._answer(streams, output_len, ids)
 
     def _answer(self, streams: int, output_len: int, prompts: list[list[int]]) -> dict[str, float]:
         assert self.process.stdin is not None

@@ -1,4 +1,4 @@
-"""The model that engines are measured with: a Llama of 303 million weights, drawn at random, with a tokenizer."""
+"""The models that engines are measured with: Llamas with weights drawn at random, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,23 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+LARGER: dict[str, Any] = SHAPE | {
+    "hidden_size": 2048,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "intermediate_size": 5632,
+    "tie_word_embeddings": False,
+}
+"""TinyLlama's."""
+SHAPES = {"303m": SHAPE, "1.1b": LARGER}
 
 
-def checkpoint() -> Path:
-    """The directory of the checkpoint in bfloat16, made the first time and kept in the cache."""
-    directory = cache() / "bench" / "llama-303m"
+def checkpoint(size: str = "303m") -> Path:
+    """The directory of the checkpoint in bfloat16, of a size in `SHAPES`, made the first time and kept in the cache."""
+    directory = cache() / "bench" / f"llama-{size}"
     if not directory.is_dir():
         unfinished = directory.with_name(f"{directory.name}.{os.getpid()}")
-        _write(unfinished)
+        _write(unfinished, SHAPES[size])
         try:
             unfinished.rename(directory)
         except OSError:  # another run was faster
@@ -37,17 +46,18 @@ def checkpoint() -> Path:
     return directory
 
 
-def weight_bytes(directory: Path) -> int:
-    """Bytes of the weights of which a decode step reads each once: the head is the embedding."""
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+def weight_bytes(directory: Path, size: str = "303m") -> int:
+    """Bytes of the weights that a decode step reads: of an embedding that is not the head it reads a row."""
+    shape, stored = SHAPES[size], sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    return stored - (0 if shape["tie_word_embeddings"] else 2 * VOCAB_SIZE * int(shape["hidden_size"]))
 
 
-def _write(directory: Path) -> None:
+def _write(directory: Path, shape: dict[str, Any]) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(LlamaConfig(**SHAPE, bos_token_id=None, eos_token_id=0, dtype="bfloat16"))
+    model: Any = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=None, eos_token_id=0, dtype="bfloat16"))
     model.to(torch.bfloat16).save_pretrained(directory)
     _tokenizer().save_pretrained(directory)
 
