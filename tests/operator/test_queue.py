@@ -77,6 +77,14 @@ async def test_failures_are_put_off_for_longer_each_time_until_one_succeeds() ->
     assert queue.failed(A) <= 0.25
 
 
+async def test_what_failed_together_does_not_come_back_together() -> None:
+    queue = WorkQueue()
+    keys = [("ns", str(number)) for number in range(100)]
+    delays = {queue.failed(key) for key in keys}
+    assert len(delays) > 50
+    assert max(delays) <= 2 * min(delays)
+
+
 async def test_a_conflict_is_tried_again_at_once_but_only_once() -> None:
     queue = WorkQueue()
     assert queue.failed(A, at_once=True) == 0
