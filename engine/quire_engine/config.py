@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from quire_engine.adapter_modules import adapter_modules
+from quire_engine.memory_plan.adapter_sizes import MAX_LORA_RANK, MAX_LORAS
 from quire_engine.memory_plan.quantization import SCHEME_OF_FLAG
 from quire_engine.multimodal.limits import most_images
 from quire_engine.multimodal.processor_kwargs import processor_kwargs
@@ -111,8 +112,8 @@ class EngineConfig:
     lora_modules: tuple[str, ...] = setting(
         (), 'adapters to begin with, as name=folder or {"name": ..., "path": ..., "base_model_name": ...}'
     )
-    max_loras: int = setting(4, "adapters that requests may run with at once")
-    max_lora_rank: int = setting(16, "largest rank of an adapter")
+    max_loras: int = setting(MAX_LORAS, "adapters that requests may run with at once")
+    max_lora_rank: int = setting(MAX_LORA_RANK, "largest rank of an adapter")
     max_cpu_loras: int | None = setting(
         None, "adapters that may be loaded at once; when unset --max-loras, or as many as --lora-modules has"
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from quire_engine.memory_plan.adapter_sizes import AdapterSizes
 from quire_engine.memory_plan.architectures import normalised
 from quire_engine.memory_plan.context_length import longest_context
 from quire_engine.memory_plan.image_adapter import adapter_headers
@@ -18,7 +19,7 @@ from quire_engine.memory_plan.safetensors_header import TensorHeader
 from quire_engine.memory_plan.weight_files import checkpoint_headers, with_dtype
 from quire_engine.memory_plan.weight_sizes import WeightSizes
 
-_Numbers = TypeVar("_Numbers", ModelShape, WeightSizes)
+_Numbers = TypeVar("_Numbers", ModelShape, WeightSizes, AdapterSizes)
 _MOST = 1 << 60
 _MAY_BE_0 = ("kv_width", "image_tokens", "image_elements", "image_pixels")
 _LONGEST_REASON = 256
@@ -39,6 +40,9 @@ class ModelFacts:
     unreadable: str | None = None
     """Why this engine cannot read the quantized weights, which another may."""
 
+    adapters: AdapterSizes | None = None
+    """What adapters depend on; None where that is not known."""
+
     commit: str | None = None
     """Commit of the hub's repository."""
 
@@ -54,6 +58,7 @@ class ModelFacts:
             longest=longest_context(read, shape.max_position_embeddings),
             quantization=scheme,
             unreadable=unreadable,
+            adapters=AdapterSizes.of(tensors, shape),
             commit=commit,
         )
 
@@ -77,7 +82,7 @@ class ModelFacts:
         return self.weights.elements if not self.weights.is_quantized else None
 
     def to_json(self) -> str:
-        """One line of some 500 characters, which fits into a container's termination message."""
+        """One line of some 600 characters, which fits into a container's termination message."""
         values = dataclasses.asdict(self)
         del values["commit"]  # only a hub has one
         return json.dumps(values)
@@ -93,6 +98,7 @@ class ModelFacts:
                 longest=_whole(read["longest"], least=1),
                 quantization=None if read["quantization"] is None else str(read["quantization"])[:64],
                 unreadable=None if read.get("unreadable") is None else str(read["unreadable"])[:_LONGEST_REASON],
+                adapters=None if read.get("adapters") is None else _checked(AdapterSizes, read["adapters"], least=0),
             )
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"these are no facts of a model ({error!r})") from None

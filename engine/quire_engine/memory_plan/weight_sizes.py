@@ -88,7 +88,7 @@ class WeightSizes:
                 continue  # of a draft model that comes with it
             elements = math.prod(tensor.shape)
             module = name.rpartition(".")[0]
-            share_of_kv = _share_of_kv(name, shape)
+            of_kv = share_of_kv(name, shape)
             if module.endswith(_UNDONE) and _is_quantized(module, tensors):
                 if name.endswith((".weight", ".qweight")):
                     split += elements * _numbers_in_each(tensor, quantization)
@@ -98,8 +98,8 @@ class WeightSizes:
                 if f"{module}.weight".endswith(_WHOLE):
                     stored_whole += size
                 else:
-                    stored_kv += int(size * share_of_kv)
-                    stored += size - int(size * share_of_kv)
+                    stored_kv += int(size * of_kv)
+                    stored += size - int(size * of_kv)
                 continue
             if name.endswith(kept):
                 float32 += elements
@@ -107,8 +107,8 @@ class WeightSizes:
             if len(tensor.shape) < 2 or f"{module}.weight".endswith(_WHOLE):
                 whole += elements
                 continue
-            kv += int(elements * share_of_kv)
-            split += elements - int(elements * share_of_kv)
+            kv += int(elements * of_kv)
+            split += elements - int(elements * of_kv)
             if layer is not None and not module.endswith(_UNDONE):
                 linear += elements
         return WeightSizes(
@@ -144,7 +144,7 @@ class WeightSizes:
         return total - saved
 
 
-def _share_of_kv(name: str, shape: ModelShape) -> Fraction:
+def share_of_kv(name: str, shape: ModelShape) -> Fraction:
     """How much of a tensor belongs to keys and values."""
     if ".k_proj." in name or ".v_proj." in name:
         return Fraction(1)

@@ -120,7 +120,7 @@ class PlanStatus(Fields):
     """Of that, the most that one step takes."""
 
     other_bytes: int | None = None
-    """Of that, what the process takes by itself."""
+    """Of that, what the process takes by itself, and adapters."""
 
     kv_cache_bytes: int | None = None
     """What is left for the KV cache."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from quire_engine.memory_plan.model_facts import ModelFacts
-from quire_engine.memory_plan.model_shape import serving_dtype
+from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, serving_dtype
 from quire_engine.memory_plan.plan import GIB, TOKENS_PER_STEP, MemoryPlan, MemoryRequest, image_room, size_memory
 from quire_engine.memory_plan.quantization import ROUNDED
 from quire_operator.api import Spec
+from quire_operator.plan.adapter_flags import adapters_at_once, largest_rank
 from quire_operator.plan.gpu_memory import Device
 
 GPU_RESIDENT_BYTES = 1 << 30
@@ -80,9 +81,19 @@ class Trial:
                 max_num_seqs=engine.max_num_seqs,
                 max_num_batched_tokens=step,
                 image_room=image_room(self.facts.shape, self.dtype),
+                adapters=self._adapters(step),
                 swap_space=None if engine.swap_space_gib == 4 else int(engine.swap_space_gib * GIB),
             )
         )
+
+    def _adapters(self, step: int) -> int:
+        """Bytes of all adapters that may be loaded at once, and of a step of `step` tokens with them."""
+        sizes, spec = self.facts.adapters, self.spec
+        if sizes is None or not spec.model.adapters:
+            return 0
+        item, rank = BYTES_OF_DTYPE[self.dtype], largest_rank(spec)
+        size = sizes.num_bytes(self.facts.shape, self.tensor, item, rank, adapters_at_once(spec), step)
+        return size if self.device.on_gpu else size + sizes.file_bytes(rank)
 
     def fits(self) -> bool:
         """Whether one request of the greatest length fits beside the weights."""

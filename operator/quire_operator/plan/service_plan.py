@@ -20,6 +20,7 @@ _OVERRIDING = (
     "--kv-cache-dtype",
     "--kv-cache-memory-bytes",
     "--load-format",
+    "--lora-modules",
     "--limit-mm-per-prompt",
     "--lora-modules",
     "--max-cpu-loras",
@@ -48,7 +49,7 @@ _OVERRIDING_ON_CPU = ("--swap-space",)
 
 _NOT_COUNTED: tuple[tuple[str, Callable[[Spec], bool]], ...] = (
     ("spec.model.kvCacheDtype", lambda spec: spec.model.kv_cache_dtype != "auto"),
-    ("spec.model.adapters", lambda spec: bool(spec.model.adapters)),
+    ("spec.model.adapters", lambda spec: bool(spec.model.adapters) and spec.engine.type != "quire"),
     ("spec.engine.speculative", lambda spec: spec.engine.speculative is not None),
 )
 """Fields that change the sum, and whether they do."""
@@ -110,6 +111,8 @@ def plan_of(spec: Spec, facts: ModelFacts, device: Device | Skipped) -> PlanStat
         return skipped_plan(
             Skipped("OtherQuantization", f"spec.model.quantization is {wanted} and the checkpoint {has}: write auto")
         )
+    if spec.model.adapters and facts.adapters is None:
+        return skipped_plan(Skipped("NotPlanned", "what spec.model.adapters costs is not planned for such a model yet"))
     trial = Trial.of(spec, facts, device)
     if trial.max_model_len > facts.longest:
         return skipped_plan(
@@ -150,12 +153,14 @@ def skipped_plan(why: Skipped) -> PlanStatus:
 def _sum(trial: Trial, ways: list[str]) -> str:
     memory, limit = trial.memory(), trial.device.memory
     others = memory.others
+    adapters = f"adapters {_gib(memory.adapters)} + " if memory.adapters else ""
     usable, used = int(limit * trial.utilization), others + memory.weights + memory.activations
     where = f"each of {trial.tensor} GPUs" if trial.tensor > 1 else "one GPU" if trial.device.on_gpu else "the pod"
     name = f" ({trial.device.name})" if trial.device.on_gpu else ""
     terms = (
         f"{where}{name} has {_gib(limit)} x {trial.utilization:g} = {_gib(usable)}; "
-        f"weights {_gib(memory.weights)} + activations {_gib(memory.activations)} + process {_gib(others)} "
+        f"weights {_gib(memory.weights)} + activations {_gib(memory.activations)} + {adapters}"
+        f"process {_gib(others - memory.adapters)} "
         f"= {_gib(used)}"
     )
     wanted = trial.max_model_len * trial.kv_bytes_per_token
