@@ -11,7 +11,7 @@ import pytest
 
 from quire_engine.server.protocol.chat import ChatCompletionRequest
 from quire_engine.server.protocol.completions import CompletionRequest
-from quire_engine.server.protocol.refused_fields import OF_CHATS, OF_COMPLETIONS, OF_RESPONSES
+from quire_engine.server.protocol.refused_fields import OF_CHATS, OF_COMPLETIONS, OF_RESPONSES, refuse
 from quire_engine.server.protocol.responses import ResponsesRequest
 from quire_engine.server.response_prompts import as_chat
 from tests.docs.pages import REPOSITORY
@@ -114,10 +114,15 @@ def test_a_refused_field_is_a_400_that_names_it_and_what_to_write(server: Server
 
 @pytest.mark.parametrize("path", NAMES)
 def test_what_asks_for_nothing_is_let_pass(server: Server, path: str) -> None:
-    for place in range(2):
-        harmless = {name: field.harmless[place] for name, field in REFUSED[path].items() if len(field.harmless) > place}
+    own = {name: field.harmless[0] for name, field in REFUSED[path].items() if field.harmless}
+    for harmless in (own, *(dict.fromkeys(REFUSED[path], nothing) for nothing in (None, False, []))):
         answer = httpx.post(server.url + path, json={**LEAST[path], **harmless})
         assert answer.status_code == 200, answer.text
+
+
+def test_zero_is_not_taken_for_false() -> None:
+    with pytest.raises(ValueError, match="thinking_token_budget is not supported"):
+        refuse({"thinking_token_budget": 0}, OF_CHATS)
 
 
 def test_a_response_gives_its_fields_to_the_chat_that_it_is() -> None:
