@@ -10,7 +10,7 @@ _LASTING = ("system", "developer")
 
 
 def beginnings(messages: Sequence[ChatMessage]) -> list[int]:
-    """The places from which on messages may be kept, ascending: 0, which is all of them, then those of fewer.
+    """The places from which on messages may be kept, ascending: 0, which is all of them, then each of fewer.
 
     As templates want turns to take turns, a chat begins with a message of the user's; only behind the last of these,
     which always stays, it may go on with any answer. A call is never parted from its results, and the last message
@@ -19,10 +19,13 @@ def beginnings(messages: Sequence[ChatMessage]) -> list[int]:
     asked = _last_question(messages)
     ends = _ends_of_calls(messages)
     found, reach = [0], 0  # `reach`: up to where the results of the calls so far go
+    drops = False  # whether some message does not stay that did from the last of `found` on
     for i, message in enumerate(messages):
         may_begin = message.role == "user" if i <= asked else message.role not in (*_LASTING, "tool")
-        if i and may_begin and reach <= i:
+        if drops and may_begin and reach <= i:
             found.append(i)
+            drops = False
+        drops = drops or (message.role not in _LASTING and i != asked)
         reach = max(reach, ends[i])
     return found
 
