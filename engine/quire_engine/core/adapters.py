@@ -136,7 +136,7 @@ class AdapterBook:
         """Raise `ValueError` where no further adapter may be loaded as `name`."""
         before = self._numbers.get(name)
         if before is not None and not replace_it:
-            raise ValueError(f"an adapter {name!r} is loaded already: unload it, or set load_inplace")
+            raise ValueError(f"the adapter {name!r} is loaded already: unload it, or set load_inplace")
         leaves = before is not None and not self._users[before]
         taken = len(self._names) + len(self._coming)
         if taken - leaves >= self.room:

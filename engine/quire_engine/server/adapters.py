@@ -54,10 +54,6 @@ class Adapters:
         if name in self.base_names:
             raise ApiError(400, f"{name!r} is the model: give the adapter another name", param="lora_name")
         async with self._changing:
-            if name in self.cards and not request.load_inplace:
-                raise ApiError(
-                    400, f"the adapter {name!r} is loaded already: unload it, or set load_inplace", param="lora_name"
-                )
             await self.client.load_adapter(name, request.lora_path, replace_it=request.load_inplace)
             self._add(name, request.lora_path)
         return f"Success: LoRA adapter '{name}' added successfully."

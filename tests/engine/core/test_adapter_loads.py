@@ -106,7 +106,7 @@ def test_what_is_wrong_at_once_does_not_wait_for_the_disk(loop: Loop) -> None:
     loop.disk.ready.clear()
     loop.send(wire.LoadAdapter(8, "a", "a"))
     answer = loop.next()
-    assert answer == wire.AdapterDone(8, "an adapter 'a' is loaded already: unload it, or set load_inplace")
+    assert answer == wire.AdapterDone(8, "the adapter 'a' is loaded already: unload it, or set load_inplace")
 
 
 def test_the_engine_ends_while_one_is_still_read(loop: Loop) -> None:
