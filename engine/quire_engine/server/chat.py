@@ -98,7 +98,7 @@ class Chat:
         asked = request.max_completion_tokens if newer else request.max_tokens
         copies = request.num_sequences
         if drops_oldest:
-            ids, images = await self._chat_prompts.shortened(request, answer=asked or 1, copies=copies)
+            ids, images = await self._chat_prompts.shortened(request, answer=asked, copies=copies)
         else:
             ids, images = await self._chat_prompts.of(
                 request, copies=copies, keep=request.truncate_prompt_tokens, side=request.truncation_side

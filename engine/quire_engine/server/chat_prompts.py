@@ -32,15 +32,17 @@ class ChatPrompts:
         ids, images = await self._rendered(chat, files, 0)
         return self._prompts.truncated(ids, keep, side), images
 
-    async def shortened(self, chat: ChatPrompt, *, answer: int, copies: int = 1) -> Prompt:
+    async def shortened(self, chat: ChatPrompt, *, answer: int | None, copies: int = 1) -> Prompt:
         """As `of`, without as many of the oldest messages as leaves room for `answer` tokens in the context.
 
-        Where all that may be left out does not make that room, any room will do, and else it is the shortest prompt.
+        Where all that may be left out does not make that room, or none is asked for, it is for an answer of usual
+        length, and where that cannot be either, the shortest prompt.
         """
         files = await self._images.files(chat.messages, copies)
-        found = await self._longest(chat, files, answer)
-        if found is None and answer > 1:  # more than there is room for beside any prompt, so it will be cut
-            found = await self._longest(chat, files, 1)
+        usual = self._prompts.usual_answer
+        found = await self._longest(chat, files, answer or usual)
+        if found is None and answer is not None and answer > usual:  # which will be cut
+            found = await self._longest(chat, files, usual)
         return found or await self._rendered(chat, files, beginnings(chat.messages)[-1])
 
     async def _longest(self, chat: ChatPrompt, files: list[ImageFile], answer: int) -> Prompt | None:

@@ -147,6 +147,11 @@ class Prompts:
         """Whether the context holds the prompt and an answer of `answer` tokens."""
         return len(prompt_token_ids) + min(answer, self._longest_answer) <= self._max_model_len
 
+    @property
+    def usual_answer(self) -> int:
+        """The tokens of the context that a chat which is shortened leaves to an answer of no length that is known."""
+        return min(1024, self._max_model_len // 4)
+
     def _limit(self) -> str:
         """Clients look for these words of OpenAI's, to shorten their prompts."""
         return f"This model's maximum context length is {self._max_model_len} tokens"

@@ -278,6 +278,14 @@ def test_truncation_drops_the_oldest_turns_and_no_more_of_them_than_it_must(serv
     assert respond(server, items[start:], **asked).output_text == response.output_text
 
 
+@pytest.mark.parametrize("asked", [{}, {"max_output_tokens": 2048}], ids=["none", "more than there is"])
+def test_truncation_leaves_room_for_an_answer_of_usual_length(server: Server, asked: dict[str, Any]) -> None:
+    items = long_input(40)
+    response = respond(server, items, truncation="auto", **asked)
+    turns = httpx.post(f"{server.url}/tokenize", json={"messages": items[-3:-1]}).json()["count"]
+    assert 2048 - 512 - 2 * turns < response.usage.input_tokens <= 2048 - 512
+
+
 def test_truncation_leaves_what_fits_as_it_is(server: Server) -> None:
     whole = respond(server, long_input(2), max_output_tokens=5)
     cut = respond(server, long_input(2), max_output_tokens=5, truncation="auto")
