@@ -63,10 +63,9 @@ def test_a_killed_rank_ends_all_with_the_cause(start_server: StartServer) -> Non
     (rank,) = children(engine)
     stream = Stream(server.url, 2000)
     until(lambda: bool(stream.lines))
-    end = time.monotonic() + 5  # which is promised, and six times what it takes
     os.kill(rank, signal.SIGKILL)
-    assert server.process.wait(end - time.monotonic()) == 1
-    until(lambda: gone(engine) and gone(rank), end - time.monotonic())
+    assert server.process.wait(5) == 1  # in which time it is promised, six times what it takes
+    until(lambda: gone(engine) and gone(rank), 5)
     assert "the engine has failed" in stream.join()[-2]
     assert server.termination_message.startswith("OutOfMemory: rank 1 ended by signal 9")
     assert server.log.strip().splitlines()[-1].endswith(server.termination_message)
