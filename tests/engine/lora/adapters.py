@@ -19,13 +19,20 @@ from quire_engine.engine import build_engine
 from quire_engine.sampling_params import SamplingParams
 from tests.engine.models.checkpoints import ALL, MAX_MODEL_LEN, greedy_reference, make_model, mixed_prompts, save
 
-PROMPTS, NEW_TOKENS = mixed_prompts(9, 60), 10
-MODULES = {
+PROMPTS = [[token % 96 for token in prompt] for prompt in mixed_prompts(9, 60)]  # the others may be an image's
+NEW_TOKENS = 10
+MODULES: dict[str, list[str] | str] = {
     "LlamaForCausalLM: grouped heads": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "GPT2": ["c_attn", "c_proj", "c_fc"],
     "Phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
     "GPTNeoX": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
     "Falcon": ["query_key_value", "dense"],
+    # Of families with experts and encoders only the linears that see each token: they are named by patterns.
+    "MixtralForCausalLM: experts": r".*self_attn\.(q|k|v|o)_proj",
+    "Qwen2MoeForCausalLM: dense": r".*\.(self_attn|shared_expert|layers\.\d\.mlp)\.(q|k|v|o|gate|up|down)_proj",
+    "DeepseekV2ForCausalLM: latent": r".*\.self_attn\.(q_a_proj|q_b_proj|kv_a_proj_with_mqa|o_proj)",
+    "Llava": r".*language_model.*(q|k|v|o|gate|up|down)_proj",
+    "Phi4Multimodal": r"model\.layers.*\.(qkv_proj|o_proj|gate_up_proj|down_proj)",
 }
 Answers = dict[str | None, list[list[int]]]
 
@@ -53,20 +60,26 @@ def make_adapter(model: PreTrainedModel, directory: Path, *, seed: int = 0, **se
 
 
 def make(folder: Path, case: str) -> Adapted:
-    """A model of the family of `MODULES`; one adapter changes all of its linears, the other the first two."""
+    """A model of the family of `MODULES`; one adapter changes all of its linears, the other the first two of a list."""
     transformers.utils.logging.disable_progress_bar()
     cls, config = ALL[next(name for name in ALL if name.startswith(case))]
-    model, modules = make_model(cls, config(), seed=3), MODULES[case]
+    model = make_model(cls, config(), seed=3)
+    save(model, folder / "model")
+    return adapt(model, folder, MODULES[case])
+
+
+def adapt(model: PreTrainedModel, folder: Path, modules: list[str] | str) -> Adapted:
+    """Adapters of a model whose checkpoint is in `folder`/model."""
     answers: Answers = {None: greedy_reference(model, PROMPTS, NEW_TOKENS)}
-    settings: dict[str, dict[str, Any]] = {
-        "a": {"target_modules": modules},
-        "b": {"target_modules": modules[:2], "r": 8, "use_rslora": True, "rank_pattern": {modules[0]: 2}},
-    }
+    other: dict[str, Any] = {"target_modules": modules, "r": 8, "use_rslora": True}
+    if isinstance(modules, list):
+        other |= {"target_modules": modules[:2], "rank_pattern": {modules[0]: 2}}
+    settings: dict[str, dict[str, Any]] = {"a": {"target_modules": modules}, "b": other}
     folders = {name: folder / name for name in settings}
     for seed, (name, path) in enumerate(folders.items()):
         answers[name] = greedy_reference(make_adapter(model, path, seed=seed, **settings[name]), PROMPTS, NEW_TOKENS)
     assert answers["a"] != answers[None] != answers["b"]
-    return Adapted(save(model, folder / "model"), model, folders, answers)
+    return Adapted(folder / "model", model, folders, answers)
 
 
 def start(adapted: Adapted, **changes: Any) -> EngineCore:
