@@ -20,6 +20,7 @@ from tests.operator.operator_process import OperatorProcess
 from tests.operator.services import manifest
 
 NAMESPACE = "bench"
+_SETTLE_SECONDS = 300.0
 
 
 class Bench:
@@ -73,11 +74,13 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench() -> Iterator[Bench]:
-    """Use as a context manager; everything is gone afterwards."""
+def bench(*, audited: bool = False) -> Iterator[Bench]:
+    """Use as a context manager; everything is gone afterwards. Where it is `audited`, what operators ask is logged."""
     with tempfile.TemporaryDirectory(prefix="quire-bench-") as folder:
         directory = Path(folder)
-        plane = start_control_plane(directory / "plane", users=[User(OPERATOR_USER, ())])
+        plane = start_control_plane(
+            directory / "plane", users=[User(OPERATOR_USER, ())], audited=[OPERATOR_USER] if audited else ()
+        )
         running: Bench | None = None
         try:
             running = Bench(plane, directory)
@@ -114,13 +117,11 @@ def until_shown(api: ApiClient, name: str, argument: str, change: Callable[[], o
     return time.monotonic() - begun
 
 
-def calls(operator: OperatorProcess) -> dict[str, float]:
-    """Calls to the API so far, by `VERB RESOURCE`."""
-    found: dict[str, float] = {}
-    for labels, value in operator.samples("quire_operator_api_calls_total"):
-        key = f"{labels['verb']} {labels['resource']}"
-        found[key] = found.get(key, 0) + value
-    return found
+def settle(running: Bench, operator: OperatorProcess, names: list[str]) -> None:
+    """Wait until the operator leads, and has done what there is to do."""
+    operator.wait_until_leading()
+    wait_for("all are served", lambda: running.served() >= len(names), _SETTLE_SECONDS)
+    operator.wait_until_idle(_SETTLE_SECONDS)
 
 
 def writes(operator: OperatorProcess) -> int:

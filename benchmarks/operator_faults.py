@@ -21,11 +21,10 @@ from typing import Any
 
 from benchmarks.fault_cases import CASES, Case
 from benchmarks.machine import describe_machine, percentile, resident_mib, write_result
-from benchmarks.operator_bench import NAMESPACE, Bench, bench, wait_for, writes
+from benchmarks.operator_bench import NAMESPACE, Bench, bench, settle, wait_for, writes
 from benchmarks.operator_scale import edit
 from quire_operator.kubeapi.resources import CHILDREN, DEPLOYMENTS, LLMSERVICES
 from tests.operator.objects import identities, versions
-from tests.operator.operator_process import OperatorProcess
 
 _SECONDS = 120.0
 _REST_SECONDS = 8.0
@@ -93,13 +92,6 @@ def befallen(
         }
         case.operator.stop()
     return figures
-
-
-def settle(running: Bench, operator: OperatorProcess, names: list[str]) -> None:
-    """Wait until the operator leads, and has done what there is to do."""
-    operator.wait_until_leading()
-    wait_for("all are served", lambda: running.served() >= len(names), _SECONDS)
-    operator.wait_until_idle(_SECONDS)
 
 
 def untouched(running: Bench, but: set[str]) -> dict[tuple[str, str, str], str]:

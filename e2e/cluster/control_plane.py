@@ -143,6 +143,7 @@ class ControlPlane:
             f"--listen-peer-urls={peer}",
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=default={peer}",
+            "--watch-progress-notify-interval=5s",  # as kubeadm has it: without, idle watches get no bookmarks
             "--log-level=warn",
         ]
         self.daemons.start("etcd", command)

@@ -24,10 +24,9 @@ _METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v
 _ONE_METADATA_ALONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _ALL_GROUPS = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
-_WATCH_SECONDS = 290
 _SILENCE_SECONDS = 90
-"""A watch that is silent for longer may be dead, and may be of a kind of which nothing happens: bookmarks come only in
-between events."""
+"""A watch that is silent for longer is dead, or of a kind of which nothing happens beside an etcd that does not notify
+the API server of its progress: bookmarks come every minute else."""
 
 _NO_ANSWER = (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)
 
@@ -128,13 +127,13 @@ class Client:
     ) -> AsyncIterator[Object]:
         """Changes since `version`, bookmarks included, until the server ends the stream or is silent for long.
 
-        A watch from the last version then misses nothing, and where the connection was dead its beginning tells.
+        How long a watch lasts is left to the server: half an hour to an hour, and each ends at another time. A watch
+        from the last version then misses nothing, and where the connection was dead its beginning tells.
         """
         parameters = {
             "watch": "true",
             "resourceVersion": version,
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(_WATCH_SECONDS),
             **({"labelSelector": selector} if selector else {}),
         }
         limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_SILENCE_SECONDS)
