@@ -1,4 +1,4 @@
-"""What a cluster does to the operator: faults of all kinds, a leader killed, and a day of comings and goings.
+"""What a cluster does to the operator: faults of all kinds, and a leader that is killed.
 
 `python -m benchmarks.operator_faults` measures, on an API server of its own with 200 LLMServices at rest:
 
@@ -6,24 +6,22 @@
   after another during the fault take to reach their Deployments; how long after its end all is as it should be, when
   20 services were edited at the last moment; what was written in all; how many objects were made anew, and how many of
   services that nobody edited were written to. Both of the latter must be 0.
-- seconds until another replica has done what a killed leader left;
-- the operator's memory over as many creations, edits and deletions as a busy cluster sees in a day.
+- seconds until another replica has done what a killed leader left.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.fault_cases import CASES, Case
-from benchmarks.machine import describe_machine, percentile, resident_mib, write_result
+from benchmarks.machine import describe_machine, percentile, write_result
 from benchmarks.operator_bench import NAMESPACE, Bench, bench, settle, wait_for, writes
 from benchmarks.operator_scale import edit
-from quire_operator.kubeapi.resources import CHILDREN, DEPLOYMENTS, LLMSERVICES
+from quire_operator.kubeapi.resources import DEPLOYMENTS, LLMSERVICES
 from tests.operator.objects import identities, versions
 
 _SECONDS = 120.0
@@ -37,7 +35,6 @@ def main() -> None:
     parser.add_argument("--services", type=int, default=200, help="at least 40")
     parser.add_argument("--edits", type=int, default=10, help="one after another during each fault, at most 20")
     parser.add_argument("--takeovers", type=int, default=3)
-    parser.add_argument("--churn", type=int, default=3000, help="LLMServices that come, change and go")
     options = parser.parse_args()
     machine = describe_machine()
     with bench() as running:
@@ -48,7 +45,6 @@ def main() -> None:
             figures["faults"][name] = befallen(running, case, names, options.edits, number)
             print(f"{name:<36} {figures['faults'][name]}", flush=True)
         figures["takeovers"] = [takeover(running, names, number) for number in range(options.takeovers)]
-        figures["churn"] = churn(running, options.churn)
     print(f"written to {write_result('operator_faults', figures, machine)}")
 
 
@@ -122,41 +118,6 @@ def takeover(running: Bench, names: list[str], number: int) -> dict[str, Any]:
     }
     standby.stop()
     return figures
-
-
-def churn(running: Bench, count: int) -> dict[str, Any]:
-    """Create, edit and delete `count` LLMServices, 20 at a time; MiB at the start, and after each tenth."""
-    operator = running.start_operator()
-    operator.wait_until_leading()
-    operator.wait_until_idle(_SECONDS)
-    memory = [round(resident_mib(operator.process.pid))]
-    batches = max(1, count // 20)
-    for batch in range(batches):
-        names = [f"churn-{batch}-{number}" for number in range(20)]
-        running.create(names)
-        wait_for("children", functools.partial(exist, running, names), _SECONDS)
-        for name in names:
-            running.api.patch(LLMSERVICES, NAMESPACE, name, {"spec": {"engine": {"maxNumSeqs": 9}}})
-            running.api.delete(LLMSERVICES, NAMESPACE, name)
-        remove_children(running, set(names))
-        if (batch + 1) % max(1, batches // 10) == 0:
-            memory.append(round(resident_mib(operator.process.pid)))
-            print(f"{(batch + 1) * 20} came and went, {memory[-1]} MiB", flush=True)
-    operator.stop()
-    return {"services": batches * 20, "memory_mib": memory}
-
-
-def exist(running: Bench, names: list[str]) -> bool:
-    """Whether each of the services has its Deployment, the last of its children."""
-    return all(running.api.find(DEPLOYMENTS, NAMESPACE, name) is not None for name in names)
-
-
-def remove_children(running: Bench, names: set[str]) -> None:
-    """As the garbage collector would, which does not run here."""
-    for resource in CHILDREN:
-        for item in running.api.list(resource, NAMESPACE):
-            if item["metadata"].get("labels", {}).get("serving.quire.dev/llmservice") in names:
-                running.api.delete(resource, NAMESPACE, item["metadata"]["name"])
 
 
 if __name__ == "__main__":
