@@ -21,8 +21,10 @@ from quire_engine.core.step_profile import NO_PROFILE, StepProfile
 from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.leader import Leader
 from quire_engine.distributed.place import Place
+from quire_engine.execution.cuda_graphs import capture_for
 from quire_engine.execution.device import DTYPES, device_memory, limit_threads, pick_device, pick_dtype
 from quire_engine.execution.model_runner import ModelRunner, warm_up
+from quire_engine.execution.padded_decodes import Capture
 from quire_engine.execution.ranked_executor import RankedExecutor
 from quire_engine.failure import failure_of
 from quire_engine.kernels.report import kernels_of
@@ -85,6 +87,7 @@ class BuiltRank:
     images: ImagePreparer | None  # of rank 0, where the model takes images
     adapters: AdapterReader | None  # of rank 0, where it takes adapters
     adapter_folders: Mapping[str, str]  # by name, of those that it begins with
+    capture: Capture | None  # how steps are recorded, where they are
 
 
 @dataclass
@@ -105,7 +108,7 @@ def build_engine(
 
     `learned` is where a vocabulary may come to be, for an engine that should load no tokenizer.
     `on_phase` hears the name and the seconds of each part of the start: device, config, ranks, weights, memory,
-    warm-up. `on_lost` hears the cause, in a thread, when another rank has gone: see `Leader`.
+    warm-up, and on a GPU graphs. `on_lost` hears the cause, in a thread, when another rank has gone: see `Leader`.
     Raises `StartupError` for everything that the user can put right.
     """
     if config.node_rank > 0:
@@ -194,7 +197,9 @@ def build_rank(
         core_config = replace(
             core_config, num_blocks=plan.num_blocks, num_swap_blocks=plan.num_swap_blocks, window=window
         )
-        runner = model_runner(core_config, model, plan, DTYPES[dtype], device, place, adapted)
+        capture = None if config.enforce_eager or core_config.pooling is not None else capture_for(device)
+        pads = capture is not None
+        runner = model_runner(core_config, model, plan, DTYPES[dtype], device, place, adapted, pads=pads)
     log.info("%s in %s on %s, %d threads", spec.shape.architecture, dtype, device.type, threads)
     log.info("kernels: %s", kernels_of(device))
     info = EngineInfo(
@@ -216,7 +221,8 @@ def build_rank(
     preparer = None
     if processor is not None:
         preparer = ImagePreparer(processor.prepared, processor.prepared_bytes, plan.image_room)
-    return BuiltRank(runner, core_config, plan, info, phase, preparer, reader if rank == 0 else None, adapter_folders)
+    own_reader = reader if rank == 0 else None
+    return BuiltRank(runner, core_config, plan, info, phase, preparer, own_reader, adapter_folders, capture)
 
 
 def _started(
@@ -228,6 +234,10 @@ def _started(
         longest = min(core_config.max_num_batched_tokens, core_config.max_model_len - 1)
         pools = core_config.pooling is not None
         warm_up(executor, max(1, min(_WARM_UP_TOKENS[info.device], longest)), core_config.block_size, pools=pools)
+    if built.capture is not None:
+        with built.phase("graphs", "EngineFailed"):
+            recorded = built.runner.record_decodes(built.capture)
+        log.info("CUDA graphs of decodes: %d", recorded)
     log.info("%s", built.plan.table())
     on_gpu = info.device == "cuda"
     gpu_blocks, cpu_blocks = (info.num_blocks, info.num_swap_blocks) if on_gpu else (0, info.num_blocks)

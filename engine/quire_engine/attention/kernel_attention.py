@@ -63,7 +63,8 @@ class BatchOnDevice:
 
     def __init__(self, context: AttentionContext) -> None:
         self._device, self._prefills = context.slots.device, context.prefills
-        self.lengths = self._put(context.decode_lengths)  # [num_decodes] int32
+        there = context.lengths_on_device
+        self.lengths = self._put(context.decode_lengths) if there is None else there  # [num_decodes] int32
         self._spans: dict[int, Spans] = {}  # by the tokens of a tile
 
     def spans(self, tokens: int) -> Spans:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from quire_engine.attention.context import attention_context
@@ -14,12 +16,15 @@ from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.execution.input_batch import InputBatch, ModelInputs
 from quire_engine.execution.kv_cache import KVCache
 from quire_engine.execution.model_spans import time_parts
+from quire_engine.execution.padded_decodes import Capture, PaddedDecodes
 from quire_engine.execution.pooling import Pooler
 from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.models.language_model import LanguageModel
 from quire_engine.sampling.logprobs import rank_hidden
 from quire_engine.sampling.sampler import Draw, SamplingBatch, choose, draw_within
 from quire_engine.sampling_params import SamplingParams
+
+log = logging.getLogger(__name__)
 
 _WARM_UP = "warm-up"
 
@@ -41,11 +46,13 @@ class ModelRunner:
         pooling: Pooling | None = None,
         images: ImageEmbedder | None = None,
         adapters: Adapting | None = None,
+        padded: PaddedDecodes | None = None,
     ) -> None:
         self._model = model
         self._pooler = None if pooling is None else Pooler(pooling)
         self._images = images
         self._adapters = adapters
+        self._padded = padded
         self._batch = batch
         self._cache = cache
         self._place = place
@@ -56,6 +63,21 @@ class ModelRunner:
         """Have the parts of steps timed."""
         self._profile = profile
         time_parts(self._model, profile)
+
+    @torch.inference_mode()
+    def record_decodes(self, capture: Capture) -> int:
+        """Have steps of decodes alone replayed from here on, where the model lets them. Returns how many were recorded.
+
+        Where they cannot be recorded the log says why, and all steps run as before.
+        """
+        if self._padded is None:
+            return 0
+        try:
+            return self._padded.record(capture)
+        except RuntimeError as error:  # whatever a driver has to say, or memory that ran out
+            log.warning("decodes are not recorded as CUDA graphs, which costs time between kernels: %s", error)
+            self._padded.forget()
+            return 0
 
     @torch.inference_mode()
     def prepare_adapter(self, number: int, adapter: StoredAdapter) -> None:
@@ -117,6 +139,8 @@ class ModelRunner:
             size = self._model.shape.hidden_size
             more = [link.receive(len(inputs.token_ids), size, self._dtype, inputs.token_ids.device)]
         images = None if self._images is None else self._images.rows(inputs.firsts)
+        if self._padded is not None and images is None and self._padded.takes(inputs.context):
+            return self._padded.run(inputs.token_ids, inputs.positions, inputs.context)
         with attention_context(inputs.context):
             if images is None:
                 out: torch.Tensor = self._model(inputs.token_ids, inputs.positions, *more)

@@ -108,12 +108,17 @@ class Experts(nn.Module):
                 self.add_module(str(expert), Expert(place, hidden_size, Rows(inner_size), self.gate_up, self.down))
         self._experts = {expert: self.get_submodule(str(expert)) for expert in self.own}
 
+    @property
+    def in_one_product(self) -> bool:
+        """Whether a kernel can multiply by all of them at once, without knowing which are chosen."""
+        return self.gate_up.is_full and self.down.is_full
+
     def forward(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """This rank's part of the sum over experts.
 
         x [num_tokens, hidden_size], weights and chosen experts [num_tokens, top_k] -> [num_tokens, hidden_size].
         """
-        if by_gpu_kernels(x.device) and self.gate_up.is_full and self.down.is_full:
+        if self.in_one_product and by_gpu_kernels(x.device):
             return self._at_once(x, weights, chosen)
         num_tokens, top_k = chosen.shape
         order = chosen.flatten().argsort(stable=True)

@@ -15,6 +15,7 @@ from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.execution.input_batch import InputBatch
 from quire_engine.execution.kv_cache import allocate_kv_cache
 from quire_engine.execution.model_runner import ModelRunner
+from quire_engine.execution.padded_decodes import PaddedDecodes, can_be_padded
 from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.lora.adapted_model import AdaptedModel
 from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
@@ -96,11 +97,17 @@ def model_runner(
     device: torch.device,
     place: Place,
     adapted: AdaptedModel | None = None,
+    *,
+    pads: bool = False,
 ) -> ModelRunner:
-    """Allocate the KV cache and the buffers of steps, as `plan` says."""
+    """Allocate the KV cache and the buffers of steps, as `plan` says.
+
+    With `pads` there is a page more, which padding writes to, and decodes can be recorded where the model lets them.
+    """
+    pads = pads and place.layout.size == 1
     cache = allocate_kv_cache(
         model,
-        num_blocks=plan.num_blocks,
+        num_blocks=plan.num_blocks + pads,
         block_size=plan.block_size,
         dtype=dtype,
         device=device,
@@ -128,10 +135,20 @@ def model_runner(
         grids=count if isinstance(count, MergedCount) else None,
         adapters=adapted is not None,
     )
+    padded = None
+    if pads and can_be_padded(model):
+        padded = PaddedDecodes(
+            model,
+            max_num_seqs=core_config.max_running,
+            max_blocks_per_seq=-(-core_config.max_model_len // core_config.block_size),
+            spare_slot=plan.num_blocks * plan.block_size,
+            rotates_by_length=core_config.rotation is not None,
+            dtype=dtype,
+            device=device,
+        )
     images = None
     if core_config.images is not None and place.stage.first:  # where tokens are embedded
         images = ImageEmbedder(lambda prepared: model.embed_image(on_device(prepared, device)))
     # The results are rank 0's.
-    return ModelRunner(
-        model, batch, cache, place, dtype, core_config.pooling if place.rank == 0 else None, images, adapted
-    )
+    pooling = core_config.pooling if place.rank == 0 else None
+    return ModelRunner(model, batch, cache, place, dtype, pooling, images, adapted, padded)
