@@ -116,3 +116,13 @@ def test_the_plan_has_room_for_the_largest_file(llama: Adapted, tmp_path: Path) 
     reader = adapter_reader(config, model_spec(config, Checkpoint.open(config.model)), pools=False)
     assert reader is not None
     assert reader.num_bytes == len(reader.read(str(tmp_path)).content)
+
+
+def test_steps_that_only_decode_are_adapted_as_prompts_are_in_bfloat16_too(llama: Adapted) -> None:
+    """Where all layers of a model without adapters would run by one call."""
+    core = start(llama, dtype="bfloat16", enable_prefix_caching=False)
+    decoded = answer(core, ["a"], PROMPTS[:4])["a"]
+    begun = [(prompt, tokens, i) for prompt, tokens in zip(PROMPTS, decoded, strict=False) for i in range(NEW_TOKENS)]
+    again = answer(core, ["a"], [prompt + tokens[:i] for prompt, tokens, i in begun], max_tokens=1)["a"]
+    same = sum(first == [tokens[i]] for first, (_, tokens, i) in zip(again, begun, strict=True))
+    assert same > len(begun) * 0.7  # what rounds otherwise may choose otherwise
