@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -207,6 +208,10 @@ def _four_bits(device: torch.device, dtype: torch.dtype, rows: int, *, tiny: boo
     )
 
 
+def _in_tuple(call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor]:
+    return (call(),)
+
+
 def _fp8(device: torch.device, rows: int, *, tiny: bool) -> Iterator[Case]:
     """Linears of FP8, with scales of rows and of blocks, beside torch's product of the same numbers in bfloat16."""
     inputs, outputs = (256, 128) if tiny else (HIDDEN, 2 * INNER)
@@ -226,8 +231,8 @@ def _fp8(device: torch.device, rows: int, *, tiny: bool) -> Iterator[Case]:
         near = (numbers.float() * by.repeat_interleave(group, 1)).to(x.dtype)
         yield Case(
             f"linear of FP8, scales of {name}: {rows}",
-            lambda ours=ours: (ours(),),  # type: ignore[misc]  # mypy wants no defaults here
-            lambda near=near, plain=plain: (functional.linear(near, plain),),  # type: ignore[misc]
+            partial(_in_tuple, ours),
+            partial(_in_tuple, partial(functional.linear, near, plain)),
             inputs * outputs + rows * (inputs + outputs) * x.dtype.itemsize,
             rows * inputs * outputs,  # tensor cores multiply FP8 twice as fast as bfloat16
         )

@@ -12,6 +12,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from benchmarks.machine import describe_machine, percentile, resident_mib, write_result
@@ -93,7 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     machine = describe_machine()
     with bench() as running:
-        ours: Callable[[], Contender] = lambda: Quire(running)  # noqa: E731
+        ours: Callable[[], Contender] = partial(Quire, running)
         turns = [ours] if options.alone else [ours, lambda: KServe(running.plane, running.api), ours]
         figures = {
             "services": options.services,

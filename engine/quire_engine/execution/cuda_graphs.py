@@ -15,6 +15,7 @@ class CudaGraphs:
 
     def __call__(self, run: Run) -> Run:
         """Runs once before it records, so that kernels are compiled and libraries have their workspaces."""
+        # torch leaves it untyped
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
