@@ -153,6 +153,7 @@ def test_tgi_gets_everything_by_flags_and_the_apis_defaults_where_its_own_differ
         "--hostname=0.0.0.0",
         "--port=8080",
         "--max-concurrent-requests=256",
+        "--max-best-of=20",
         "--num-shard=1",
         "--cuda-memory-fraction=0.9",
     ]
@@ -175,7 +176,7 @@ def test_tgi_gets_everything_by_flags_and_the_apis_defaults_where_its_own_differ
             "maxNumBatchedTokens": 1024,
             "enforceEager": True,
             "speculative": {"method": "ngram", "numTokens": 3},
-            "args": ["--max-best-of=1"],
+            "args": ["--max-stop-sequences=8"],
         },
         parallelism={"tensor": 2},
     )
@@ -191,16 +192,24 @@ def test_tgi_gets_everything_by_flags_and_the_apis_defaults_where_its_own_differ
         "--hostname=0.0.0.0",
         "--port=8080",
         "--max-concurrent-requests=8",
+        "--max-best-of=20",
         "--max-batch-prefill-tokens=1024",
         "--cuda-graphs=0",
         "--speculate=3",
         "--num-shard=2",
         "--cuda-memory-fraction=0.8",
-        "--max-best-of=1",
+        "--max-stop-sequences=8",
     ]
     assert "--dtype=float16" in args("tgi", model={"dtype": "float16"})
     assert "--cuda-memory-fraction=0.9" not in args("tgi", **ON_CPU)
     assert env(service("tgi", engine={"prefixCaching": False}))["PREFIX_CACHING"] == "0"
+
+
+@pytest.mark.parametrize("own", [["--max-best-of=4"], ["--max-best-of", "4"]])
+def test_tgi_gets_no_flag_twice_since_it_would_not_start(own: list[str]) -> None:
+    found = args("tgi", engine={"args": own})
+    assert found[-len(own) :] == own
+    assert [flag for flag in found if flag.startswith("--max-best-of")] == own[:1]
 
 
 def test_tgi_keeps_models_where_every_other_engine_does() -> None:

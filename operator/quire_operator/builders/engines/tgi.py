@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from quire_operator.api import LLMService
 from quire_operator.builders.engines.engine import (
     ENDPOINTS_LAG_SECONDS,
@@ -15,6 +17,9 @@ from quire_operator.builders.paths import hub_home, location, model_location
 PORT = 8080
 """Its own default is 80, which takes root."""
 
+MAX_BEST_OF = 20
+"""OpenAI's bound of a request's `best_of`; TGI's own default is 2, and no field of the API is about it."""
+
 METRICS = Metrics(
     waiting="tgi_queue_size",
     running="tgi_batch_current_size",
@@ -24,17 +29,18 @@ METRICS = Metrics(
 
 def tgi(service: LLMService) -> Engine:
     """Where TGI's defaults differ from the API's, the flag is written whatever the value."""
+    flags = [
+        f"--model-id={model_location(service)}",
+        *_model(service),
+        "--hostname=0.0.0.0",
+        f"--port={PORT}",
+        *_tuning(service),
+        *_devices(service),
+    ]
+    own = service.spec.engine.args
     return Engine(
         name="tgi",
-        args=(
-            f"--model-id={model_location(service)}",
-            *_model(service),
-            "--hostname=0.0.0.0",
-            f"--port={PORT}",
-            *_tuning(service),
-            *_devices(service),
-            *service.spec.engine.args,
-        ),
+        args=(*_without(own, flags), *own),
         variables={**FOREIGN_IMAGE, "USAGE_STATS": "off", **_cache(service), **_prefix_caching(service)},
         api_key_variable="API_KEY",
         port=PORT,
@@ -42,6 +48,12 @@ def tgi(service: LLMService) -> Engine:
         pre_stop=wait_for_proxies(),
         pre_stop_seconds=ENDPOINTS_LAG_SECONDS,
     )
+
+
+def _without(own: Sequence[str], flags: list[str]) -> list[str]:
+    """The flags that `own` does not set: TGI refuses to start with one that is given twice."""
+    names = {argument.partition("=")[0] for argument in own}
+    return [flag for flag in flags if flag.partition("=")[0] not in names]
 
 
 def _model(service: LLMService) -> list[str]:
@@ -73,7 +85,7 @@ def _adapters(service: LLMService) -> list[str]:
 
 def _tuning(service: LLMService) -> list[str]:
     engine = service.spec.engine
-    flags = [f"--max-concurrent-requests={engine.max_num_seqs}"]
+    flags = [f"--max-concurrent-requests={engine.max_num_seqs}", f"--max-best-of={MAX_BEST_OF}"]
     if engine.max_num_batched_tokens is not None:
         flags.append(f"--max-batch-prefill-tokens={engine.max_num_batched_tokens}")
     if engine.enforce_eager:
