@@ -64,6 +64,10 @@ def test_the_monitor_selects_the_headless_service_alone_or_each_pod_would_be_scr
     assert endpoint()["port"] in ports
 
 
+def test_pods_that_are_not_ready_are_scraped_too_which_a_podmonitor_would_be_there_for() -> None:
+    assert children()["Service/llama-pods"]["spec"]["publishNotReadyAddresses"] is True
+
+
 def test_series_get_the_label_by_which_everything_else_selects_them() -> None:
     (relabeling,) = endpoint()["relabelings"]
     assert relabeling["sourceLabels"] == ["__meta_kubernetes_pod_label_serving_quire_dev_llmservice"]
