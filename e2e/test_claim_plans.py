@@ -1,4 +1,7 @@
-"""Models on a claim are planned before their pods start: what fits is served, what does not is refused with the sum."""
+"""Models on a claim are planned before their pods start: what fits is served, what does not is refused with the sum.
+
+Adapters lie on claims as well.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,27 @@ import pytest
 from e2e.cluster.kubectl import Kubectl
 from e2e.llmservice import LLMService, tiny_spec, until
 
-CHECKPOINTS = Path(__file__).resolve().parents[1] / "tests" / "operator" / "checkpoints.py"
-FILL = (
-    "import shutil; from pathlib import Path; from checkpoints import LLAMA_8B, write_checkpoint;"
-    "shutil.copytree('/models/tiny', '/claim/tiny'); write_checkpoint(Path('/claim/8b'), LLAMA_8B, files=4)"
-)
+HERE = Path(__file__).resolve().parent
+CODE = (HERE.parent / "tests" / "operator" / "checkpoints.py", HERE / "small_adapter.py")
+FILL = """
+import shutil
+from pathlib import Path
+from checkpoints import LLAMA_8B, write_checkpoint
+from small_adapter import write_adapter
+shutil.copytree('/models/tiny', '/claim/tiny')
+write_checkpoint(Path('/claim/8b'), LLAMA_8B, files=4)
+write_adapter(Path('/models/tiny'), Path('/claim/adapter'))
+"""
 
 
 @pytest.fixture(scope="module")
 def claim(kubectl: Kubectl, module_namespace: str, engine_image: str) -> str:
-    """A claim with the small model in `tiny`, and in `8b` a checkpoint of 16 GB whose weights are holes."""
+    """A claim with the small model in `tiny`, its adapter in `adapter`, and in `8b` 16 GB of weights that are holes."""
     namespace = module_namespace
     volume = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     apply(kubectl, namespace, "v1", "PersistentVolumeClaim", "models", volume)
-    script = kubectl("create", "configmap", "code", f"--from-file={CHECKPOINTS}", "--dry-run=client", "-o", "yaml")
+    files = [f"--from-file={file}" for file in CODE]
+    script = kubectl("create", "configmap", "code", *files, "--dry-run=client", "-o", "yaml")
     kubectl("apply", "-n", namespace, "-f", "-", input=script)
     container = {
         "name": "fill",
@@ -74,3 +84,18 @@ def test_a_model_that_fits_is_served_with_its_plan(kubectl: Kubectl, operator: s
     assert service.client().completions.create(model="tiny", prompt="Return", max_tokens=4).choices[0].text
     jobs = ("get", "jobs", "-n", claim, "-o", "name")
     until("the Jobs gone", lambda: kubectl(*jobs).strip() == "", 60)
+
+
+def test_an_adapter_on_a_claim_of_its_own_is_mounted_and_answers(kubectl: Kubectl, operator: str, claim: str) -> None:
+    service = LLMService(kubectl, claim, "adapted")
+    adapters = [{"name": "sql", "source": "pvc://models/adapter"}]
+    service.apply(tiny_spec(model={"source": "image:///models/tiny", "name": "tiny", "adapters": adapters}))
+    service.wait_ready()
+    (container,) = service.pods()[0]["spec"]["containers"]
+    mounted = {mount["mountPath"]: mount.get("readOnly") for mount in container["volumeMounts"]}
+    assert mounted["/models/claims/models"] is True
+    ask = service.client().completions.create
+    answers = [
+        ask(model=name, prompt="Return", max_tokens=8, temperature=0).choices[0].text for name in ("tiny", "sql")
+    ]
+    assert answers[0] != answers[1]
