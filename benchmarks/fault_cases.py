@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from benchmarks.operator_bench import Bench
-from tests.operator.disturbances import FakeClock, cutting_watches, stuttering
+from tests.operator.disturbances import Count, FakeClock, cutting_watches, stuttering
 from tests.operator.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.operator.operator_process import OperatorProcess
 
@@ -20,13 +20,13 @@ class Case:
     """`fault` lasts as long as it is entered, and may be entered more than once."""
 
     operator: OperatorProcess
-    fault: Callable[[], contextlib.AbstractContextManager[None]]
+    fault: Callable[[], contextlib.AbstractContextManager[Count]]
 
 
 @contextlib.contextmanager
 def nothing(running: Bench) -> Iterator[Case]:
     """No fault: what the others are compared with."""
-    yield Case(running.start_operator(), contextlib.nullcontext)
+    yield Case(running.start_operator(), lambda: contextlib.nullcontext(lambda: 0))
 
 
 @contextlib.contextmanager
@@ -34,9 +34,9 @@ def restarted(running: Bench) -> Iterator[Case]:
     """The API server is killed and started again; the fault begins when it is ready."""
 
     @contextlib.contextmanager
-    def restart() -> Iterator[None]:
+    def restart() -> Iterator[Count]:
         running.plane.restart_apiserver()
-        yield
+        yield lambda: 1
 
     yield Case(running.start_operator(), restart)
 
@@ -47,9 +47,9 @@ def refused(running: Bench) -> Iterator[Case]:
     with _proxied(running) as (proxy, operator):
 
         @contextlib.contextmanager
-        def refuse() -> Iterator[None]:
-            proxy.refuse_every = _REFUSE_EVERY
-            yield
+        def refuse() -> Iterator[Count]:
+            before, proxy.refuse_every = proxy.refused, _REFUSE_EVERY
+            yield lambda: proxy.refused - before
             proxy.refuse_every = 0
 
         yield Case(operator, refuse)
@@ -61,9 +61,9 @@ def late(running: Bench) -> Iterator[Case]:
     with _proxied(running) as (proxy, operator):
 
         @contextlib.contextmanager
-        def delay() -> Iterator[None]:
-            proxy.delay = _LATE_SECONDS
-            yield
+        def delay() -> Iterator[Count]:
+            before, proxy.delay = proxy.delayed, _LATE_SECONDS
+            yield lambda: proxy.delayed - before
             proxy.delay = 0.0
 
         yield Case(operator, delay)

@@ -2,10 +2,10 @@
 
 `python -m benchmarks.operator_faults` measures, on an API server of its own with 200 LLMServices at rest:
 
-- for each fault of `fault_cases`: what the operator writes when nothing else happens; how long edits that are made one
-  after another during the fault take to reach their Deployments; how long after its end all is as it should be, when
-  20 services were edited at the last moment; what was written in all; how many objects were made anew, and how many of
-  services that nobody edited were written to. Both of the latter must be 0.
+- for each fault of `fault_cases`: how often it happened; what the operator writes when nothing else happens; how long
+  edits that are made one after another during the fault take to reach their Deployments; how long after its end all is
+  as it should be, when 20 services were edited at the last moment; what was written in all; how many objects were made
+  anew, and how many of services that nobody edited were written to. Both of the latter must be 0.
 - seconds until another replica has done what a killed leader left.
 """
 
@@ -61,21 +61,25 @@ def befallen(
         settle(running, case.operator, names)
         before, others = identities(running.api, NAMESPACE), untouched(running, {*edited, *last})
         first = writes(case.operator)
-        with case.fault():
+        with case.fault() as happened:
             time.sleep(_REST_SECONDS)
+            at_rest = happened()
         case.operator.wait_until_idle(_SECONDS)
         second = writes(case.operator)
-        with case.fault():
+        with case.fault() as happened:
             seconds = [edit(running, name, number, limit=_SECONDS) for name in edited]
             spec = {"engine": {"maxNumSeqs": 300 + number}}
             for name in last:
                 running.api.patch(LLMSERVICES, NAMESPACE, name, {"spec": spec})
+            during_edits = happened()
         wanted = f"--max-num-seqs={300 + number}"
         converged = wait_for("all is as it should be", lambda: running.observed(last, wanted), _SECONDS)
         case.operator.wait_until_idle(_SECONDS)
         third = writes(case.operator)
         after = untouched(running, {*edited, *last})
         figures = {
+            "faults_at_rest": at_rest,
+            "faults_during_edits": during_edits,
             "writes_without_an_edit": second - first,
             "first_edit_seconds": round(seconds[0], 2),
             "edit_p50_seconds": round(percentile(seconds, 0.5), 2),

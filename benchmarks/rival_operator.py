@@ -1,8 +1,8 @@
 """KServe's manager, an operator in Go, doing what comes nearest to ours: `operator_scale` measures both in turns.
 
 KServe 0.15 gets InferenceServices in RawDeployment mode, each with a custom container: no Knative, no Istio, no
-ingress, so each becomes a Deployment, a Service and a HorizontalPodAutoscaler, where an LLMService becomes five objects.
-Its client is limited to 20 requests a second, which is its default and what its users get. Build it with
+ingress, so each becomes a Deployment, a Service and a HorizontalPodAutoscaler, where an LLMService becomes five
+objects. Its client is limited to 20 requests a second, which is its default and what its users get. Build it with
 `python3 -m e2e.cluster build kserve kserve-config`.
 """
 

@@ -18,9 +18,12 @@ from e2e.cluster import packages
 from e2e.cluster.processes import Daemons
 from tests.operator.faulty_proxy import FaultyProxy
 
+Count = Callable[[], int]
+"""How often a disturbance has happened since it began."""
+
 
 @contextlib.contextmanager
-def stuttering(daemons: Daemons, name: str) -> Iterator[None]:
+def stuttering(daemons: Daemons, name: str) -> Iterator[Count]:
     """Have a daemon stand still for most of each second."""
     pid = daemons.pid(name)
     assert pid is not None
@@ -31,21 +34,22 @@ def stuttering(daemons: Daemons, name: str) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
         done.wait(0.3)
 
-    with _again_and_again(stutter):
-        yield
+    with _again_and_again(stutter) as stops:
+        yield stops
 
 
 @contextlib.contextmanager
-def cutting_watches(proxy: FaultyProxy, seconds: float = 1.0) -> Iterator[None]:
+def cutting_watches(proxy: FaultyProxy, seconds: float = 1.0) -> Iterator[Count]:
     """Break every watch that goes through the proxy at once, and again after each `seconds`."""
 
     def cut(done: threading.Event) -> None:
         done.wait(seconds)
         proxy.cut_watches()
 
+    before = proxy.cut
     proxy.cut_watches()
     with _again_and_again(cut):
-        yield
+        yield lambda: proxy.cut - before
 
 
 class FakeClock:
@@ -70,7 +74,7 @@ class FakeClock:
         self._file.write_text(offset)
 
     @contextlib.contextmanager
-    def jumping(self, seconds: float = 1.5) -> Iterator[None]:
+    def jumping(self, seconds: float = 1.5) -> Iterator[Count]:
         """Have it jump by an hour, to and fro, each `seconds`."""
         offsets = itertools.cycle(("+1h", "-1h", "+0"))
 
@@ -78,24 +82,27 @@ class FakeClock:
             self.jump(next(offsets))
             done.wait(seconds)
 
-        with _again_and_again(jump):
-            yield
+        with _again_and_again(jump) as jumps:
+            yield jumps
         self.jump("+0")
 
 
 @contextlib.contextmanager
-def _again_and_again(disturb: Callable[[threading.Event], None]) -> Iterator[None]:
+def _again_and_again(disturb: Callable[[threading.Event], None]) -> Iterator[Count]:
     """Call `disturb` all the time, in a thread. It waits by the event, which is set in the end."""
     done = threading.Event()
+    calls = 0
 
     def run() -> None:
+        nonlocal calls
         while not done.is_set():
+            calls += 1
             disturb(done)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield
+        yield lambda: calls
     finally:
         done.set()
         thread.join()

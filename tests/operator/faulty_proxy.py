@@ -32,6 +32,12 @@ class FaultyProxy:
         self.refused = 0
         """Requests answered 429 so far."""
 
+        self.delayed = 0
+        """Requests answered late so far."""
+
+        self.cut = 0
+        """Watches broken so far."""
+
         self.port = 0
         self._plane = plane
         self._context = ssl.create_default_context(cafile=str(plane.authority.pair.certificate))
@@ -66,6 +72,7 @@ class FaultyProxy:
             for request in cut_now:
                 if request.transport is not None:
                     request.transport.abort()
+            self.cut += len(cut_now)
             return len(cut_now)
 
         return asyncio.run_coroutine_threadsafe(cut(), self._loop).result(30)
@@ -85,6 +92,7 @@ class FaultyProxy:
             await runner.cleanup()
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
+        self.delayed += self.delay > 0
         await asyncio.sleep(self.delay)
         if self.refuse_every and next(self._numbers) % self.refuse_every == 0:
             self.refused += 1

@@ -104,9 +104,10 @@ def test_an_etcd_that_stops_now_and_then_is_waited_for(
     operator: OperatorProcess, plane: ControlPlane, apart: Namespace
 ) -> None:
     before = identities(apart.api, apart.name)
-    with stuttering(plane.daemons, "etcd"):
+    with stuttering(plane.daemons, "etcd") as stops:
         edit_all(apart, 21)
         eventually(lambda: all_say(apart, 21), 120)
+    assert stops() > 0
     operator.wait_until_idle()
     assert identities(apart.api, apart.name) == before
     assert operator.process.poll() is None
