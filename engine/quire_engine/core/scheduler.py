@@ -95,6 +95,7 @@ class Scheduler:
         self.adapters: Counter[int] = Counter()  # by number: the requests that run with each, 0 for none
         self._num_places = 0  # of `max_running`, that are taken
         self._removed: list[str] = []
+        self._swapped_out: dict[int, int] = {}  # blocks by host page: copies that no step has taken along yet
         self._prompts_ended: set[Request] = set()  # in this step
         self._num_begun_beside = 0  # siblings, in this step: each still needs a block to write to
         self._reserve = max(1, config.num_blocks // 100)
@@ -152,13 +153,13 @@ class Scheduler:
         if self.config.rotation is not None:
             self._rotate_anew(self.config.rotation)
         self._tables.let_go(self.running.values())
-        if not self._make_room(step):
+        if not self._make_room():
             return step
         # Blocks were just taken from a request: handing them to another one would only move the shortage.
         admits = not self.preempted
         if admits:
-            self._make_place(step)
-            self._make_way(step)
+            self._make_place()
+            self._make_way()
         left = self.config.max_num_batched_tokens
         idle = [r for r in self.running.values() if not r.in_flight]
         share = -(-len(self.running) // self.config.num_stages)
@@ -175,6 +176,7 @@ class Scheduler:
         self._num_begun_beside = 0
         if step.scheduled:
             step.removed, self._removed = self._removed, []
+            step.swap_out, self._swapped_out = [(block, page) for page, block in self._swapped_out.items()], {}
             step.cleared, self.pool.cleared = self.pool.cleared, []
         return step
 
@@ -205,7 +207,7 @@ class Scheduler:
                 self._name(member)
             self.waiting.push(first)
 
-    def _make_room(self, step: Step) -> bool:
+    def _make_room(self) -> bool:
         """Preempt until each request that runs can get the blocks of its next step.
 
         False where that has to wait for requests in flight: the last in order may be one of them.
@@ -221,10 +223,10 @@ class Scheduler:
             victim = by_order.pop()
             if not victim.waiting:
                 lacking -= self._tables.num_lacking(victim.unit)
-                self._preempt(victim, step)
+                self._preempt(victim)
         return True
 
-    def _make_place(self, step: Step) -> None:
+    def _make_place(self) -> None:
         """Preempt who runs with one adapter, where all have a lower priority than the first that wants its place."""
         first = self.waiting.first_with_adapter()
         if first is None or not self._lacks_place(first):
@@ -240,14 +242,14 @@ class Scheduler:
             leads = request.adapter == adapter and request is request.unit[0]
             # Others of them that are in a step now follow when that has ended: nobody takes their place before.
             if leads and not any(member.in_flight for member in request.unit):
-                self._preempt(request, step)
+                self._preempt(request)
 
     def _lacks_place(self, request: Request) -> bool:
         """Whether other adapters have all the places."""
         full = len(self.adapters) - (0 in self.adapters) >= self.config.max_adapters
         return full and request.adapter not in self.adapters
 
-    def _make_way(self, step: Step) -> None:
+    def _make_way(self) -> None:
         """Preempt requests of lower priority than the first that waits, if that makes room for it."""
         first = self._first_waiting()
         if first is None:
@@ -274,7 +276,7 @@ class Scheduler:
         nobody_else = sum(v.num_places for v in victims) == self._num_places
         if places >= 0 and blocks >= (0 if nobody_else else self._reserve):
             for victim in victims:
-                self._preempt(victim, step)
+                self._preempt(victim)
 
     def _admit(self, step: Step, left: int, above: int | None = None) -> int:
         """Start requests in order, until one does not fit or has no higher priority than `above`.
@@ -411,12 +413,12 @@ class Scheduler:
         )
         request.num_blocks_sent = len(request.block_ids)
 
-    def _preempt(self, request: Request, step: Step) -> None:
+    def _preempt(self, request: Request) -> None:
         """Have a request, with all of its search's beams, give its blocks back and wait in its old place."""
         first = request.unit[0]
         if first.group is not None:
             first.group.begin_round_again()
-        step.swap_out += self.swap.keep(first.unit, self.pool)
+        self._swapped_out |= {page: block for block, page in self.swap.keep(first.unit, self.pool)}
         self._stop(first)
         for member in first.unit:
             member.waiting = True

@@ -10,7 +10,7 @@ import pytest
 
 from quire_engine.core.adapters import StoredAdapter
 from quire_engine.core.loop import EngineCore
-from tests.engine.core.fake_model import PagedExecutor
+from tests.engine.core.fake_model import PagedExecutor, Stages, generate
 from tests.engine.core.test_loop import CONFIG, request, run
 
 
@@ -35,6 +35,16 @@ class Adapters(PagedExecutor):
         for numbers in (self.held, self.prepared):
             if number in numbers:
                 numbers.remove(number)
+
+
+class AdaptingStages(Stages):
+    """Takes any adapter, and answers with it as without."""
+
+    def prepare_adapter(self, number: int, adapter: StoredAdapter) -> None: ...
+
+    def adopt_adapter(self, number: int) -> None: ...
+
+    def unload_adapter(self, number: int) -> None: ...
 
 
 class Files:
@@ -105,6 +115,22 @@ def test_a_place_stays_with_the_adapter_of_no_lower_priority(priority: int) -> N
     core.step()
     assert (core.stats().running_adapters, core.stats().num_preemptions) == (["a"], 0)
     run(core)
+
+
+def test_pages_of_one_that_gave_its_place_away_are_kept_though_nobody_can_run_yet() -> None:
+    """Its neighbour is in the other stage's step, and holds the place until that has ended."""
+    config = replace(CONFIG, num_stages=2, num_swap_blocks=20, use_priority=True, enable_prefix_caching=False)
+    config = replace(config, max_adapters=1, adapter_room=2)
+    core = EngineCore(AdaptingStages(PagedExecutor(config), 2), config, adapter_files=Files())
+    for name in "ab":
+        core.load_adapter(name, name)
+    add(core, "1", "a", priority=1)
+    add(core, "2", "a", priority=1)
+    early = [token for _ in range(4) for o in core.step() if o.request_id == "1" for token in o.new_token_ids]
+    add(core, "first", "b")
+    outputs = run(core)
+    assert core.stats().num_swaps > 0
+    assert early + [token for o in outputs["1"] for token in o.new_token_ids] == generate([1, 2, 3], 4)
 
 
 def test_an_adapter_leaves_with_its_last_request() -> None:

@@ -18,10 +18,12 @@ from quire_engine.core.scheduler import Scheduler
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.structured_outputs import StructuredOutputsParams
 from tests.engine.core.fake_model import POISON, VOCAB_SIZE, PagedExecutor, Stages, generate, search
+from tests.engine.core.test_adapters import AdaptingStages, Files
 from tests.engine.core.test_beams import Rule, narrow
 from tests.engine.core.test_grammars import Grammar
 
 EOS = (11, 12, 40)
+ADAPTERS = "abc"
 
 
 @dataclass
@@ -88,6 +90,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         window=st.sampled_from([None, None, 1, 5, 9]),
         num_stages=st.sampled_from([1, 1, 2, 3]),
         rotation=st.sampled_from([None, None, RotationByLength("longrope", 9), RotationByLength("dynamic", 6)]),
+        max_adapters=st.sampled_from([1, 1, 2]),
     )
     def start(
         self,
@@ -102,6 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         window: int | None,
         num_stages: int,
         rotation: RotationByLength | None,
+        max_adapters: int,
     ) -> None:
         self.config = CoreConfig(
             num_blocks=num_blocks,
@@ -116,13 +120,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             window=window,
             num_stages=num_stages,
             rotation=rotation,
+            max_adapters=max_adapters,
+            adapter_room=len(ADAPTERS),
             vocab_size=VOCAB_SIZE,
             eos_token_ids=EOS,
         )
         self.grammars: list[Grammar | PendingRule] = []  # in the order of their requests
-        executor = Stages(PagedExecutor(self.config, poison=True), num_stages)
-        self.core = EngineCore(executor, self.config, Compiler(self.grammars))
+        executor = AdaptingStages(PagedExecutor(self.config, poison=True), num_stages)
+        self.core = EngineCore(executor, self.config, Compiler(self.grammars), adapter_files=Files())
         self.core._scheduler = LookingAgain(self.config)
+        for adapter in ADAPTERS:
+            self.core.load_adapter(adapter, adapter)
         self.requests: dict[str, EngineRequest] = {}
         self.tokens: dict[str, list[int]] = {}
         self.ends: dict[str, EngineOutput] = {}
@@ -139,6 +147,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         siblings=st.sampled_from([0, 0, 3]),
         length=st.sampled_from([None, None, 1, 4]),
         stop=st.sampled_from([None, "3", "20"]),
+        adapter=st.sampled_from([None, None, *ADAPTERS]),
     )
     def add(
         self,
@@ -152,6 +161,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         siblings: int,
         length: int | None,
         stop: str | None,
+        adapter: str | None,
     ) -> None:
         """`length` is that of all that the request's grammar allows; a search has a form instead, and a stop string."""
         name = str(len(self.requests))
@@ -164,7 +174,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             stop=[stop] if stop and width else [],
         )
         prompt = [1] * begins_alike + tail
-        request = EngineRequest(name, prompt, params, priority=priority, cache_salt=salt)
+        request = EngineRequest(name, prompt, params, priority=priority, cache_salt=salt, adapter=adapter)
         self.requests[name], self.tokens[name] = request, []
         self.core.add_request(request)
         for _ in range(siblings):
