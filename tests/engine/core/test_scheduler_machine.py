@@ -17,7 +17,7 @@ from quire_engine.core.rotation import RotationByLength
 from quire_engine.core.scheduler import Scheduler
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.structured_outputs import StructuredOutputsParams
-from tests.engine.core.fake_model import POISON, VOCAB_SIZE, PagedExecutor, Stages, generate, search
+from tests.engine.core.fake_model import POISON, VOCAB_SIZE, PagedExecutor, generate, search
 from tests.engine.core.test_adapters import AdaptingStages, Files
 from tests.engine.core.test_beams import Rule, narrow
 from tests.engine.core.test_grammars import Grammar

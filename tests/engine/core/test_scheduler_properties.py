@@ -9,9 +9,11 @@ from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineOutput, EngineRequest
 from quire_engine.sampling_params import SamplingParams
-from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, Stages, generate, search
+from tests.engine.core.fake_model import VOCAB_SIZE, PagedExecutor, generate, search
+from tests.engine.core.test_adapters import AdaptingStages, Files
 
 EOS = (11, 12)
+ADAPTERS = "abc"
 
 
 @st.composite
@@ -28,6 +30,8 @@ def configs(draw: st.DrawFn) -> CoreConfig:
         use_priority=draw(st.booleans()),
         num_stages=draw(st.sampled_from([1, 1, 2, 3])),
         vocab_size=VOCAB_SIZE,
+        max_adapters=draw(st.integers(1, 2)),
+        adapter_room=len(ADAPTERS),
         eos_token_ids=EOS,
     )
 
@@ -46,7 +50,8 @@ def requests(draw: st.DrawFn) -> list[EngineRequest]:
             ignore_eos=draw(st.booleans()),
         )
         salt = draw(st.sampled_from([None, None, "salt"]))
-        made.append(EngineRequest(str(i), prompt, params, priority=draw(st.integers(0, 2)), cache_salt=salt))
+        priority, adapter = draw(st.integers(0, 2)), draw(st.sampled_from([None, None, *ADAPTERS]))
+        made.append(EngineRequest(str(i), prompt, params, priority=priority, cache_salt=salt, adapter=adapter))
     return made
 
 
@@ -61,7 +66,9 @@ def test_every_request_ends_with_its_own_tokens_and_every_block_comes_back(
     config: CoreConfig, arriving: list[EngineRequest], arrivals: list[int], aborts: dict[int, int]
 ) -> None:
     """`arrivals[i]` is the turn before which request i arrives; before turn t, request `aborts[t]` is aborted."""
-    core = EngineCore(Stages(PagedExecutor(config), config.num_stages), config)
+    core = EngineCore(AdaptingStages(PagedExecutor(config), config.num_stages), config, adapter_files=Files())
+    for name in ADAPTERS:
+        core.load_adapter(name, name)
     outputs: list[EngineOutput] = []
     aborted = set[str]()
     for turn in range(3000):
