@@ -227,7 +227,10 @@ class Scheduler:
         return True
 
     def _make_place(self) -> None:
-        """Preempt who runs with one adapter, where all have a lower priority than the first that wants its place."""
+        """Preempt who runs with one adapter, where all have a lower priority than the first that wants its place.
+
+        Only where that can start, once all of lower priority have given way.
+        """
         first = self.waiting.first_with_adapter()
         if first is None or not self._lacks_place(first):
             return
@@ -237,6 +240,12 @@ class Scheduler:
                 highest[request.adapter] = min(request.order[0], highest.get(request.adapter, request.order[0]))
         adapter = max(highest, key=highest.__getitem__)
         if highest[adapter] <= first.order[0]:
+            return
+        ahead = self.waiting.peek()
+        if ahead is not first and not self._fits(ahead, self.config.max_num_batched_tokens):
+            return
+        lower = sorted((r for r in self.running.values() if r.order[0] > first.order[0]), key=_order)
+        if self._who_gives_way(first, lower) is None:
             return
         for request in list(self.running.values()):
             leads = request.adapter == adapter and request is request.unit[0]
@@ -258,13 +267,18 @@ class Scheduler:
         lower = [r for r in lower if not any(member.in_flight for member in r.unit)]
         if not lower:
             return
+        # What is not enough even if each block is freed need not be looked at more closely.
+        most = sum(len(r.block_ids) for r in lower) - self._tables.num_lacking(self.running.values())
+        if self._last_look(first).least_lacking(self.pool) > most or self._look_at(first).num_lacking > most:
+            return
+        for victim in self._who_gives_way(first, lower) or []:
+            self._preempt(victim)
+
+    def _who_gives_way(self, first: Request, lower: list[Request]) -> list[Request] | None:
+        """Of requests in order, with their beams, the last ones that make room for `first`; None where all do not."""
         tables, victims = self._tables, list[Request]()
         places = self.config.max_running - self._num_places - first.num_places
         lacking = tables.num_lacking(self.running.values())
-        # What is not enough even if each block is freed need not be looked at more closely.
-        most = sum(len(r.block_ids) for r in lower) - lacking
-        if self._last_look(first).least_lacking(self.pool) > most or self._look_at(first).num_lacking > most:
-            return
         blocks = self.pool.num_free - lacking - tables.to_start(first.unit)[0]
         held = Counter(dict.fromkeys(tables.cached(first), -1))  # counted as taken: no victim frees them
         while lower and (places < 0 or blocks < self._reserve):
@@ -274,9 +288,7 @@ class Scheduler:
                 places += victim.num_places
                 blocks += tables.num_lacking(victim.unit) + tables.num_freed(victim.unit, held)
         nobody_else = sum(v.num_places for v in victims) == self._num_places
-        if places >= 0 and blocks >= (0 if nobody_else else self._reserve):
-            for victim in victims:
-                self._preempt(victim)
+        return victims if places >= 0 and blocks >= (0 if nobody_else else self._reserve) else None
 
     def _admit(self, step: Step, left: int, above: int | None = None) -> int:
         """Start requests in order, until one does not fit or has no higher priority than `above`.

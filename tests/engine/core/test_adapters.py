@@ -117,6 +117,34 @@ def test_a_place_stays_with_the_adapter_of_no_lower_priority(priority: int) -> N
     run(core)
 
 
+def test_nobody_gives_a_place_to_one_that_cannot_start_all_the_same() -> None:
+    """Its pages are held by requests of a higher priority."""
+    core, _ = make("ab", use_priority=True, enable_prefix_caching=False)
+    for name in ("high", "higher"):
+        core.add_request(request(name, [*range(40)], max_tokens=24))
+    add(core, "low", "a", priority=5, max_tokens=16)
+    for _ in range(8):
+        core.step()
+    core.add_request(replace(request("first", [*range(45)], priority=1), adapter="b"))
+    core.step()
+    assert (core.stats().running_adapters, core.stats().num_preemptions) == (["a"], 0)
+    run(core)
+
+
+def test_nobody_gives_a_place_to_one_that_waits_behind_one_that_cannot_start() -> None:
+    core, _ = make("ab", use_priority=True, enable_prefix_caching=False)
+    for name in ("high", "higher"):
+        core.add_request(request(name, [*range(40)], max_tokens=24))
+    add(core, "low", "a", priority=5, max_tokens=16)
+    for _ in range(8):
+        core.step()
+    core.add_request(request("ahead", [*range(45)]))
+    add(core, "behind", "b", priority=1)
+    core.step()
+    assert (core.stats().running_adapters, core.stats().num_preemptions) == (["a"], 0)
+    run(core)
+
+
 def test_pages_of_one_that_gave_its_place_away_are_kept_though_nobody_can_run_yet() -> None:
     """Its neighbour is in the other stage's step, and holds the place until that has ended."""
     config = replace(CONFIG, num_stages=2, num_swap_blocks=20, use_priority=True, enable_prefix_caching=False)
