@@ -242,14 +242,34 @@ def test_no_flag_that_the_engines_own_plan_reads_is_passed_over() -> None:
     assert found is not None
     assert found.origin is not None
     read = set(re.findall(r"config\.(\w+)", Path(found.origin).read_text())) & {f.name for f in fields(EngineConfig)}
-    # Those of `adapter_room`. Without a prefix cache, embeddings take less and all else as much.
-    read = (read | {"enable_lora", "max_loras", "max_cpu_loras", "lora_modules"}) - {"enable_prefix_caching"}
-    assert {"swap_space", "block_size", "max_lora_rank", "max_model_len"} < read
+    # Those of `adapter_room`, but for what adapters are planned with. Without a prefix cache, embeddings take less and
+    # all else as much.
+    read = (read | {"enable_lora", "lora_modules"}) - {"max_lora_rank", "enable_prefix_caching"}
+    assert {"swap_space", "block_size", "max_model_len"} < read
     for name in read:
         flag = f"--{name.replace('_', '-')}"
         why = cannot_be_planned(service(engine={"args": [f"{flag}=1"]}).spec)
         assert why is not None, f"{flag} changes the sum"
         assert f"spec.engine.args has {flag}" in why.message
+
+
+@pytest.mark.parametrize(
+    ("flag", "num_adapters", "rank"),
+    [("--max-lora-rank=64", 4, 64), ("--max_loras=5", 5, 16), ("--max-cpu-loras=8", 8, 16)],
+)
+def test_adapters_are_planned_by_the_flags_that_no_field_has(
+    llama: ModelFacts, flag: str, num_adapters: int, rank: int
+) -> None:
+    adapters = [{"name": "sql", "source": "hf://example-org/sql"}]
+    spec = service(
+        **{**ON_GPU, "model": {**ON_GPU["model"], "maxModelLen": 8192, "adapters": adapters}}, engine={"args": [flag]}
+    ).spec
+    assert cannot_be_planned(spec) is None
+    others = plan_of(spec, llama, Device("NVIDIA-TEST", 24 * GIB, on_gpu=True)).other_bytes or 0
+    linears = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)  # inputs and outputs of a layer's seven
+    widest = 4096 + 2 * 14336 + rank
+    one_more = num_adapters + 1  # which is being loaded
+    assert others - GPU_RESIDENT_BYTES == (one_more * rank * 32 * linears + 8192 * widest) * 2
 
 
 def test_swap_space_is_beside_what_is_planned_of_a_gpu() -> None:
