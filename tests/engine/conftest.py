@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from quire_engine.kernels import cpu
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +28,28 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(1)
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> cpu.Library:
+    """The library of kernels for CPUs, as pyproject.toml has it built."""
+    from quire_engine.kernels import cpu
+
+    if not cpu.flags_of_processor() >= cpu.NEEDED:
+        pytest.skip("the processor has no AVX-512")  # and torch does the work there, which the other tests hold
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++")  # and no library is built: it is optional
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    (extension,) = settings["tool"]["setuptools"]["ext-modules"]
+    file = tmp_path_factory.mktemp("kernels") / "cpu.so"
+    sources = [REPOSITORY / source for source in extension["sources"]]
+    subprocess.run(["g++", "-fPIC", "-shared", *extension["extra-compile-args"], *sources, "-o", file], check=True)
+    return cpu.Library(file)
+
+
+@pytest.fixture
+def in_use(library: cpu.Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quire_engine.kernels import cpu
+
+    monkeypatch.setattr(cpu, "library", library)
+    monkeypatch.setattr(cpu, "multiplies", True)

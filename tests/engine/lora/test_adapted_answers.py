@@ -118,6 +118,7 @@ def test_the_plan_has_room_for_the_largest_file(llama: Adapted, tmp_path: Path) 
     assert reader.num_bytes == len(reader.read(str(tmp_path)).content)
 
 
+@pytest.mark.usefixtures("in_use")
 def test_steps_that_only_decode_are_adapted_as_prompts_are_in_bfloat16_too(llama: Adapted) -> None:
     """Where all layers of a model without adapters would run by one call."""
     core = start(llama, dtype="bfloat16", enable_prefix_caching=False)
