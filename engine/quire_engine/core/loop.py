@@ -12,14 +12,14 @@ from dataclasses import replace
 from quire_engine.core.adapters import AdapterBook, AdapterFiles, AdapterLoad, Adapting
 from quire_engine.core.beam_group import BeamGroup
 from quire_engine.core.core_config import CoreConfig
-from quire_engine.core.grammar import BusyError, Grammars, GrammarState, PendingGrammar, TooSlowError, needs_grammar
+from quire_engine.core.grammar import Grammars, GrammarState, PendingGrammar, TooSlowError, needs_grammar
 from quire_engine.core.image_handover import hand_over_images
 from quire_engine.core.image_preparation import ImagePreparation
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, ErrorKind, FinishReason
 from quire_engine.core.pipeline import Pipeline, pipeline_of
 from quire_engine.core.preparation_queue import PreparationQueue
 from quire_engine.core.randomness import nth_seed
-from quire_engine.core.refusal import kind_of
+from quire_engine.core.refusal import RefusedError, kind_of
 from quire_engine.core.request import Request
 from quire_engine.core.request_check import check_request, with_right_types
 from quire_engine.core.scheduler import Scheduler
@@ -415,7 +415,7 @@ class EngineCore:
             refused = next((o for o in reversed(self._refused) if o.request_id == name), None)
             if refused is None:
                 raise ValueError(f"sibling_id is {name!r}, which is no request that is there: send the prompt")
-            raise (BusyError if refused.error_kind == "busy" else ValueError)(refused.error)
+            raise RefusedError(refused.error or "", refused.error_kind)
         return sibling
 
     def _to_request(self, request: EngineRequest, sibling: Request | None) -> Request:

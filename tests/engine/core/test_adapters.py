@@ -252,6 +252,9 @@ def test_one_that_was_replaced_while_requests_came_to_use_it_takes_room_too() ->
 def test_a_request_of_one_that_is_unloaded_is_told_that_it_is_missing() -> None:
     core, _ = make("a")
     core.unload_adapter("a")
-    add(core, "late", "a")
-    (output,) = run(core)["late"]
-    assert (output.error, output.error_kind) == ("the adapter 'a' is not loaded: load it, or leave it out", "missing")
+    late = replace(request("late", [1, 2, 3]), adapter="a")
+    for one in (late, late.another("its sibling", late.params)):
+        core.add_request(one)
+    for (output,) in run(core).values():
+        assert output.error == "the adapter 'a' is not loaded: load it, or leave it out"
+        assert output.error_kind == "missing"
