@@ -82,7 +82,7 @@ class LLM:
         self.config = EngineConfig(model=model, **config)
         self.core, self.info = build_engine(self.config, on_model=self._load_tokenizer)
         self._token_bytes = TokenBytes(self._tokenizer)
-        self._adapters = Residents(self.core, self.config.adapters, self.config.adapter_room)
+        self._adapters = Residents(self.core, self.config.adapters)
         self._num_requests = 0
 
     def _load_tokenizer(self, directory: str, vocab_size: int) -> None:

@@ -141,7 +141,7 @@ class AdapterBook:
         taken = len(self._names) + len(self._coming)
         if taken - leaves >= self.room:
             raise ValueError(
-                f"{taken} adapters are loaded, or still used by requests, and --max-cpu-loras is "
+                f"{taken} adapters are loaded, on their way, or still used by requests, and --max-cpu-loras is "
                 f"{self.room}: unload one, or raise it"
             )
 

@@ -14,8 +14,8 @@ class Residents:
     `loaded` are those that the engine has begun with: folders by name.
     """
 
-    def __init__(self, core: EngineCore, loaded: dict[str, str], room: int) -> None:
-        self._core, self._room = core, room
+    def __init__(self, core: EngineCore, loaded: dict[str, str]) -> None:
+        self._core, self._room = core, core.config.adapter_room
         self._paths = dict(loaded)  # the latest used last
 
     def choose(
@@ -40,6 +40,8 @@ class Residents:
                     f"lora_request has {request.lora_name!r} in {path} and in {request.lora_path}: give one of them "
                     "another lora_name"
                 )
+        if wanted and not self._room:
+            raise ValueError("lora_request is set and adapters are off: set enable_lora=True")
         if len(wanted) > self._room:
             raise ValueError(
                 f"lora_request has {len(wanted)} adapters and max_cpu_loras is {self._room}: raise it, or give "

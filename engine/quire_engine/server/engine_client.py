@@ -142,7 +142,7 @@ class EngineClient:
         self._send(message(ticket))
         error = await done
         if error is not None:
-            raise ApiError(400, error)
+            raise ApiError(400, error, param="lora_name")
 
     def abort(self, request_ids: list[str]) -> None:
         """Forget these requests and free their pages. Ids that have ended already are ignored."""

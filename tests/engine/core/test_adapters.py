@@ -206,7 +206,9 @@ def test_adapters_that_requests_still_use_take_room() -> None:
     add(core, "runs", "a")
     core.step()
     core.unload_adapter("a")
-    with pytest.raises(ValueError, match="4 adapters are loaded, or still used by requests, and --max-cpu-loras is 4"):
+    with pytest.raises(
+        ValueError, match="4 adapters are loaded, on their way, or still used by requests, and --max-cpu-loras is 4"
+    ):
         core.load_adapter("e", "e")
     run(core)
     core.load_adapter("e", "e")
@@ -229,7 +231,7 @@ def test_steps_go_on_while_one_is_read_and_it_is_there_once_it_has_come() -> Non
 def test_those_on_their_way_take_room() -> None:
     core, _ = make("abc")
     load = core.begin_load("d", "d")
-    with pytest.raises(ValueError, match="4 adapters are loaded"):
+    with pytest.raises(ValueError, match="4 adapters are loaded, on their way, or still used by requests"):
         core.begin_load("e", "e")
     load.prepare()
     core.end_load(load)
@@ -241,7 +243,7 @@ def test_one_that_was_replaced_while_requests_came_to_use_it_takes_room_too() ->
     load.prepare()
     add(core, "runs", "a")
     core.step()
-    with pytest.raises(ValueError, match="4 adapters are loaded, or still used by requests"):
+    with pytest.raises(ValueError, match="4 adapters are loaded, on their way, or still used by requests"):
         core.end_load(load)
     assert (executor.held, executor.prepared) == ([1, 2, 3, 4], [])
     run(core)

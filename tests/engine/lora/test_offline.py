@@ -118,10 +118,12 @@ def test_what_cannot_be_had_is_said_before_anything_runs(llm: LLM, choices: Any,
     assert not llm.core.has_work()
 
 
-def test_without_enable_lora_it_is_refused(adapted: Adapted) -> None:
+def test_without_enable_lora_it_is_refused_however_many_there_are(adapted: Adapted) -> None:
     llm = LLM(str(adapted.directory), **SETTINGS)
-    with pytest.raises(ValueError, match="lora_request a: adapters are not served: start with --enable-lora"):
-        llm.generate(INPUTS[:1], PARAMS, use_tqdm=False, lora_request=lora(adapted, "a"))
+    for count in (1, len(INPUTS)):
+        choices = [LoRARequest(str(i), i, "/x") for i in range(count)]
+        with pytest.raises(ValueError, match="lora_request is set and adapters are off: set enable_lora=True"):
+            llm.generate(INPUTS[:count], PARAMS, use_tqdm=False, lora_request=choices)
 
 
 def test_an_adapter_has_a_name_and_a_folder() -> None:

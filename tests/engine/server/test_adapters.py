@@ -103,9 +103,10 @@ def test_one_is_loaded_used_replaced_and_unloaded(server: Server, folders: dict[
     own = text(server, "late")
     assert own not in {text(server, name) for name in ("tiny", "sql", "poems")}
     again = change(server, "load", lora_name="late", lora_path=str(folders["sql"]))
-    assert (again.status_code, error(again)) == (
+    assert (again.status_code, error(again), again.json()["error"]["param"]) == (
         400,
         "the adapter 'late' is loaded already: unload it, or set load_inplace",
+        "lora_name",
     )
     assert text(server, "late") == own
     replaced = change(server, "load", lora_name="late", lora_path=str(folders["sql"]), load_inplace=True)
