@@ -73,7 +73,12 @@ class Completions:
         rooms = [self._prompts.max_tokens(ids, max(1, asked), "max_tokens") for ids in prompts]
         params = await self._parameters.of(request, rooms)
         pieces = self._generation.run(
-            prompts, params, priority=request.priority or 0, cache_salt=request.cache_salt, model=request.model
+            prompts,
+            params,
+            priority=request.priority or 0,
+            cache_salt=request.cache_salt,
+            model=request.model,
+            counts_tokens=request.max_tokens != 0,
         )
         if request.max_tokens == 0:
             pieces = _without_answers(pieces)

@@ -72,11 +72,13 @@ class Generation:
         cache_salt: str | None = None,
         images: tuple[PromptImage, ...] = (),
         model: str | None = None,
+        counts_tokens: bool = True,
     ) -> AsyncGenerator[Piece]:
         """Yield pieces as they come, of `num_answers` for each prompt, until each has a finish reason.
 
-        `params` has one entry a prompt, and `images` are in each. `model` may be an adapter's name. Closing the
-        iterator early frees the pages. Raises `ApiError` for what the engine refuses and when the engine is gone.
+        `params` has one entry a prompt, and `images` are in each. `model` may be an adapter's name. Without
+        `counts_tokens` the prompts alone count, for whoever drops the answers. Closing the iterator early frees the
+        pages. Raises `ApiError` for what the engine refuses and when the engine is gone.
         """
         sequences: dict[str, _Sequence] = {}
         first = 0
@@ -85,7 +87,7 @@ class Generation:
             eldest = EngineRequest(
                 "", prompt, own, time.monotonic(), priority, cache_salt, images=images, adapter=adapter
             )
-            self._add_sequences(sequences, first, eldest)
+            self._add_sequences(sequences, first, eldest, counts_tokens)
             first += own.num_answers
         mailbox = Mailbox()
         await self._lesson.before(params)
@@ -118,6 +120,7 @@ class Generation:
         into: dict[str, _Sequence],
         first: int,
         asked: EngineRequest,
+        counts_tokens: bool,
     ) -> None:
         """Number the answers to a prompt from `first` on. `asked` is all of them in one."""
         parent, prompt, arrival = uuid.uuid4().hex, asked.prompt_token_ids, asked.arrival_time
@@ -126,7 +129,9 @@ class Generation:
         for child, own in enumerate(children):
             request = eldest.another(f"{parent}-{child}", own) if child else eldest
             detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, own)
-            times = RequestTimes(arrival, len(prompt), own, first_of_prompt=child == 0, answers=answers)
+            times = RequestTimes(
+                arrival, len(prompt), own, first_of_prompt=child == 0, counts_tokens=counts_tokens, answers=answers
+            )
             into[request.request_id] = _Sequence(first + child, request, detokenizer, times)
 
     def _advance(self, sequence: _Sequence, output: EngineOutput) -> list[Piece]:

@@ -44,6 +44,7 @@ class RequestTimes:
     num_prompt_tokens: int
     params: SamplingParams
     first_of_prompt: bool = True  # the prompt's tokens count once
+    counts_tokens: bool = True  # else no answer was asked for, and the token that the engine makes is nobody's
     answers: Answers = field(default_factory=lambda: Answers(1))
     started: float | None = None  # when the engine first had it in a step
     num_cached: int = 0
@@ -213,6 +214,9 @@ class Metrics:
         """`count` tokens of one sequence have come at `now`."""
         if count == 0:
             return
+        if not times.counts_tokens:
+            self._observe_prompt_alone(times, now)
+            return
         self._num_generation_tokens += count
         times.num_generated += count
         if times.first_token is None:
@@ -230,8 +234,7 @@ class Metrics:
 
     def observe_embedded(self, times: RequestTimes, now: float) -> None:
         """A prompt's vector has come."""
-        self._count_prompt(times)
-        times.first_token = times.last_token = now
+        self._observe_prompt_alone(times, now)
         self.observe_finished(times, "stop", now)
 
     def observe_submitted(self, params: SamplingParams) -> None:
@@ -257,6 +260,12 @@ class Metrics:
     def observe_http(self, handler: str, method: str, status: int, seconds: float) -> None:
         self.http_requests.labels(handler, method, f"{status // 100}xx").inc()
         self.http_seconds.labels(handler, method).observe(seconds)
+
+    def _observe_prompt_alone(self, times: RequestTimes, now: float) -> None:
+        """All of a prompt is computed, and nothing was wanted of it but that."""
+        if times.first_of_prompt:
+            self._count_prompt(times)
+        times.first_token = times.last_token = now
 
     def _observe_parts(self, times: RequestTimes) -> None:
         if times.started is None:

@@ -29,6 +29,7 @@ def mixed(i: int) -> tuple[str, dict[str, Any]]:
         ("/v1/completions", {**common, "prompt": [[5, 6, 7], [8, 9]], "stop": "e"}),
         ("/v1/chat/completions", {**common, "messages": HELLO, "response_format": {"type": "json_object"}}),
         ("/v1/completions", {**common, "prompt": "Hi", "temperature": 0, "stop_token_ids": [*range(1000)]}),
+        ("/v1/completions", {**common, "prompt": f"Hi {i}", "max_tokens": 0, "echo": True, "logprobs": 1, "n": 2 - i % 2}),
     ]
     return kinds[i % len(kinds)]
 
@@ -52,7 +53,7 @@ def sequences(path: str, body: dict[str, Any]) -> int:
 
 def test_counters_equal_what_the_clients_of_a_mixed_load_were_told(start_server: StartServer) -> None:
     server = start_server("--max-num-seqs=4")
-    asked = [mixed(i) for i in range(36)]
+    asked = [mixed(i) for i in range(42)]
 
     def ask(request: tuple[str, dict[str, Any]]) -> tuple[int, int]:
         answer = httpx.post(server.url + request[0], json=request[1], timeout=120)
