@@ -93,6 +93,13 @@ class AdapterSeries:
 def add_absent(registry: CollectorRegistry, model_name: str) -> None:
     """Expose what dashboards of vLLM ask for and this engine has nothing to say of: 0, and not a gap."""
     labels = ("model_name", "engine")
+    by_position = Counter(
+        "vllm:spec_decode_num_accepted_tokens_per_pos",
+        "Speculative decoding: tokens accepted, by their place in the draft. Always 0.",
+        (*labels, "position"),
+        registry=registry,
+    )
+    by_position.labels(model_name, "0", "0")
     for name, text in _ABSENT_COUNTERS.items():
         Counter(f"vllm:{name}", f"{text} Always 0.", labels, registry=registry).labels(model_name, "0")
     sleeping = Gauge(

@@ -7,6 +7,7 @@ import contextlib
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.engine.server.conftest import Server, StartServer, until
 
@@ -24,6 +25,37 @@ LEGACY = {
     "gpu_prefix_cache_hits_total": "prefix_cache_hits_total",
 }
 OF_ITS_OWN = ("num_requests_swapped", "cpu_cache_usage_perc", "avg_generation_throughput_toks_per_s")
+
+TYPES = {
+    "gauge": (
+        *("num_requests_running", "num_requests_waiting", "num_requests_waiting_by_reason", "kv_cache_usage_perc"),
+        *("engine_sleep_state", "lora_requests_info", "cache_config_info"),
+    ),
+    "counter": (
+        *("prompt_tokens", "prompt_tokens_by_source", "prompt_tokens_cached", "generation_tokens", "request_success"),
+        *("num_preemptions", "prefix_cache_queries", "prefix_cache_hits", "admission_rejections", "corrupted_requests"),
+        *("external_prefix_cache_queries", "external_prefix_cache_hits", "mm_cache_queries", "mm_cache_hits"),
+        *("spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"),
+        "spec_decode_num_accepted_tokens_per_pos",
+    ),
+    "histogram": (
+        *("time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds"),
+        *("e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"),
+        *("request_decode_time_seconds", "request_inference_time_seconds", "request_prompt_tokens"),
+        *("request_generation_tokens", "request_max_num_generation_tokens", "request_prefill_kv_computed_tokens"),
+        *("request_params_n", "request_params_max_tokens", "iteration_tokens_total"),
+    ),
+}
+"""What vLLM exposes, without its prefix, by type."""
+RETIRED = {
+    "gauge": (
+        *("gpu_cache_usage_perc", "avg_prompt_throughput_toks_per_s", "avg_generation_throughput_toks_per_s"),
+        *("num_requests_swapped", "cpu_cache_usage_perc"),
+    ),
+    "counter": ("gpu_prefix_cache_queries", "gpu_prefix_cache_hits"),
+    "histogram": ("time_per_output_token_seconds",),
+}
+"""What older releases of vLLM did."""
 
 
 def test_counters_equal_the_usages_and_gauges_return_to_zero(start_server: StartServer) -> None:
@@ -117,7 +149,23 @@ def test_names_types_and_labels_are_those_that_autoscalers_read(server: Server) 
     ):
         assert line in text
     assert 'vllm:num_requests_waiting{engine="0",model_name="tiny"}' in text
+    assert 'vllm:inter_token_latency_seconds_bucket{engine="0",le="0.001",model_name="tiny"}' in text
     assert server.metric("vllm:cache_config_info", block_size="16") == 1
+
+
+def test_all_families_of_vllm_are_there_with_their_types_and_labels(server: Server) -> None:
+    server.client().completions.create(model="tiny", prompt="Return", max_tokens=2)
+    families = {f.name: f for f in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)}
+    wanted = {f"vllm:{name}": kind for types in (TYPES, RETIRED) for kind, names in types.items() for name in names}
+    assert {name: families[name].type for name in wanted if name in families} == wanted
+    without = {"vllm:lora_requests_info"}  # in vLLM too
+    for name in wanted.keys() - without:
+        for sample in families[name].samples:
+            assert sample.labels.items() >= {"model_name": "tiny", "engine": "0"}.items(), sample
+    assert families["http_requests"].type == "counter"
+    assert families["http_request_duration_seconds"].type == "histogram"
+    for name in (name for names in RETIRED.values() for name in names):
+        assert families[f"vllm:{name}"].documentation.startswith("Deprecated: "), name
 
 
 def test_names_of_older_releases_say_the_same_until_they_are_switched_off(
@@ -138,6 +186,7 @@ def test_names_of_older_releases_say_the_same_until_they_are_switched_off(
 def test_what_is_not_there_is_zero_and_no_gap(server: Server) -> None:
     for counter in ("spec_decode_num_drafts", "spec_decode_num_accepted_tokens", "external_prefix_cache_hits"):
         assert server.metric(f"vllm:{counter}_total") == 0
+    assert server.metric("vllm:spec_decode_num_accepted_tokens_per_pos_total", position="0") == 0
     assert server.metric("vllm:engine_sleep_state", sleep_state="awake") == 1
     assert server.metric("vllm:engine_sleep_state") == 1
     assert server.metric("vllm:lora_requests_info", max_lora="0") == 0
