@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -45,6 +46,9 @@ def main() -> int:
         requests.connect(wire.input_address(options.socket_folder))
         replies.connect(wire.output_address(options.socket_folder))
         try:
+            imported = time.monotonic() - options.launched
+            log.info("import: %.2f s", imported)
+            _on_phase(replies)("import", imported)
             if options.config.node_rank == 0:
                 _lead(options, context, requests, replies)
             else:

@@ -19,6 +19,7 @@ class LaunchOptions(msgspec.Struct):
     log_level: str = "info"
     log_format: str = "text"
     parent_pid: int = 0
+    launched: float = 0.0  # time.monotonic() as the engine process was started: one clock on one machine
 
 
 def input_address(folder: str | Path) -> str:

@@ -92,7 +92,8 @@ class EngineClient:
             socket.setsockopt(zmq.LINGER, 0)
         self._requests.bind(input_address(self._folder))
         self._replies.bind(output_address(self._folder))
-        options = LaunchOptions(config, self._folder, log_level, log_format, os.getpid())
+        self.launched = time.monotonic()
+        options = LaunchOptions(config, self._folder, log_level, log_format, os.getpid(), self.launched)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "quire_engine.engine_process"], stdin=subprocess.PIPE, start_new_session=True
         )

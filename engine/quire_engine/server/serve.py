@@ -170,13 +170,12 @@ async def _become_ready(config: EngineConfig, service: Any, listener: socket.soc
     """Load the tokenizer beside the engine's start, and open the doors when both are there."""
     from quire_engine.server.startup import complete
 
-    started = time.monotonic()
     await complete(config, service)
     # What is there now stays, and is a hundred times what requests add: looking through it again and again for what
     # may be collected would take a quarter of the time that carrying tokens takes.
     gc.collect()
     gc.freeze()
     phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in service.client.startup_seconds.items())
-    log.info("ready after %.1f s (%s)", time.monotonic() - started, phases)
+    log.info("ready after %.1f s (%s)", time.monotonic() - service.client.launched, phases)
     host, port = listener.getsockname()[:2]
     log.info("serving %s on %s:%d", ", ".join(service.model_names), f"[{host}]" if ":" in host else host, port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -303,6 +304,17 @@ def test_before_it_is_ready_it_answers_503_and_says_what_it_does(start_server: S
         refused = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "x"})
         assert refused.status_code in (200, 503)
     server.wait_until_ready()
+
+
+def test_a_start_is_told_with_the_time_of_each_of_its_parts(start_server: StartServer) -> None:
+    server = start_server()
+    (line,) = [line for line in server.log.splitlines() if "ready after " in line]
+    found = re.search(r"ready after ([\d.]+) s \((.*)\)", line)
+    assert found is not None, line
+    parts = {name: float(seconds) for name, seconds in re.findall(r"([\w-]+) ([\d.]+) s", found[2])}
+    assert list(parts) == ["import", "device", "config", "weights", "memory", "warm-up"]
+    assert parts["import"] > 0
+    assert sum(parts.values()) <= float(found[1]) + 0.5, "a part of it is not longer than the whole"
 
 
 @pytest.mark.parametrize(

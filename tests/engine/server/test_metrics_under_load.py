@@ -29,7 +29,10 @@ def mixed(i: int) -> tuple[str, dict[str, Any]]:
         ("/v1/completions", {**common, "prompt": [[5, 6, 7], [8, 9]], "stop": "e"}),
         ("/v1/chat/completions", {**common, "messages": HELLO, "response_format": {"type": "json_object"}}),
         ("/v1/completions", {**common, "prompt": "Hi", "temperature": 0, "stop_token_ids": [*range(1000)]}),
-        ("/v1/completions", {**common, "prompt": f"Hi {i}", "max_tokens": 0, "echo": True, "logprobs": 1, "n": 2 - i % 2}),
+        (
+            "/v1/completions",
+            {**common, "prompt": f"Hi {i}", "max_tokens": 0, "echo": True, "logprobs": 1, "n": 2 - i % 2},
+        ),
     ]
     return kinds[i % len(kinds)]
 
