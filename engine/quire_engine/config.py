@@ -102,12 +102,15 @@ class EngineConfig:
     master_port: int | None = setting(
         None, "port at which ranks find node 0; when unset 29501 with several nodes, else any that is free"
     )
+    disable_custom_all_reduce: bool = setting(False, "of no effect: ranks have no all-reduce but NCCL's and gloo's")
     quantization: str | None = setting(
         None,
         "scheme of quantized weights, the checkpoint's when unset. fp8 and int8 also round float weights while loading",
         choices=tuple(SCHEME_OF_FLAG),
     )
     speculative_config: str | None = setting(None, "JSON of the speculative decoding method", only=None)
+    speculative_model: str | None = setting(None, "the model that drafts tokens", only=None)
+    num_speculative_tokens: int | None = setting(None, "tokens that are drafted for a step", only=None)
     enable_lora: bool = setting(False, "serve LoRA adapters, which requests choose as their model")
     lora_modules: tuple[str, ...] = setting(
         (), 'adapters to begin with, as name=folder or {"name": ..., "path": ..., "base_model_name": ...}'
@@ -126,7 +129,10 @@ class EngineConfig:
             if choices is not None and value is not None and value not in choices:
                 raise ValueError(f"{flag} is {value!r}: it must be one of {', '.join(choices)}")
             if "only" in f.metadata and value != f.metadata["only"]:
-                raise ValueError(f"{flag} {value} is not supported yet: leave it at {f.metadata['only']}")
+                only = f.metadata["only"]
+                raise ValueError(
+                    f"{flag} {value} is not supported yet: leave it {'out' if only is None else f'at {only}'}"
+                )
         if self.block_size not in (8, 16, 32, 64, 128):
             raise ValueError(f"--block-size is {self.block_size}: it must be 8, 16, 32, 64 or 128")
         if not 0.0 < self.gpu_memory_utilization <= 1.0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from quire_engine.config import EngineConfig
@@ -28,6 +30,39 @@ def test_the_arguments_of_a_deployment_for_vllm_are_taken() -> None:
     )
     assert (engine.model, engine.max_num_seqs, engine.enable_chunked_prefill) == ("/models/tiny", 64, True)
     assert server.disable_log_stats is False
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--model=org/model", "--served-model-name=a", "--revision=main", "--tokenizer=org/model", "--dtype=bfloat16"),
+        *("--max-model-len=512", "--load-format=auto", "--download-dir=/tmp", "--trust-remote-code", "--host=::"),
+        *("--port=8000", "--api-key=a", "--uvicorn-log-level=info", "--root-path=/llm", "--chat-template=chat.jinja"),
+        *("--response-role=assistant", "--gpu-memory-utilization=0.8", "--kv-cache-dtype=auto", "--block-size=32"),
+        *("--kv-cache-memory-bytes=1000000", "--swap-space=4", "--max-num-seqs=8", "--max-num-batched-tokens=512"),
+        *("--enable-prefix-caching", "--no-enable-prefix-caching", "--enable-chunked-prefill", "--enforce-eager"),
+        *("--no-enable-chunked-prefill", "--tensor-parallel-size=2", "--pipeline-parallel-size=2", "--nnodes=1"),
+        *("--distributed-executor-backend=mp", "--node-rank=0", "--master-addr=127.0.0.1", "--quantization=fp8"),
+        *("--enable-lora", "--lora-modules=a=b", "--max-loras=2", "--max-lora-rank=16", "--reasoning-parser=qwen3"),
+        *("--tool-call-parser=hermes", "--enable-prompt-tokens-details", "--limit-mm-per-prompt=image=2", "--seed=1"),
+        *("--generation-config=vllm", "--disable-log-stats", "--disable-log-requests", "--shutdown-timeout=10"),
+        *("--device=cpu", "--disable-custom-all-reduce", "--scheduling-policy=priority", "--max-waiting=1", "--no-ui"),
+        *("--log-format=json", "--otlp-traces-endpoint=http://a:4317", "--profile-steps=2", "--no-legacy-metrics"),
+    ],
+)
+def test_each_flag_that_is_promised_is_taken(flag: str) -> None:
+    more = {"--lora-modules": ["--enable-lora"]}.get(flag.split("=")[0], [])
+    parse(flag, *more)
+    parse(*(part for part in flag.split("=", 1)), *more)
+
+
+@pytest.mark.parametrize(
+    "flag", ['--speculative-config={"method": "ngram"}', "--speculative-model=org/model", "--num-speculative-tokens=5"]
+)
+def test_flags_of_what_is_not_there_yet_are_known_and_refused(flag: str) -> None:
+    name, value = flag.split("=")
+    with pytest.raises(ValueError, match=re.escape(f"{name} {value} is not supported yet: leave it out")):
+        parse(flag)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ class ServerSettings:
     uvicorn_log_level: str = setting(
         "info", "how much to log", choices=("critical", "error", "warning", "info", "debug", "trace")
     )
+    enable_prompt_tokens_details: bool = setting(False, "of no effect: each usage tells the prompt's cached tokens")
     disable_log_stats: bool = setting(False, "no throughput line every 10 s")
     disable_log_requests: bool = setting(True, "a log line for each answer only at level debug; false: at info")
 
