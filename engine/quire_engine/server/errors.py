@@ -19,6 +19,7 @@ _KINDS_OF_UNIONS = (
     *("list[", "dict[", "function-", "constrained-", "of-", "tagged-union[", "literal["),
     *("NamedFunction", "NamedToolChoice"),
 )
+_LONGEST_SHOWN = 64  # characters of a value that an error repeats
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but metrics and traces count it
 KINDS = {
     400: "BadRequestError",
@@ -114,5 +115,19 @@ def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
         return (f"{field or 'the body'} is missing", field or None)
     if not field and first["type"] == "value_error":  # of fields that do not go together: it begins with one of them
         return message, message.partition(" ")[0]
+    value = _shown(first.get("input"))
+    if value is not None and field and first["type"] != "value_error" and "[key]" not in path:
+        return f"{field} is {value}: {message}", field
     is_named = re.search(rf"\b{re.escape(field)}\b", message) is not None
     return (message if is_named else f"{field}: {message}"), field or None
+
+
+def _shown(value: object) -> str | None:
+    """A number, a flag or a short string, as in JSON, but for the quotes; None for what has no place in a line."""
+    if isinstance(value, str):
+        text = repr(value)
+    elif isinstance(value, bool | int | float):
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+    else:
+        return None
+    return text if len(text) <= _LONGEST_SHOWN else None
