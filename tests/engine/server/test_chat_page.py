@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from tests.engine.server.browser import chromium
 from tests.engine.server.conftest import Server, StartServer
 
-PHONE = {"width": 360, "height": 740}
+SCREENS = {"phone": {"width": 360, "height": 740}, "desk": {"width": 1200, "height": 800}}
 FIGURES = re.compile(r"\d+ tokens? · [\d.]+ tokens/s · first after [\d.]+ s")
 
 
@@ -163,15 +163,20 @@ def test_a_key_is_asked_for_and_forgotten_with_the_tab(browser: Browser, start_s
     context.close()
 
 
-def test_it_fits_a_phone(browser: Browser, server: Server, tmp_path: Path) -> None:
-    page = browser.new_context(viewport=PHONE).new_page()  # type: ignore[arg-type]  # a plain dict, as it is sent
-    opened(page, server)
+@pytest.mark.parametrize("screen", SCREENS)
+def test_it_fits_a_phone_and_a_desk(browser: Browser, server: Server, tmp_path: Path, screen: str) -> None:
+    """Leaves pictures in `tmp_path`, for whoever has changed the page to look at."""
+    context = browser.new_context(viewport=SCREENS[screen])  # type: ignore[arg-type]  # a plain dict, as it is sent
+    page = opened(context.new_page(), server)
     set_in_settings(page, max_tokens="60")
     say(page, "word" * 60)
     expect(page.locator(".figures")).to_have_text(FIGURES)
-    page.get_by_role("button", name="Settings").click()
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    expect(page.get_by_role("button", name="Send")).to_be_in_viewport()
+    for shown in ("chat", "settings"):
+        assert page.evaluate("document.documentElement.scrollWidth") <= SCREENS[screen]["width"]
+        expect(page.get_by_role("button", name="Send")).to_be_in_viewport()
+        page.screenshot(path=tmp_path / f"{screen}-{shown}.png")
+        page.get_by_role("button", name="Settings").click()
+    context.close()
 
 
 def test_nothing_is_loaded_from_elsewhere(page: Page, server: Server) -> None:
