@@ -112,6 +112,7 @@ async def test_thousands_of_clients_that_leave_when_they_like_leave_nothing_behi
     until(lambda: server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting") == 0)
     assert server.metric("vllm:kv_cache_usage_perc") == 0
     assert server.metric("vllm:request_success_total") == pytest.approx(NUM_REQUESTS, rel=0.35)
+    assert server.metric("vllm:request_success_total", finished_reason="abort") > NUM_REQUESTS / 100, "few left"
     until(lambda: num_files(pid) <= files[0] and num_files(engine) <= files[1])
     assert resident_bytes(pid) - memory < 40 * MIB
     async with client() as session, session.get(f"{server.url}/load") as answer:
