@@ -13,20 +13,30 @@ from typing import Any, NamedTuple
 
 
 def run_chat(url: str, model: str | None, api_key: str | None, message: str | None) -> int:
-    """Ask and answer until the end of input, or once when `message` is given. Returns the exit status."""
-    server = _Server(url, api_key)
+    """Ask and answer until the end of input, or once when `message` is given.
+
+    What fails is said, and the conversation goes on from before it. Returns the exit status: 1 where something did.
+    """
+    server, status = _Server(url, api_key), 0
+    messages: list[dict[str, str]] = []
     try:
         model = model or server.first_model()
-        messages: list[dict[str, str]] = []
         for asked in [message] if message else _typed():
-            messages.append({"role": "user", "content": asked})
-            messages.append({"role": "assistant", "content": _show(server.stream(model, messages))})
+            wish = [*messages, {"role": "user", "content": asked}]
+            try:
+                messages = [*wish, {"role": "assistant", "content": _show(server.stream(model, wish))}]
+            except _ServerError as error:
+                status = _complain(error)
     except _ServerError as error:
-        sys.stderr.write(f"quire-engine chat: {error}\n")
-        return 1
+        status = _complain(error)
     except KeyboardInterrupt:
         sys.stdout.write("\n")
-    return 0
+    return status
+
+
+def _complain(error: _ServerError) -> int:
+    sys.stderr.write(f"quire-engine chat: {error}\n")
+    return 1
 
 
 def _show(pieces: Iterable[_Piece]) -> str:

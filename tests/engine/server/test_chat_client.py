@@ -15,9 +15,11 @@ import pytest
 from tests.engine.server.conftest import Server, free_port
 
 
-def chat(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "quire_engine.cli", "chat", url, "--message", "What is a class?", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def chat(url: str, *arguments: str, typed: str | None = None) -> subprocess.CompletedProcess[str]:
+    """One message, or the lines that are typed."""
+    words = ["--message", "What is a class?"] if typed is None else []
+    command = [sys.executable, "-m", "quire_engine.cli", "chat", url, *words, *arguments]
+    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("form", ["http://127.0.0.1:{port}", "http://127.0.0.1:{port}/v1/", "127.0.0.1:{port}"])
@@ -87,6 +89,43 @@ def test_an_answer_that_breaks_off_is_no_success(answer: str) -> None:
     result = chat(answer, "--model", "tiny")
     assert (result.returncode, result.stdout) == (1, "A")
     assert result.stderr.strip().endswith("broke off before the end of its answer")
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[str, list[list[str]]]]:
+    """The address of a server that answers with "A", or to "too much" with an error, and what each message was."""
+    heard: list[list[str]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            heard.append([message["content"] for message in asked["messages"]])
+            good, body = heard[-1][-1] != "too much", b'{"error": {"message": "no room"}}'
+            if good:
+                body = _EVENT + b"data: [DONE]\n\n"
+            self.send_response(200 if good else 400)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as answering:
+        threading.Thread(target=answering.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{answering.server_port}", heard
+        answering.shutdown()
+
+
+def test_a_conversation_is_kept_from_line_to_line(listener: tuple[str, list[list[str]]]) -> None:
+    url, heard = listener
+    result = chat(url, "--model=tiny", typed="Hello!\n\nAnd now?\n")
+    assert result.returncode == 0, result.stderr
+    assert heard == [["Hello!"], ["Hello!", "A", "And now?"]]
+
+
+def test_an_error_is_said_and_the_conversation_goes_on_from_before_it(listener: tuple[str, list[list[str]]]) -> None:
+    url, heard = listener
+    result = chat(url, "--model=tiny", typed="Hello!\ntoo much\nAnd now?\n")
+    assert (result.returncode, result.stderr.count("answered 400: no room")) == (1, 1)
+    assert heard[-1] == ["Hello!", "A", "And now?"]
 
 
 @pytest.fixture
