@@ -238,11 +238,34 @@ EngineCore.step = step_that_hangs
 """
 
 
+HOLD = """
+import os, pathlib, time
+from quire_engine.distributed import launch
+die_with_parent, held = launch.die_with_parent, pathlib.Path(os.environ["TEST_HANGS_WHILE"])
+def hold(pid):
+    die_with_parent(pid)
+    while held.exists():
+        time.sleep(0.05)
+launch.die_with_parent = hold
+"""
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """While this file exists, no engine goes on that begins to start here."""
+    return hooked(HOLD, tmp_path, monkeypatch)
+
+
 @pytest.fixture
 def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """While this file exists, no step of an engine ends that is started here."""
+    return hooked(HANG, tmp_path, monkeypatch)
+
+
+def hooked(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that `code` looks for, which every process runs that is started here."""
     (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(HANG)
+    (tmp_path / "hook" / "sitecustomize.py").write_text(code)
     file, paths = tmp_path / "hangs", os.pathsep.join((str(tmp_path / "hook"), os.environ.get("PYTHONPATH", "")))
     variables = {"TEST_HANGS_WHILE": str(file), "PYTHONPATH": paths}
     monkeypatch.setattr(conftest, "environment", lambda run_dir: environment(run_dir) | variables)
@@ -287,7 +310,8 @@ def test_a_long_step_leaves_health_alone(start_server: StartServer) -> None:
     os.kill(engine, signal.SIGCONT)
 
 
-def test_before_it_is_ready_it_answers_503_and_says_what_it_does(start_server: StartServer) -> None:
+def test_before_it_is_ready_it_answers_503_and_says_what_it_does(start_server: StartServer, held: Path) -> None:
+    held.touch()
     server = start_server(wait=False)
 
     def health() -> httpx.Response | None:
@@ -296,14 +320,18 @@ def test_before_it_is_ready_it_answers_503_and_says_what_it_does(start_server: S
         except httpx.TransportError:
             return None
 
-    until(lambda: health() is not None)
+    until(lambda: health() is not None, 60)
     answer = health()
     assert answer is not None
-    if answer.status_code == 503:  # else it was ready already
-        assert "being loaded" in answer.json()["status"]
-        refused = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "x"})
-        assert refused.status_code in (200, 503)
+    assert (answer.status_code, "being loaded" in answer.json()["status"]) == (503, True)
+    refused = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "x"})
+    assert refused.status_code == 503
+    assert "being loaded" in refused.json()["error"]["message"]
+    assert refused.headers["retry-after"]
+    held.unlink()
     server.wait_until_ready()
+    served = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 1})
+    assert served.status_code == 200
 
 
 def test_a_start_is_told_with_the_time_of_each_of_its_parts(start_server: StartServer) -> None:
