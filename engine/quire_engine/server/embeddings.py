@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from quire_engine.core.messages import EngineRequest
 from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.sampling_params import SamplingParams
-from quire_engine.server.engine_client import EngineClient, Mailbox
+from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.errors import ApiError, refused
+from quire_engine.server.mailbox import Mailbox
 from quire_engine.server.metrics import Metrics, RequestTimes
 from quire_engine.server.prompts import Prompts
 from quire_engine.server.protocol.embeddings import EmbeddingData, EmbeddingRequest, EmbeddingResponse

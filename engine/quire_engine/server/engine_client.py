@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import msgspec
 import zmq
@@ -22,42 +21,12 @@ from quire_engine import wire
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats, Vocabulary
 from quire_engine.server.errors import ApiError
+from quire_engine.server.mailbox import Mailbox
 from quire_engine.wire import LaunchOptions, input_address, output_address
 
 log = logging.getLogger(__name__)
 
 PING_SECONDS = 1.0
-
-
-@dataclass
-class Mailbox:
-    """Where the outputs of one API request, of one or more sequences, wait for whoever sends them on."""
-
-    outputs: list[EngineOutput] = field(default_factory=list)
-    failure: ApiError | None = None
-    _waiting: asyncio.Future[None] | None = None
-
-    async def take(self) -> list[EngineOutput]:
-        """All that has come since the last call; waits for at least one. Raises `ApiError` on failure."""
-        while not self.outputs:
-            if self.failure is not None:
-                raise self.failure
-            self._waiting = asyncio.get_running_loop().create_future()
-            await self._waiting
-        taken, self.outputs = self.outputs, []
-        return taken
-
-    def put(self, output: EngineOutput) -> None:
-        self.outputs.append(output)
-        self._wake()
-
-    def fail(self, failure: ApiError) -> None:
-        self.failure = failure
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
 
 
 class EngineClient:

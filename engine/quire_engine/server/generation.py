@@ -13,8 +13,9 @@ from quire_engine.core.messages import BeamAnswer, EngineOutput, EngineRequest, 
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.adapters import Adapters
-from quire_engine.server.engine_client import EngineClient, Mailbox
+from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.errors import ApiError, refused
+from quire_engine.server.mailbox import Mailbox
 from quire_engine.server.metrics import Answers, Metrics, RequestTimes
 from quire_engine.server.request_log import RequestLog
 from quire_engine.server.tracing.facts import note_end

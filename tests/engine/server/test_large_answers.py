@@ -20,10 +20,10 @@ from quire_engine.server.adapters import Adapters
 from quire_engine.server.api_keys import ApiKeys
 from quire_engine.server.app import create_app
 from quire_engine.server.embeddings import Embeddings
-from quire_engine.server.engine_client import Mailbox
 from quire_engine.server.json_answer import json_parts
 from quire_engine.server.lifecycle import Lifecycle
 from quire_engine.server.logprobs import CompletionLogprobs
+from quire_engine.server.mailbox import Mailbox
 from quire_engine.server.metrics import Metrics
 from quire_engine.server.protocol.chat import ChatChoice, ChatCompletionResponse
 from quire_engine.server.protocol.completions import CompletionChoice, CompletionResponse
