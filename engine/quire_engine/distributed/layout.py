@@ -1,32 +1,11 @@
-"""Who computes what: ranks over nodes, layers and shares of layers. Plain numbers, no torch."""
+"""Who computes what: ranks over nodes, stages and shares of layers. Plain numbers, no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from quire_engine.config import EngineConfig
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A run of the model's layers. Stage 0 embeds; the last one has the output head."""
-
-    index: int = 0
-    count: int = 1
-
-    @property
-    def first(self) -> bool:
-        return self.index == 0
-
-    @property
-    def last(self) -> bool:
-        return self.index == self.count - 1
-
-    def layers(self, num_layers: int) -> range:
-        """The numbers of its layers: equal parts, and of what is left over one layer more on the earlier stages."""
-        each, more = divmod(num_layers, self.count)
-        start = self.index * each + min(self.index, more)
-        return range(start, start + each + (self.index < more))
+from quire_engine.memory_plan.stages import Stage
 
 
 @dataclass(frozen=True)

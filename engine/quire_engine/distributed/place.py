@@ -17,8 +17,9 @@ import torch
 from torch import distributed
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from quire_engine.distributed.layout import Layout, Stage
+from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.ranks import TensorRanks
+from quire_engine.memory_plan.stages import Stage
 
 # A rank waits so long for one that still loads. One that has died is told of by others.
 _PATIENCE = timedelta(hours=1)

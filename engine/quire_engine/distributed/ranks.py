@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from quire_engine.distributed.layout import Stage
+from quire_engine.memory_plan.stages import Stage
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from quire_engine.memory_plan.image_adapter import adapter_headers
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.memory_plan.quantization import Quantization, quantization_of, unexplained_weight
 from quire_engine.memory_plan.safetensors_header import TensorHeader
+from quire_engine.memory_plan.stages import KINDS, LayerSizes, StageSizes
 from quire_engine.memory_plan.weight_files import checkpoint_headers, with_dtype
 from quire_engine.memory_plan.weight_sizes import WeightSizes
 
@@ -43,6 +44,9 @@ class ModelFacts:
     adapters: AdapterSizes | None = None
     """What adapters depend on; None where that is not known."""
 
+    stages: StageSizes | None = None
+    """What pipeline stages hold; None where that is not known."""
+
     commit: str | None = None
     """Commit of the hub's repository."""
 
@@ -59,6 +63,7 @@ class ModelFacts:
             quantization=scheme,
             unreadable=unreadable,
             adapters=AdapterSizes.of(tensors, shape),
+            stages=StageSizes.of(tensors, shape, quantization),
             commit=commit,
         )
 
@@ -82,7 +87,7 @@ class ModelFacts:
         return self.weights.elements if not self.weights.is_quantized else None
 
     def to_json(self) -> str:
-        """One line of some 600 characters, which fits into a container's termination message."""
+        """One line of some 1,200 characters, which fits into a container's termination message."""
         values = dataclasses.asdict(self)
         del values["commit"]  # only a hub has one
         return json.dumps(values)
@@ -99,6 +104,7 @@ class ModelFacts:
                 quantization=None if read["quantization"] is None else str(read["quantization"])[:64],
                 unreadable=None if read.get("unreadable") is None else str(read["unreadable"])[:_LONGEST_REASON],
                 adapters=None if read.get("adapters") is None else _checked(AdapterSizes, read["adapters"], least=0),
+                stages=None if read.get("stages") is None else _stages(read["stages"], read["shape"]["num_layers"]),
             )
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"these are no facts of a model ({error!r})") from None
@@ -135,6 +141,21 @@ def _checked(kind: type[_Numbers], values: Mapping[str, Any], least: int) -> _Nu
         elif type(value).__name__ != field.type:
             raise ValueError(f"{field.name} is {value!r}")
     return kind(**values)
+
+
+def _stages(values: Mapping[str, Any], num_layers: int) -> StageSizes:
+    kinds = tuple(
+        LayerSizes(
+            weights=_checked(WeightSizes, kind["weights"], least=0),
+            adapters=None if kind["adapters"] is None else _checked(AdapterSizes, kind["adapters"], least=0),
+        )
+        for kind in values["kinds"]
+    )
+    order = str(values["order"])
+    if len(order) != num_layers or not set(order) <= set(KINDS[: len(kinds)]):
+        raise ValueError(f"{order[:64]!r} is no order of {num_layers} layers")
+    first, last = (_checked(WeightSizes, values[end], least=0) for end in ("first", "last"))
+    return StageSizes(first=first, last=last, kinds=kinds, order=order)
 
 
 def _whole(value: Any, least: int) -> int:

@@ -48,7 +48,7 @@ _WHOLE = (
 )
 # DeepSeek's projection out of latent vectors, which is not kept quantized.
 _UNDONE = ".kv_b_proj"
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 # Projections to queries, keys and values that are stored as one.
 _FUSED = (".qkv_proj.", ".query_key_value.", ".c_attn.", ".Wqkv.")
 
@@ -83,7 +83,7 @@ class WeightSizes:
             if name.startswith(tower):
                 whole += math.prod(tensor.shape)
                 continue
-            layer = _LAYER.search(name)
+            layer = LAYER.search(name)
             if layer is not None and int(layer[1]) >= shape.num_layers:
                 continue  # of a draft model that comes with it
             elements = math.prod(tensor.shape)

@@ -40,8 +40,6 @@ def memory_request(
     `adapter_file` are the bytes of an adapter's file that is being loaded, of which each message to a rank is a copy.
     """
     layout, shape = place.layout, model.shape.shard(place.layout.tensor)
-    if not place.stage.first:  # images are encoded where tokens are embedded
-        shape = replace(shape, image_tokens=0, image_elements=0, image_pixels=0)
     on_gpu = device.type == "cuda"
     limit = device_memory(device).limit
     num_blocks = config.num_gpu_blocks_override
@@ -58,8 +56,7 @@ def memory_request(
         ) + (0 if on_gpu else adapter_file)
     return MemoryRequest(
         shape=replace(
-            shape,
-            num_layers=len(place.stage.layers(shape.num_layers)),
+            place.stage.shape(shape, len(place.stage.layers(shape.num_layers))),
             writes_scores=any(not layer.fused for layer in model.attention_layers()),
         ),
         dtype=dtype,

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire_engine.config import EngineConfig
-from quire_engine.distributed.layout import Layout, Stage
+from quire_engine.distributed.layout import Layout
+from quire_engine.memory_plan.stages import Stage
 
 sizes = st.integers(1, 8)
 
