@@ -135,7 +135,9 @@ def test_a_group_has_a_node_for_each_pod_and_one_that_does_not_fit_says_what_is_
         assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
     status = service.get()["status"]
     assert (status["ready"], status["gpus"]) == ("1/1", 16)
-    assert (status["plan"]["verdict"], status["plan"]["reason"]) == ("Skipped", "NotPlanned")
+    # It would be planned over its nodes; but no hub has such a model, where there is a hub at all.
+    assert status["plan"]["verdict"] == "Skipped"
+    assert status["plan"]["reason"] in ("HubUnreachable", "ModelGated", "ModelUnknownToHub")
     first = uids(service)
 
     service.apply(spec(replicas=2))

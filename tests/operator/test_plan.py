@@ -13,14 +13,16 @@ import yaml
 
 from quire_engine.config import EngineConfig
 from quire_engine.memory_plan.model_facts import ModelFacts
+from quire_engine.memory_plan.stages import Stage
 from quire_operator.api import PlanStatus
 from quire_operator.cli import main
-from quire_operator.plan.fit import CPU_RESIDENT_BYTES, GPU_RESIDENT_BYTES
+from quire_operator.plan.advice import advice_of
+from quire_operator.plan.fit import CPU_RESIDENT_BYTES, GPU_RESIDENT_BYTES, layers_of_stage
 from quire_operator.plan.gpu_memory import PRODUCTS, Device, KnownGPUs, Skipped, device_of
 from quire_operator.plan.hub_source import hub_endpoint, hub_refused
 from quire_operator.plan.service_plan import cannot_be_planned, plan_of
 from quire_operator.settings import Settings, SettingsError, settings_from
-from tests.operator.checkpoints import LLAMA_8B, SMALL, write_checkpoint
+from tests.operator.checkpoints import FACTS, LLAMA_8B, SMALL, write_checkpoint
 from tests.operator.services import manifest, service
 
 GIB = 1 << 30
@@ -103,11 +105,118 @@ def test_quantization_is_suggested_where_the_model_would_fit_by_it(llama: ModelF
 
 
 def test_more_gpus_and_shorter_requests_are_suggested_together_where_neither_is_enough(llama: ModelFacts) -> None:
-    (both,) = gpu_plan(llama, 4).suggestions
+    older = replace(llama, stages=None)  # of which only GPUs that share all layers are planned
+    (both,) = gpu_plan(older, 4).suggestions
     tensor, longest = map(int, re.findall(r"(?:tensor to|at most) (\d+)", both))
-    assert gpu_plan(llama, 4, tensor=tensor, max_model_len=longest).verdict == "Fits"
-    assert gpu_plan(llama, 4, tensor=tensor).verdict == "DoesNotFit"
-    assert gpu_plan(llama, 4, tensor=tensor // 2, max_model_len=4096).verdict == "DoesNotFit"
+    assert "spec.parallelism.nodes to 2, with 8 GPUs on each" in both
+    assert gpu_plan(older, 4, tensor=tensor, max_model_len=longest).verdict == "Fits"
+    assert gpu_plan(older, 4, tensor=tensor).verdict == "DoesNotFit"
+    assert gpu_plan(older, 4, tensor=tensor // 2, max_model_len=4096).verdict == "DoesNotFit"
+
+
+LLAMA_405B = LLAMA_8B | {
+    "hidden_size": 16384,
+    "intermediate_size": 53248,
+    "num_hidden_layers": 126,
+    "num_attention_heads": 128,
+}
+H100 = Device("NVIDIA-H100-80GB-HBM3", 81559 << 20, on_gpu=True)
+
+
+@pytest.fixture(scope="module")
+def largest_llama(tmp_path_factory: pytest.TempPathFactory) -> ModelFacts:
+    return ModelFacts.of_directory(write_checkpoint(tmp_path_factory.mktemp("405b"), LLAMA_405B))
+
+
+def spread_plan(facts: ModelFacts, device: Device, **parallelism: int) -> PlanStatus:
+    return plan_of(service(**ON_GPU, parallelism=parallelism).spec, facts, device)
+
+
+def test_two_nodes_of_eight_gpus_are_planned_by_their_larger_stage(largest_llama: ModelFacts) -> None:
+    plan = spread_plan(largest_llama, H100, tensor=8, pipeline=2, nodes=2)
+    layer = 2 * 16384 * 16384 + 2 * 1024 * 16384 + 3 * 53248 * 16384
+    norms = 63 * 2 * 16384
+    # The second stage has as large a head as the first has an embedding, and the norm before it.
+    assert plan.weights_bytes == ((63 * layer + 128256 * 16384) // 8 + norms + 16384) * 2
+    assert plan.kv_bytes_per_token == 63 * 2 * 1 * 128 * 2
+    assert (plan.verdict, plan.tensor, plan.pipeline) == ("Fits", 8, 2)
+    assert "each of 8 GPUs of the largest of 2 stages (NVIDIA-H100-80GB-HBM3) has 79.65 GiB" in plan.message
+
+
+def test_gpus_that_share_a_layer_over_nodes_are_planned_as_on_one(largest_llama: ModelFacts) -> None:
+    assert spread_plan(largest_llama, H100, tensor=16, nodes=2) == spread_plan(largest_llama, H100, tensor=16)
+
+
+def test_a_stage_that_does_not_fit_keeps_the_model_from_fitting(llama: ModelFacts) -> None:
+    two, four = (spread_plan(llama, Device("GPU", 14 * GIB, on_gpu=True), pipeline=count) for count in (2, 4))
+    assert (two.verdict, four.verdict) == ("DoesNotFit", "Fits")
+
+
+@pytest.mark.parametrize(("a_node", "says"), [(None, "few nodes have more than 8"), (4, "no node has more than 4")])
+def test_more_gpus_than_a_node_has_are_suggested_over_nodes(
+    largest_llama: ModelFacts, a_node: int | None, says: str
+) -> None:
+    device = replace(H100, a_node=a_node)
+    plan = spread_plan(largest_llama, device, tensor=a_node or 8)
+    way = plan.suggestions[0]
+    assert says in way
+    names = ("tensor", "pipeline", "nodes")
+    parallelism = {name: int(re.findall(rf"spec.parallelism.{name} to (\d+)", way)[0]) for name in names}
+    assert parallelism["tensor"] * parallelism["pipeline"] // parallelism["nodes"] == (a_node or 8)
+    assert spread_plan(largest_llama, device, **parallelism).verdict == "Fits"
+    fewer = parallelism["pipeline"] - 1
+    assert spread_plan(largest_llama, device, tensor=a_node or 8, pipeline=fewer, nodes=fewer).verdict == "DoesNotFit"
+    advice = [one.message for one in advice_of(service(**ON_GPU), plan) if one.reason == "TensorTooSmall"]
+    assert all(f"and the model needs {plan.smallest_tensor}: {way}" in message for message in advice)
+    assert advice
+
+
+def test_as_many_gpus_as_a_node_has_are_suggested_on_one(largest_llama: ModelFacts) -> None:
+    (way, *_) = spread_plan(largest_llama, replace(H100, a_node=16), tensor=8).suggestions
+    assert way == "set spec.parallelism.tensor to 16, and spec.resources.gpu.count with it where it is set"
+
+
+def test_more_stages_than_layers_are_not_planned(llama: ModelFacts) -> None:
+    plan = spread_plan(llama, H100, pipeline=33)
+    assert (plan.verdict, plan.reason) == ("Skipped", "Indivisible")
+    assert "spec.parallelism.pipeline is 33 and the model has 32 layers" in plan.message
+
+
+def test_stages_of_a_model_that_an_older_engine_read_are_not_planned() -> None:
+    plan = spread_plan(ModelFacts.from_json(FACTS), H100, pipeline=2)
+    assert (plan.verdict, plan.reason) == ("Skipped", "NotPlanned")
+    assert spread_plan(ModelFacts.from_json(FACTS), H100).verdict == "Fits"
+
+
+@pytest.mark.parametrize(
+    ("engine", "num_layers", "sizes"),
+    [
+        ("quire", 10, [3, 3, 2, 2]),
+        ("vllm", 10, [2, 3, 3, 2]),
+        ("vllm", 9, [2, 2, 3, 2]),
+        ("vllm", 11, [3, 3, 3, 2]),
+        ("vllm", 7, [4, 3]),
+        ("vllm", 8, [2, 2, 2, 2]),
+    ],
+)
+def test_layers_are_shared_out_as_the_engine_does(engine: str, num_layers: int, sizes: list[int]) -> None:
+    stages = [layers_of_stage(engine, Stage(index, len(sizes)), num_layers) for index in range(len(sizes))]
+    assert [len(layers) for layers in stages] == sizes
+    assert [number for layers in stages for number in layers] == list(range(num_layers))
+
+
+def test_layers_that_the_service_shares_out_itself_are_not_planned() -> None:
+    engine = {"type": "vllm", "image": "vllm:1", "env": [{"name": "VLLM_PP_LAYER_PARTITION", "value": "20,12"}]}
+    why = cannot_be_planned(service(**ON_GPU, parallelism={"pipeline": 2}, engine=engine).spec)
+    assert why is not None
+    assert (why.reason, "VLLM_PP_LAYER_PARTITION" in why.message) == ("OwnArguments", True)
+
+
+def test_several_ranks_on_the_cpu_are_not_planned() -> None:
+    spec = service(parallelism={"pipeline": 2}, resources={"gpu": {"count": 0}}).spec
+    why = cannot_be_planned(spec)
+    assert why is not None
+    assert why.reason == "NotPlanned"
 
 
 def test_a_float32_checkpoint_is_served_in_half_of_its_size_on_a_gpu(tmp_path: Path) -> None:
@@ -184,6 +293,14 @@ def test_the_spec_wins_over_the_nodes_and_the_nodes_over_the_table() -> None:
 def test_the_nodes_that_count_are_those_that_pods_may_run_on() -> None:
     assert device({}, NODE, BIG, zone="b") == Device("NVIDIA-H100-80GB-HBM3", 81559 << 20, on_gpu=True)
     assert device({"product": "NVIDIA-L40S"}, NODE, BIG).memory == 46068 << 20
+
+
+def test_the_gpus_of_a_node_are_those_of_the_largest_that_pods_may_run_on() -> None:
+    four, eight = {**NODE, "nvidia.com/gpu.count": "4"}, {**BIG, "nvidia.com/gpu.count": "8"}
+    small = {**NODE, "nvidia.com/gpu.count": "1"}
+    assert device({}, four, small, eight, zone="a").a_node == 4
+    assert device({}, NODE).a_node is None
+    assert device({"resourceName": "nvidia.com/gpu.shared"}, four).a_node is None
 
 
 def test_gpus_of_several_sizes_are_not_guessed_between() -> None:

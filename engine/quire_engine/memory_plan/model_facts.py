@@ -87,7 +87,7 @@ class ModelFacts:
         return self.weights.elements if not self.weights.is_quantized else None
 
     def to_json(self) -> str:
-        """One line of some 1,200 characters, which fits into a container's termination message."""
+        """One line of some 1,400 characters, which fits into a container's termination message."""
         values = dataclasses.asdict(self)
         del values["commit"]  # only a hub has one
         return json.dumps(values)

@@ -86,7 +86,10 @@ class AutoscalingStatus(Fields):
 
 
 class PlanStatus(Fields):
-    """How the model fits its device, computed before a pod starts. Sizes are of one GPU, or of the pod on CPU."""
+    """How the model fits its device, computed before a pod starts. Sizes are of one GPU, or of the pod on CPU.
+
+    Where stages share the layers, it is a GPU of the largest stage: the one that has room for the fewest tokens.
+    """
 
     verdict: Literal["Fits", "DoesNotFit", "UnsupportedModel", "Skipped"]
     """Whether one request of the greatest length fits beside the weights; UnsupportedModel when the engine could not
@@ -104,8 +107,11 @@ class PlanStatus(Fields):
     tensor: int | None = None
     """GPUs that share each layer."""
 
+    pipeline: int | None = None
+    """Stages of as many GPUs, which share the layers."""
+
     smallest_tensor: int | None = None
-    """The fewest GPUs that would hold the model."""
+    """The fewest GPUs, in each stage, that would hold the model."""
 
     memory_bytes: int | None = None
     """Memory of the device."""
@@ -141,7 +147,7 @@ class PlanStatus(Fields):
     """Scheme of a checkpoint that would take fewer GPUs, where the engine serves it."""
 
     quantized_tensor: int | None = None
-    """The fewest GPUs that would hold a checkpoint of this scheme."""
+    """The fewest GPUs, in each stage, that would hold a checkpoint of this scheme."""
 
     suggestions: Annotated[list[str], Field(max_length=16)] = Field(default_factory=list)
     """What would fit instead."""

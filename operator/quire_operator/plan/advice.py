@@ -112,18 +112,23 @@ def _of_plan(spec: Spec, plan: PlanStatus | None) -> Iterator[Advice]:
         )
         yield Advice(reason="TensorTooLarge", message=text)
     if not fits and smallest is not None and smallest > tensor:
-        text = f"spec.parallelism.tensor is {tensor}, and the model needs {smallest}: set it to {smallest}"
+        over_nodes = next((way for way in plan.suggestions if "spec.parallelism.nodes" in way), None)
+        way = over_nodes or f"set it to {smallest}"
+        text = f"spec.parallelism.tensor is {tensor}, and the model needs {smallest}: {way}"
         yield Advice(reason="TensorTooSmall", message=text)
     if plan.quantized_tensor is not None:
-        needed = _gpus(tensor) if fits else _gpus(smallest) if smallest is not None else f"more than {_gpus(tensor)}"
+        stages = plan.pipeline or 1
+        needed = _gpus((tensor if fits else smallest or tensor) * stages)
+        needed = needed if fits or smallest is not None else f"more than {needed}"
         how = (
             f"set spec.model.quantization to {plan.quantized_to}, or look for"
             if plan.quantized_to in ROUNDED
             else "look for"
         )
+        fewer = _gpus(plan.quantized_tensor * stages)
         text = (
-            f"quantized to {plan.quantized_to}, the model would take {_gpus(plan.quantized_tensor)} a replica, where "
-            f"it takes {needed} as it is: {how} such a checkpoint of it"
+            f"quantized to {plan.quantized_to}, the model would take {fewer} a replica, where it takes {needed} "
+            f"as it is: {how} such a checkpoint of it"
         )
         yield Advice(reason="QuantizationWouldFit", message=text)
 

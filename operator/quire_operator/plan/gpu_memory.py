@@ -66,6 +66,9 @@ class Device:
 
     on_gpu: bool
 
+    a_node: int | None = None
+    """GPUs of the nodes that have most of them; None where none of them says."""
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -88,11 +91,11 @@ class KnownGPUs:
 
 def device_of(spec: Spec, known: KnownGPUs) -> Device | Skipped:
     """The device of a service's pods, or why it is not known."""
-    gpu = spec.resources.gpu
+    gpu, a_node = spec.resources.gpu, max(_counts(spec, known.node_labels), default=None)
     if spec.gpus_per_pod == 0:
         return Device("CPU", int(parse_quantity(spec.resources.memory)), on_gpu=False)
     if gpu.memory_gib is not None:
-        return Device(gpu.product or "GPU", gpu.memory_gib * GIB, on_gpu=True)
+        return Device(gpu.product or "GPU", gpu.memory_gib * GIB, on_gpu=True, a_node=a_node)
     reported = dict(sorted(_reported(spec, known.node_labels)))
     if len(reported) > 1:
         sizes = " and ".join(f"{mebibytes / 1024:.1f} GiB ({product})" for mebibytes, product in reported.items())
@@ -102,7 +105,7 @@ def device_of(spec: Spec, known: KnownGPUs) -> Device | Skipped:
             "or write spec.resources.gpu.memoryGiB",
         )
     for mebibytes, product in reported.items():
-        return Device(product, mebibytes * _MIB, on_gpu=True)
+        return Device(product, mebibytes * _MIB, on_gpu=True, a_node=a_node)
     if _without_sharing(gpu.resource_name) != WHOLE_GPU:
         return Skipped(
             "UnknownGPU",
@@ -120,21 +123,32 @@ def device_of(spec: Spec, known: KnownGPUs) -> Device | Skipped:
             f"the memory of {gpu.product} is not known: write spec.resources.gpu.memoryGiB, "
             f"or start the operator with --gpu-product {gpu.product}=MIB",
         )
-    return Device(gpu.product, found * _MIB, on_gpu=True)
+    return Device(gpu.product, found * _MIB, on_gpu=True, a_node=a_node)
 
 
 def _reported(spec: Spec, nodes: Iterable[Mapping[str, str]]) -> Iterable[tuple[int, str]]:
     """Memory and product of the GPUs of those nodes that pods may run on."""
+    resource = _without_sharing(spec.resources.gpu.resource_name)
+    for labels in _admitted(spec, nodes):
+        text = labels.get(f"{resource}.memory", "")
+        if text.isdecimal() and int(text) > 0:
+            yield int(text), labels.get(f"{resource}.product") or labels.get(PRODUCT_LABEL, "GPU")
+
+
+def _counts(spec: Spec, nodes: Iterable[Mapping[str, str]]) -> Iterable[int]:
+    """How many whole GPUs those nodes have: slices and shares of time are more than they are."""
+    texts = (labels.get(f"{WHOLE_GPU}.count", "") for labels in _admitted(spec, nodes))
+    whole = spec.resources.gpu.resource_name == WHOLE_GPU
+    return (int(text) for text in texts if whole and text.isdecimal() and int(text) > 0)
+
+
+def _admitted(spec: Spec, nodes: Iterable[Mapping[str, str]]) -> Iterable[Mapping[str, str]]:
+    """Labels of the nodes that pods may run on, where they are of NVIDIA's resources."""
     wanted = dict(spec.scheduling.node_selector)
     if spec.resources.gpu.product is not None:
         wanted[PRODUCT_LABEL] = spec.resources.gpu.product
-    resource = _without_sharing(spec.resources.gpu.resource_name)
-    if not resource.startswith("nvidia.com/"):
-        return
-    for labels in nodes:
-        text = labels.get(f"{resource}.memory", "")
-        if wanted.items() <= labels.items() and text.isdecimal() and int(text) > 0:
-            yield int(text), labels.get(f"{resource}.product") or labels.get(PRODUCT_LABEL, "GPU")
+    if spec.resources.gpu.resource_name.startswith("nvidia.com/"):
+        yield from (labels for labels in nodes if wanted.items() <= labels.items())
 
 
 def _without_sharing(resource: str) -> str:

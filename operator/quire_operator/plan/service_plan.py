@@ -39,6 +39,9 @@ _OVERRIDING = (
 )
 """Flags that change the sum. In spec.engine.args they win over the fields that are planned with."""
 
+_VLLM_LAYERS = "VLLM_PP_LAYER_PARTITION"
+"""Shares layers out to stages otherwise than vLLM does by itself."""
+
 _OVERRIDING_ON_CPU = ("--swap-space",)
 """Further ones, where swapped pages are of the pod's memory, as all else."""
 
@@ -74,9 +77,9 @@ def cannot_be_planned(spec: Spec) -> Skipped | None:
         if container.get("name") == "engine" and changed:
             what = f"spec.podTemplate sets the engine's {changed[0]}"
             return Skipped("OwnArguments", f"{what}, which is not planned with")
-    if spec.parallelism.pipeline * spec.parallelism.nodes != 1:
-        return Skipped("NotPlanned", "models that span pipeline stages or nodes are not planned yet")
-    if spec.gpus_per_pod == 0 and spec.parallelism.tensor != 1:
+    if spec.engine.type == "vllm" and any(variable.get("name") == _VLLM_LAYERS for variable in spec.engine.env):
+        return Skipped("OwnArguments", f"spec.engine.env has {_VLLM_LAYERS}, which is not planned with")
+    if spec.gpus_per_pod == 0 and spec.parallelism.tensor * spec.parallelism.pipeline != 1:
         return Skipped("NotPlanned", "several ranks on the CPU are not planned yet")
     return None
 
@@ -101,6 +104,13 @@ def plan_of(spec: Spec, facts: ModelFacts, device: Device | Skipped) -> PlanStat
         return skipped_plan(
             Skipped("Indivisible", f"spec.parallelism.tensor is {tensor} and does not divide the model ({heads})")
         )
+    pipeline = spec.parallelism.pipeline if device.on_gpu else 1
+    if pipeline > shape.num_layers:
+        text = f"spec.parallelism.pipeline is {pipeline} and the model has {shape.num_layers} layers to share out"
+        return skipped_plan(Skipped("Indivisible", text))
+    if pipeline > 1 and facts.stages is None:
+        text = "what each pipeline stage holds is not known of such a model, or to an engine of this image"
+        return skipped_plan(Skipped("NotPlanned", text))
     wanted, found = spec.model.quantization, facts.quantization
     if wanted not in ("auto", found) and not (found is None and wanted in ROUNDED):
         has = f"is quantized by {found}" if found else "is not quantized"
@@ -124,6 +134,7 @@ def plan_of(spec: Spec, facts: ModelFacts, device: Device | Skipped) -> PlanStat
         message=_sum(trial, ways),
         device=device.name,
         tensor=tensor,
+        pipeline=pipeline,
         smallest_tensor=smallest_tensor(trial),
         memory_bytes=device.memory,
         usable_bytes=int(device.memory * trial.utilization),
@@ -152,6 +163,8 @@ def _sum(trial: Trial, ways: list[str]) -> str:
     adapters = f"adapters {_gib(memory.adapters)} + " if memory.adapters else ""
     usable, used = int(limit * trial.utilization), others + memory.weights + memory.activations
     where = f"each of {trial.tensor} GPUs" if trial.tensor > 1 else "one GPU" if trial.device.on_gpu else "the pod"
+    if trial.pipeline > 1:
+        where += f" of the largest of {trial.pipeline} stages"
     name = f" ({trial.device.name})" if trial.device.on_gpu else ""
     terms = (
         f"{where}{name} has {_gib(limit)} x {trial.utilization:g} = {_gib(usable)}; "

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from quire_engine.memory_plan.quantization import ROUNDED
 from quire_operator.plan.acceptance import refusal_of
-from quire_operator.plan.fit import ROUNDED_BITS, Trial, longest_that_fits, smallest_tensor
+from quire_operator.plan.fit import MOST_GPUS, ROUNDED_BITS, Trial, longest_that_fits, smallest_tensor
 
 _ON_GPU = {"fp8": ROUNDED_BITS, "awq": 4.25}
 _ON_CPU = {"int8": ROUNDED_BITS, "awq": 4.25}
@@ -17,6 +17,9 @@ _ON_CPU = {"int8": ROUNDED_BITS, "awq": 4.25}
 _UTILIZATION = 0.95
 _SHORT = 4096
 """Tokens of a request that is short enough to be worth a look."""
+
+_GPUS_OF_A_NODE = 8
+"""That few nodes have more of, where their labels do not say."""
 
 _GIB = 1 << 30
 
@@ -30,8 +33,11 @@ def _ways_out(trial: Trial) -> Iterator[str]:
     if trial.utilization < _UTILIZATION and replace(trial, utilization=_UTILIZATION).fits():
         yield f"set spec.engine.gpuMemoryUtilization to {_UTILIZATION}"
     tensor = smallest_tensor(trial)
+    spread = _with_a_stage_on_each(trial) if tensor is None else None
     if tensor is not None:
-        yield _with_tensor(tensor)
+        yield _with_tensor(trial, tensor)
+    if spread is not None:
+        yield _with_nodes(spread)
     if not trial.device.on_gpu:
         memory = _memory_that_fits(trial)
         if memory is not None:
@@ -41,20 +47,65 @@ def _ways_out(trial: Trial) -> Iterator[str]:
     longest = longest_that_fits(trial)
     if longest:
         yield f"set spec.model.maxModelLen to at most {longest}"
-    elif tensor is None:
+    elif tensor is None and spread is None:
         yield from _both(trial)
 
 
 def _both(trial: Trial) -> Iterator[str]:
     """More GPUs and shorter requests, where neither helps by itself."""
-    tensor = smallest_tensor(replace(trial, max_model_len=min(trial.max_model_len, _SHORT)))
+    short = replace(trial, max_model_len=min(trial.max_model_len, _SHORT))
+    tensor = smallest_tensor(short)
     if tensor is not None:
-        longest = longest_that_fits(replace(trial, tensor=tensor))
-        yield f"{_with_tensor(tensor)}, with spec.model.maxModelLen at most {longest}"
+        more = _over_nodes(short, tensor) or replace(short, tensor=tensor)
+        longest = longest_that_fits(replace(more, max_model_len=trial.max_model_len))
+        yield f"{_with_tensor(short, tensor)}, with spec.model.maxModelLen at most {longest}"
 
 
-def _with_tensor(tensor: int) -> str:
-    return f"set spec.parallelism.tensor to {tensor}, and spec.resources.gpu.count with it where it is set"
+def _with_tensor(trial: Trial, tensor: int) -> str:
+    """How the model has `tensor` GPUs in each stage; or as many over several nodes, where no node has so many."""
+    spread, most = _over_nodes(trial, tensor), _most_of_a_node(trial)
+    if spread is None:
+        return f"set spec.parallelism.tensor to {tensor}, and spec.resources.gpu.count with it where it is set"
+    which = "no node has" if trial.device.a_node else "few nodes have"
+    return f"{_with_nodes(spread)}, as {which} more than {most} GPUs"
+
+
+def _with_nodes(spread: Trial) -> str:
+    nodes = _nodes(spread)
+    each = spread.tensor * spread.pipeline // nodes
+    return (
+        f"set spec.parallelism.tensor to {spread.tensor}, spec.parallelism.pipeline to {spread.pipeline} and "
+        f"spec.parallelism.nodes to {nodes}, with {each} GPUs on each"
+    )
+
+
+def _over_nodes(trial: Trial, tensor: int) -> Trial | None:
+    """The model on several nodes, so that it fits; None where as many as now have so many GPUs in each stage."""
+    ranks, nodes = tensor * trial.pipeline, trial.spec.parallelism.nodes
+    if ranks % nodes == 0 and ranks // nodes <= _most_of_a_node(trial):
+        return None
+    # Stages have less to tell each other than the GPUs that share a layer.
+    return _with_a_stage_on_each(trial) or replace(trial, tensor=tensor)
+
+
+def _with_a_stage_on_each(trial: Trial) -> Trial | None:
+    """The model on the fewest nodes, so that it fits; None where it does on no number of them."""
+    shape, most = trial.facts.shape, _most_of_a_node(trial)
+    if not trial.device.on_gpu or trial.facts.stages is None:
+        return None
+    tensor = max(size for size in range(1, most + 1) if shape.can_split(size))
+    counts = range(max(2, trial.pipeline), min(shape.num_layers, MOST_GPUS // tensor) + 1)
+    return next(filter(Trial.fits, (replace(trial, tensor=tensor, pipeline=count) for count in counts)), None)
+
+
+def _nodes(trial: Trial) -> int:
+    """The fewest nodes that have the trial's GPUs, as many each."""
+    ranks, most = trial.tensor * trial.pipeline, _most_of_a_node(trial)
+    return next(count for count in range(1, ranks + 1) if ranks % count == 0 and ranks // count <= most)
+
+
+def _most_of_a_node(trial: Trial) -> int:
+    return trial.device.a_node or _GPUS_OF_A_NODE
 
 
 def _with_quantization(scheme: str) -> str:

@@ -15,9 +15,12 @@ def plan_table(name: str, plan: PlanStatus) -> str:
         return f"{name}: not planned ({plan.reason}): {plan.message}\n"
     if plan.verdict == "UnsupportedModel":
         return f"{name}: cannot be served: {plan.message}\n"
-    whose = "of the pod" if plan.device == "CPU" else "of each GPU" if (plan.tensor or 1) > 1 else "of the GPU"
+    stages = plan.pipeline or 1
+    gpus = (plan.tensor or 1) * stages
+    whose = "of the pod" if plan.device == "CPU" else "of each GPU" if gpus > 1 else "of the GPU"
     rows = [
-        ("device", f"{plan.device}" + (f" x {plan.tensor}" if (plan.tensor or 1) > 1 else "")),
+        ("device", f"{plan.device}" + (f" x {gpus}" if gpus > 1 else "")),
+        *([("stages", f"{stages:>9}, and what follows is of the largest")] if stages > 1 else []),
         (f"memory {whose}", _gib(plan.memory_bytes)),
         ("usable", _gib(plan.usable_bytes)),
         ("weights", _gib(plan.weights_bytes)),
@@ -30,7 +33,7 @@ def plan_table(name: str, plan: PlanStatus) -> str:
         ("such requests at once", f"{plan.full_length_requests or 0:>9}"),
     ]
     if plan.smallest_tensor is not None:
-        rows.append(("GPUs needed", f"{plan.smallest_tensor:>9}"))
+        rows.append(("GPUs needed", f"{plan.smallest_tensor * stages:>9}"))
     lines = [f"  {label:<24}{value}" for label, value in rows]
     verdict = "fits" if plan.verdict == "Fits" else "does not fit"
     notes = [f"  - {suggestion}" for suggestion in plan.suggestions]
