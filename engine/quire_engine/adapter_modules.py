@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AdapterModule:
-    """One adapter: what requests call it, its folder, and what it is an adapter of, where that is said."""
+    """One adapter: what requests call it, its folder or its repository, and of what it is, where that is said."""
 
     name: str
     path: str
     base: str | None = None
+    revision: str | None = None
+    """Branch, tag or commit of one on the hub."""
 
 
 def adapter_modules(values: Sequence[str]) -> list[AdapterModule]:
@@ -36,7 +38,12 @@ def _module(value: str) -> AdapterModule:
         found = json.loads(value)
     except ValueError as error:
         raise ValueError(f"--lora-modules is {value!r}, which is no JSON: {error}") from error
-    name, path, base = found.get("name"), found.get("path"), found.get("base_model_name")
-    if not (isinstance(name, str) and name and isinstance(path, str) and path and isinstance(base, str | None)):
-        raise ValueError(f'--lora-modules is {value!r}: write {{"name": ..., "path": ..., "base_model_name": ...}}')
-    return AdapterModule(name, path, base)
+    name, path, base, revision = (found.get(key) for key in ("name", "path", "base_model_name", "revision"))
+    if not (
+        (isinstance(name, str) and name and isinstance(path, str) and path)
+        and (isinstance(base, str | None) and isinstance(revision, str | None))
+    ):
+        raise ValueError(
+            f'--lora-modules is {value!r}: write {{"name": ..., "path": ..., "base_model_name": ..., "revision": ...}}'
+        )
+    return AdapterModule(name, path, base, revision)

@@ -136,6 +136,11 @@ def prefetch(argv: Sequence[str]) -> int:
         action="store_true",
         help="for another engine: take the weights in whatever format they are, .bin for one (default: safetensors)",
     )
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="REPO is a LoRA adapter: take adapter_config.json and adapter_model.safetensors alone",
+    )
     parser.add_argument("--progress-port", type=int, help="tell at GET /progress on this port how far it is")
     found = parser.parse_args(argv)
     # A container's first process never gets a SIGTERM that it has no handler for, and what is there is on disk.
@@ -151,6 +156,7 @@ def prefetch(argv: Sequence[str]) -> int:
         keep_revisions=found.keep_revisions,
         origin=found.origin,
         any_format=found.any_format,
+        is_adapter=found.adapter,
     )
     return run_prefetch(found.cache.expanduser(), wish, found.progress_port)
 

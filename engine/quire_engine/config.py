@@ -113,7 +113,8 @@ class EngineConfig:
     num_speculative_tokens: int | None = setting(None, "tokens that are drafted for a step", only=None)
     enable_lora: bool = setting(False, "serve LoRA adapters, which requests choose as their model")
     lora_modules: tuple[str, ...] = setting(
-        (), 'adapters to begin with, as name=folder or {"name": ..., "path": ..., "base_model_name": ...}'
+        (),
+        'adapters to begin with, as name=folder or {"name": ..., "path": ..., "base_model_name": ..., "revision": ...}',
     )
     max_loras: int = setting(MAX_LORAS, "adapters that requests may run with at once")
     max_lora_rank: int = setting(MAX_LORA_RANK, "largest rank of an adapter")

@@ -51,12 +51,12 @@ def download(name: str, *, revision: str | None = None, folder: str | None = Non
         raise explain(error, name, revision) from error
 
 
-def download_adapter(name: str, *, folder: str | None = None) -> str:
+def download_adapter(name: str, *, revision: str | None = None, folder: str | None = None) -> str:
     """As `download`, of the LoRA adapter `name` alone: what is read of one, and no model that lies beside it."""
     try:
-        return snapshot_download(name, cache_dir=folder, allow_patterns=[SETTINGS, WEIGHTS])
+        return snapshot_download(name, revision=revision, cache_dir=folder, allow_patterns=[SETTINGS, WEIGHTS])
     except HUB_ERRORS as error:
-        raise explain(error, name, None) from error
+        raise explain(error, name, revision) from error
 
 
 def _may_have_adapter(directory: Path) -> bool:

@@ -13,6 +13,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.hub import ADAPTER_FILES, CONFIG_FILES, IGNORED_FILES, MODULE_FILES, WEIGHT_FILES
+from quire_engine.memory_plan.image_adapter import SETTINGS, WEIGHTS
 from quire_engine.memory_plan.weight_files import CONVERT
 
 _SHA256_DIGITS = 64
@@ -21,6 +22,9 @@ _WEIGHTS = (WEIGHT_FILES, ("consolidated*.safetensors",), ("*.bin",), ("*.pt", "
 """Layouts of the same weights, the one that is wanted most first."""
 
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*")
+
+_WEIGHTS_OF_ADAPTERS = (WEIGHTS, "adapter_model.bin", "adapter_model.pt")
+"""The same, of a LoRA adapter."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,32 @@ def needed(repository: str, files: Iterable[HubFile]) -> list[HubFile]:
             modules = [f for f in everything if _matches(f, (*MODULE_FILES, *ADAPTER_FILES))]
             return sorted({*config, *modules, *weights}, key=lambda file: file.path)
     raise CheckpointError("InvalidCheckpoint", f"{repository} has no weights: name a repository with safetensors files")
+
+
+def needed_of_adapter(repository: str, files: Iterable[HubFile], *, any_format: bool) -> list[HubFile]:
+    """The settings of a LoRA adapter, and its weights in one layout, which is safetensors unless `any_format`.
+
+    Raises `CheckpointError` where there is no adapter.
+    """
+    there = {file.path: file for file in files}
+    if has_adapter(there.values(), any_format=any_format):
+        return [there[SETTINGS], next(there[path] for path in _WEIGHTS_OF_ADAPTERS if path in there)]
+    lacking = WEIGHTS if SETTINGS in there else SETTINGS
+    raise CheckpointError(
+        "InvalidAdapter",
+        f"{repository} has no {lacking}: name a repository that has a LoRA adapter at its root, as peft saves it",
+    )
+
+
+def has_adapter(files: Iterable[HubFile], *, any_format: bool) -> bool:
+    """Whether a LoRA adapter is among `files`, in safetensors unless `any_format`."""
+    there = {file.path for file in files}
+    return SETTINGS in there and not there.isdisjoint(_WEIGHTS_OF_ADAPTERS if any_format else (WEIGHTS,))
+
+
+def is_adapter(files: Iterable[HubFile]) -> bool:
+    """Whether `files` are those of an adapter alone."""
+    return {file.path for file in files} <= {SETTINGS, *_WEIGHTS_OF_ADAPTERS}
 
 
 def check_format(repository: str, files: Iterable[HubFile]) -> None:

@@ -23,7 +23,15 @@ from quire_engine.last_words import give_up, leave
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.hub import HUB_ERRORS, explain, is_passing
 from quire_engine.loading.hub_cache import COMMIT, HubCache, Manifest
-from quire_engine.loading.hub_files import HubFile, check_format, list_files, needed
+from quire_engine.loading.hub_files import (
+    HubFile,
+    check_format,
+    has_adapter,
+    is_adapter,
+    list_files,
+    needed,
+    needed_of_adapter,
+)
 from quire_engine.loading.progress import Progress, serve_progress
 from quire_engine.loading.transfer import Origin, fetch, from_disk, from_hub
 
@@ -35,7 +43,7 @@ WAITING_WILL_NOT_HELP = 3
 """Exit status for what stays as it is until somebody acts. 1 is for what another attempt may get over."""
 
 _FOR_SOMEBODY_TO_ACT = {"ModelGated", "ModelNotFound", "RevisionNotFound", "InvalidCheckpoint", "CacheFull"}
-_FOR_SOMEBODY_TO_ACT |= {"CacheNotWritable", "ModelNotCached", "InvalidFlag"}
+_FOR_SOMEBODY_TO_ACT |= {"CacheNotWritable", "ModelNotCached", "InvalidFlag", "InvalidAdapter"}
 _ASK_AGAIN_AFTER = (1.0, 2.0, 4.0)
 _GIB = 1 << 30
 
@@ -62,6 +70,9 @@ class Wish:
     any_format: bool = False
     """Whether weights will do that this engine does not read."""
 
+    is_adapter: bool = False
+    """Whether it is a LoRA adapter, and no model."""
+
 
 @dataclass
 class Prefetch:
@@ -83,8 +94,11 @@ class Prefetch:
         try:
             commit = self._resolve()
             manifest = self._cache.complete(commit)
-            files = manifest.files if manifest is not None else self._files(commit)
-            if not self.wish.any_format:
+            files = manifest.files if manifest is not None else ()
+            if manifest is None or not self._is_enough(files):
+                # one repository may be a model, and an adapter besides
+                manifest, files = None, tuple({file.path: file for file in (*files, *self._files(commit))}.values())
+            if not self.wish.any_format and not self.wish.is_adapter:
                 check_format(self._name, files)
             since = self._cache.touch(commit)
             if manifest is None:
@@ -111,11 +125,20 @@ class Prefetch:
     def _files(self, commit: str) -> Sequence[HubFile]:
         """What the snapshot has to consist of."""
         if self._origin is None:
-            return needed(self._name, self._ask(lambda: list_files(self._api, self._name, commit)))
-        there = self._origin.complete(commit)
-        if there is None:
+            there = self._ask(lambda: list_files(self._api, self._name, commit))
+            if self.wish.is_adapter:
+                return needed_of_adapter(self._name, there, any_format=self.wish.any_format)
+            return needed(self._name, there)
+        manifest = self._origin.complete(commit)
+        if manifest is None or not self._is_enough(manifest.files):
             raise self._not_there()
-        return there.files
+        return manifest.files
+
+    def _is_enough(self, files: Sequence[HubFile]) -> bool:
+        """Whether a snapshot of these files is what is wanted: an adapter is no model, nor has each model one."""
+        if self.wish.is_adapter:
+            return has_adapter(files, any_format=self.wish.any_format)
+        return not is_adapter(files)
 
     def _not_there(self) -> CheckpointError:
         return CheckpointError("ModelNotCached", f"{self._name} at {self.wish.revision} is not in {self.wish.origin}")

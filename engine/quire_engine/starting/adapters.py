@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from quire_engine.adapter_modules import AdapterModule, adapter_modules
 from quire_engine.config import EngineConfig
 from quire_engine.loading.errors import CheckpointError
 from quire_engine.loading.hub import download_adapter
@@ -34,15 +35,25 @@ def starting_adapters(config: EngineConfig, reader: AdapterReader) -> Mapping[st
     Raises `StartupError` for one that cannot be had or used, before weights are read.
     """
     folders: dict[str, str] = {}
-    for name, path in config.adapters.items():
+    for module in adapter_modules(config.lora_modules):
+        name = module.name
         try:
-            folders[name] = download_adapter(path, folder=config.download_dir) if _is_on_hub(path) else path
+            folders[name] = _folder(module, config.download_dir)
             reader.read(folders[name])
         except CheckpointError as error:
             raise StartupError(error.reason, f"--lora-modules {name}: {error}") from error
         except ValueError as error:
             raise StartupError("InvalidAdapter", f"--lora-modules {name}: {error}") from error
     return folders
+
+
+def _folder(module: AdapterModule, cache: str | None) -> str:
+    """Where the adapter is. Raises `CheckpointError` for one of the hub that cannot be had, and `ValueError`."""
+    if _is_on_hub(module.path):
+        return download_adapter(module.path, revision=module.revision, folder=cache)
+    if module.revision is not None:
+        raise ValueError(f"{module.path} is a folder, which has no revision: leave it out")
+    return module.path
 
 
 def _is_on_hub(path: str) -> bool:

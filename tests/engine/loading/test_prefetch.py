@@ -357,3 +357,64 @@ prefetch.serve_progress = and_show
     assert MEGABYTE < halfway["bytes"] < total
     process.kill()
     process.communicate()
+
+
+def write_adapter(directory: Path, *lacking: str) -> Path:
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
+    for name, content in files.items():
+        if name not in lacking:
+            (directory / name).write_bytes(content)
+    return directory
+
+
+def fetched(place: Place) -> set[str]:
+    return {path.name for path in place.snapshot(place.commit).iterdir()}
+
+
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_of_an_adapter_nothing_else_is_fetched_and_its_commit_is_found_offline(place: Place, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "source")
+    commit = place.succeed("--adapter")
+    assert fetched(place) == ADAPTER
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(place.claim / "hub"), "PATH": ""}
+    environment["PYTHONPATH"] = ":".join(p for p in sys.path if p)
+    command = [sys.executable, "-c", OFFLINE.replace("download", "download_adapter"), "org/model", commit]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(place.snapshot(commit))
+
+
+def test_a_repository_may_be_a_model_and_an_adapter_in_either_order(place: Place, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "source")
+    place.succeed("--adapter")
+    place.succeed()
+    assert fetched(place) == ADAPTER | set(NEEDED)
+    place.server.shutdown()
+    place.succeed("--revision", place.commit, "--adapter")
+    assert fetched(place) == ADAPTER | set(NEEDED)
+
+
+@pytest.mark.parametrize("lacking", sorted(ADAPTER))
+def test_a_repository_without_an_adapter_is_said_to_be_none(place: Place, tmp_path: Path, lacking: str) -> None:
+    write_adapter(tmp_path / "source", lacking)
+    status, words = place.run("--adapter")
+    assert (status, words.startswith(f"InvalidAdapter: org/model has no {lacking}: name")) == (3, True), words
+
+
+def test_an_adapter_is_copied_from_a_claim(place: Place, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "source")
+    commit = place.succeed("--adapter")
+    origin = place.claim
+    place.claim = tmp_path / "node"
+    place.claim.mkdir()
+    place.server.shutdown()
+    assert place.succeed("--adapter", f"--revision={commit}", f"--from={origin}") == commit
+    assert fetched(place) == ADAPTER
+
+
+def test_another_engine_takes_an_adapters_weights_as_they_are(place: Place, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "source", "adapter_model.safetensors")
+    (tmp_path / "source/adapter_model.bin").write_bytes(b"weights")
+    place.succeed("--adapter", "--any-format")
+    assert fetched(place) == {"adapter_config.json", "adapter_model.bin"}
