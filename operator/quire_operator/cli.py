@@ -15,7 +15,7 @@ import yaml
 
 from quire_operator import __version__
 from quire_operator.api import KIND, InvalidLLMServiceError, LLMService, crd_manifest, parse_llmservice
-from quire_operator.builders.cached_model import download_of
+from quire_operator.builders.cached_model import downloads_of
 from quire_operator.builders.circumstances import EVERYTHING, Circumstances
 from quire_operator.builders.claim import claim_facts
 from quire_operator.builders.desired import desired_objects
@@ -199,10 +199,15 @@ def _render(options: argparse.Namespace) -> None:
     circumstances = Circumstances(_settings(options), EVERYTHING)
     children = []
     for service in _services(options.file):
-        download = download_of(service, None)
-        if download is not None:
-            children.append(build_prefetch_job(service, download, circumstances))
-        served = replace(circumstances, cached_revision=download.revision if download is not None else None)
+        downloads = downloads_of(service, None)
+        jobs = {download.key: download for download in downloads.values()}.values()
+        children += [build_prefetch_job(service, download, circumstances) for download in jobs]
+        revisions = {name: download.revision for name, download in downloads.items()}
+        served = replace(
+            circumstances,
+            cached_revision=revisions.pop(None, None),
+            cached_adapters={name: revision for name, revision in revisions.items() if name is not None},
+        )
         children += [with_first_replicas(service, served, child) for child in desired_objects(service, served)]
         blocked = obstacle(service, circumstances)
         if blocked is not None:

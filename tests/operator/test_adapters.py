@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from e2e.hub_server import make_server
+from quire_operator.builders.cached_model import pinned
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.engine_env import engine_env
 from quire_operator.builders.engines import engine_of
@@ -44,17 +45,23 @@ def hub(adapters: dict[str, Path]) -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
-def start(run_dir: Path, model: Path, hub: ThreadingHTTPServer, wanted: list[dict[str, str]]) -> Server:
-    """As the pod's container does, with its home and its port moved to where this machine has room."""
+def start(run_dir: Path, model: Path, hub: ThreadingHTTPServer, wanted: list[dict[str, str]], **cached: str) -> Server:
+    """As the pod's container does, with its home and its port moved to where this machine has room.
+
+    `cached` are adapters that a Job has brought onto the claim, in these revisions.
+    """
     port = free_port()
     built = service(
         model={"source": f"image://{model}", "adapters": wanted, "dtype": "float32"},
         engine={"args": [f"--port={port}", "--host=127.0.0.1"]},
         resources={"gpu": {"count": 0}},
+        **({"cache": {"claimName": "models"}} if cached else {}),
     )
     assert refusal_of(built.spec) is None
     settings = Settings(hub_endpoint=f"http://127.0.0.1:{hub.server_port}")
-    variables = {v["name"]: v["value"] for v in engine_env(built, Circumstances(settings))}
+    circumstances = Circumstances(settings, cached_adapters=cached)
+    built = pinned(built, circumstances)
+    variables = {v["name"]: v["value"] for v in engine_env(built, circumstances)}
     variables |= {"HOME": str(run_dir), "HF_HOME": str(run_dir / "huggingface")}
     (run_dir / "termination-log").touch()
     command = [sys.executable, "-m", "quire_engine.cli", "serve", *engine_of(built).args]
@@ -94,3 +101,29 @@ def test_an_adapter_that_the_hub_does_not_have_ends_the_start_by_name(
     assert server.process.wait(60) != 0
     assert server.termination_message.startswith("ModelNotFound: --lora-modules sql: org/other is not at http://127")
     assert "Traceback" not in server.log
+
+
+def test_a_real_engine_finds_a_prefetched_adapter_offline_at_its_commit(
+    tiny_model_dir: Path, hub: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    env = environment(tmp_path) | _found() | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
+    claim = tmp_path / "huggingface"
+    command = [sys.executable, "-m", "quire_engine.cli", "prefetch", "org/sql", "--adapter", f"--cache={claim}"]
+    commit = Path(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()).name
+    (claim / "hub/models--org--sql/refs/main").unlink()
+    server = start(tmp_path, tiny_model_dir, hub, [{"name": "sql", "source": "hf://org/sql"}], sql=commit)
+    try:
+        server.wait_until_ready()
+        answer = server.client().completions.create(model="sql", prompt="def first(x):", max_tokens=2)
+        assert answer.usage is not None
+    finally:
+        server.stop()
+
+
+def test_an_adapter_that_is_gone_from_the_claim_is_said_to_be_missing_there(
+    tiny_model_dir: Path, hub: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    server = start(tmp_path, tiny_model_dir, hub, [{"name": "sql", "source": "hf://org/sql"}], sql="a" * 40)
+    assert server.process.wait(60) != 0
+    words = f"ModelNotCached: --lora-modules sql: org/sql at {'a' * 40} is not in the cache"
+    assert server.termination_message.startswith(words)

@@ -54,15 +54,6 @@ def test_a_token_is_for_pods_that_download_alone() -> None:
         assert any(variable["name"] == "HF_TOKEN" for variable in variables) is has_token
 
 
-def test_an_adapter_of_the_hub_is_still_downloaded_by_the_pods() -> None:
-    adapters = {"adapters": [{"name": "sql", "source": "hf://org/lora"}]}
-    built = service(**ON_CLAIM | {"model": ON_CLAIM["model"] | adapters})
-    found = build_pod_template(built, CACHED)["spec"]["containers"][0]
-    assert "--revision=c0ffee" in found["args"]
-    assert "HF_HUB_OFFLINE" not in {variable["name"] for variable in found["env"]}
-    assert {"name": "cache", "mountPath": "/models/cache"} in found["volumeMounts"]
-
-
 @pytest.mark.parametrize(
     ("asked", "known", "size"),
     [("200Gi", None, "200Gi"), ("200Gi", "300Gi", "300Gi"), ("200Gi", "204800Mi", "200Gi"), ("1Ti", "300Gi", "1Ti")],

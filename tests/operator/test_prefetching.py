@@ -12,8 +12,8 @@ from quire_operator.builders.cached_model import Download, download_of
 from quire_operator.builders.prefetch_job import build_prefetch_job
 from quire_operator.reconcile.events import download_event
 from quire_operator.reconcile.kept_revisions import overlooked
-from quire_operator.reconcile.prefetch_jobs import Join, Leave, Make, Note, job_changes
-from quire_operator.reconcile.prefetching import CacheState, Progress, Seen, cache_state
+from quire_operator.reconcile.prefetch_jobs import Join, Leave, Make, Note, departures, job_changes
+from quire_operator.reconcile.prefetching import DownloadState, Progress, Seen, download_state
 from tests.operator.services import CIRCUMSTANCES, service
 
 COMMIT, OLD = "a" * 40, "b" * 40
@@ -55,9 +55,9 @@ def pod(phase: str, code: int | None = None, message: str = "", created: str = "
     return {"metadata": {"name": f"p{created}", "creationTimestamp": created}, "status": status}
 
 
-def state(seen: Seen, built: LLMService | None = None) -> CacheState:
+def state(seen: Seen, built: LLMService | None = None) -> DownloadState:
     built = built or service(**SPEC)
-    return cache_state(built, wanted(built), seen, FAILED_AT)
+    return download_state(built, wanted(built), seen, FAILED_AT)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_same_model_on_the_same_claim_is_one_download() -> None:
 
 def test_a_pod_that_is_on_its_way_and_one_that_tells_how_far_it_is() -> None:
     pending = state(Seen(job(), [pod("Pending")]))
-    assert (pending.phase, pending.is_held) == ("Pending", True)
+    assert (pending.phase, pending.cached_revision) == ("Pending", None)
     running = state(Seen(job(), [pod("Running")], Progress(1 << 30, 4 << 30)))
     assert (running.phase, running.bytes, running.total) == ("Downloading", 1 << 30, 4 << 30)
     assert running.fault is not None
@@ -122,9 +122,9 @@ def test_a_commit_that_pods_load_already_is_served_until_the_next_is_there() -> 
     cache = {"claimName": "models", "model": "hf://org/name@main", "commit": OLD}
     served = with_status(service(**SPEC), cache=cache)
     assert state(Seen(), served).cached_revision == OLD
-    assert not state(Seen(job("Failed")), served).is_held
+    assert state(Seen(job("Failed")), served).cached_revision == OLD
     for other in ({"model": "hf://org/name@v1"}, {"claimName": "other"}):
-        assert state(Seen(), with_status(service(**SPEC), cache=cache | other)).is_held
+        assert state(Seen(), with_status(service(**SPEC), cache=cache | other)).cached_revision is None
 
 
 def todo(seen: Seen, built: LLMService | None = None, owned: Any = (), now: float = FAILED_AT) -> list[Any]:
@@ -134,7 +134,11 @@ def todo(seen: Seen, built: LLMService | None = None, owned: Any = (), now: floa
     def make(attempt: int, again: str | None) -> dict[str, Any]:
         return build_prefetch_job(built, wanted(built), CIRCUMSTANCES, attempt=attempt, again=again)
 
-    return job_changes(built, download, seen, owned, make, now)
+    downloads = [download] if download is not None else []
+    return [
+        *departures(built, downloads, owned),
+        *(change for _ in downloads for change in job_changes(built, seen, make, now)),
+    ]
 
 
 UID = service().metadata.uid
@@ -200,9 +204,7 @@ def test_a_job_that_would_remove_what_others_took_up_meanwhile_is_made_again() -
     assert unkept(phases=["Failed"]) == unkept(phases=["Failed", "Pending"]) == {OLD, "c" * 40}
     assert unkept(phases=["Failed", "Running"]) == {OLD, "c" * 40}  # what was taken up between the two
     built = acted_on(service(**SPEC))
-    (again,) = job_changes(
-        built, wanted(built), Seen(job(attempt=2, uid=UID)), [], lambda attempt, _: {"n": attempt}, 0.0, None, {OLD}
-    )
+    (again,) = job_changes(built, Seen(job(attempt=2, uid=UID)), lambda attempt, _: {"n": attempt}, 0.0, None, {OLD})
     assert again == Make({"n": 2}, job(attempt=2, uid=UID))
 
 

@@ -102,10 +102,10 @@ class Cache(Fields):
     """A copy on each node, besides either or alone: engines load it from there."""
 
     prefetch: bool = True
-    """Have a Job download the model before pods start, which then need no hub. Without it, pods download it."""
+    """Have Jobs download model and adapters before pods start, which then need no hub. Without it, pods download."""
 
     keep_revisions: Annotated[int, Field(ge=0, le=100)] = 1
-    """Older revisions of the model that stay on the claim once a newer one is there, besides those that are served."""
+    """Older revisions of each that stay on the claim once a newer one is there, besides those that are served."""
 
     rules = (
         Rule(

@@ -112,10 +112,15 @@ class Spec(Fields):
             holds=_gpus_match,
         ),
         Rule(
-            cel="!(has(self.cache) && self.model.source.startsWith('pvc://'))",
+            cel="!has(self.cache) || !self.model.source.startsWith('pvc://')"
+            " || (has(self.model.adapters) && self.model.adapters.exists(a, a.source.startsWith('hf://')))",
             message="spec.cache keeps downloads, and a pvc:// source has none: leave spec.cache out",
             field=".cache",
-            holds=lambda self: self.cache is None or not self.model.source.startswith("pvc://"),
+            holds=lambda self: (
+                self.cache is None
+                or not self.model.source.startswith("pvc://")
+                or any(adapter.source.startswith("hf://") for adapter in self.model.adapters)
+            ),
         ),
         Rule(
             cel="!has(self.model.revision) || self.model.source.startsWith('hf://')",

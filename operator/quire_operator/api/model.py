@@ -9,8 +9,10 @@ from pydantic import Field
 from quire_operator.api.fields import Fields
 from quire_operator.api.model_source import SourceText
 from quire_operator.api.names import SecretKeyRef
+from quire_operator.api.rule import Rule
 
 ServedName = Annotated[str, Field(min_length=1, max_length=253)]
+Revision = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Adapter(Fields):
@@ -22,6 +24,18 @@ class Adapter(Fields):
     source: SourceText
     """hf://ORG/NAME, pvc://CLAIM/PATH or image:///PATH."""
 
+    revision: Revision | None = None
+    """Branch, tag or commit of an adapter on the hub; its default branch when unset."""
+
+    rules = (
+        Rule(
+            cel="!has(self.revision) || self.source.startsWith('hf://')",
+            message="an adapter's revision belongs to an hf:// source: leave it out",
+            field=".revision",
+            holds=lambda self: self.revision is None or self.source.startswith("hf://"),
+        ),
+    )
+
 
 class Model(Fields):
     """The model that is served."""
@@ -29,7 +43,7 @@ class Model(Fields):
     source: SourceText
     """hf://ORG/NAME from a Hugging Face hub, pvc://CLAIM/PATH from a claim, image:///PATH from the engine's image."""
 
-    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    revision: Revision | None = None
     """Branch, tag or commit on the hub; its default branch when unset."""
 
     name: ServedName | None = None

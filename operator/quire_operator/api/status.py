@@ -53,6 +53,19 @@ class ModelStatus(Fields):
     """Number of parameters, once known."""
 
 
+class CachedAdapter(Fields):
+    """A LoRA adapter of the hub that is on the claim."""
+
+    name: Annotated[str, Field(max_length=253)]
+    """Name that requests ask for."""
+
+    source: str
+    """What `commit` is of, as hf://ORG/NAME@REVISION."""
+
+    commit: str
+    """Commit that pods load from the claim."""
+
+
 class CacheStatus(Fields):
     """The weights on disk."""
 
@@ -67,6 +80,9 @@ class CacheStatus(Fields):
 
     commit: str | None = None
     """Commit that pods load from the claim, once known. While a newer one is being downloaded, this is the older."""
+
+    adapters: Annotated[list[CachedAdapter], Field(max_length=64)] | None = None
+    """Adapters of the hub that are there."""
 
     bytes: int | None = None
     """Bytes that are there."""

@@ -1,18 +1,20 @@
-"""A model of the hub on the cache's claim: who wants it there, under which key, and how pods are told to find it."""
+"""What is of the hub on the cache's claim: who wants it there, under which key, and how pods are told to find it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from quire_operator.api import HubSource, LLMService, parse_source
+from quire_operator.api.model import Adapter
+from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.identity import Manifest, digest
-from quire_operator.builders.paths import sources
+from quire_operator.builders.paths import hub_home
 
 BRANCH = "main"
-"""What a service without spec.model.revision asks for."""
+"""What a model or an adapter without a revision is of."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TRUE = ("1", "ON", "YES", "TRUE")
@@ -20,7 +22,7 @@ _TRUE = ("1", "ON", "YES", "TRUE")
 
 @dataclass(frozen=True)
 class Download:
-    """One revision of one model on one claim. Services of a namespace that want the same share it."""
+    """One revision of a model or an adapter on one claim. Services of a namespace that want the same share it."""
 
     namespace: str
     claim: str
@@ -31,10 +33,14 @@ class Download:
     any_format: bool = False
     """Whether the weights may be in a format that only other engines read. What fails for ours may do for those."""
 
+    is_adapter: bool = False
+    """Whether only a LoRA adapter is taken from the repository."""
+
     @property
     def key(self) -> str:
         """What tells it from every other download of the namespace; a label's value."""
-        return digest([self.claim, self.repository, self.revision, *(("any format",) if self.any_format else ())])
+        kinds = [*(("any format",) if self.any_format else ()), *(("adapter",) if self.is_adapter else ())]
+        return digest([self.claim, self.repository, self.revision, *kinds])
 
     @property
     def job_name(self) -> str:
@@ -47,8 +53,18 @@ class Download:
         return self.revision if is_commit(self.revision) else None
 
 
+def downloads_of(service: LLMService, commit: str | None) -> Mapping[str | None, Download]:
+    """Everything that has to be on the claim before the service's pods start: adapters by name, the model under None.
+
+    `commit` is what the spec's branch or tag of the model stands for, where that is known.
+    """
+    model = download_of(service, commit)
+    found: dict[str | None, Download] = {None: model} if model is not None else {}
+    return found | _adapter_downloads(service)
+
+
 def download_of(service: LLMService, commit: str | None) -> Download | None:
-    """What has to be on the claim before the service's pods start; None where pods see to their weights themselves.
+    """What of the model has to be on the claim before pods start; None where they see to their weights themselves.
 
     `commit` is what the spec's branch or tag stands for, where that is known.
     """
@@ -57,6 +73,40 @@ def download_of(service: LLMService, commit: str | None) -> Download | None:
         return None
     revision = commit or service.spec.model.revision or BRANCH
     return Download(service.metadata.namespace, claim, source.repository, revision, reads_any_format(service))
+
+
+def _adapter_downloads(service: LLMService) -> dict[str | None, Download]:
+    claim, namespace = cache_claim_name(service), service.metadata.namespace
+    if claim is None or not _is_prefetched(service):
+        return {}
+    return {
+        adapter.name: Download(
+            namespace,
+            claim,
+            source.repository,
+            adapter.revision or BRANCH,
+            any_format=reads_any_format(service),
+            is_adapter=True,
+        )
+        for adapter, source in hub_adapters(service)
+    }
+
+
+def hub_adapters(service: LLMService) -> list[tuple[Adapter, HubSource]]:
+    """The adapters that are on a hub."""
+    found = [(adapter, parse_source(adapter.source)) for adapter in service.spec.model.adapters]
+    return [(adapter, source) for adapter, source in found if isinstance(source, HubSource)]
+
+
+def adapter_directory(service: LLMService, adapter: Adapter) -> str | None:
+    """Where an adapter of the hub lies once it was downloaded; None for one that was not, or whose commit is unknown.
+
+    For engines that take no revision of an adapter.
+    """
+    download = _adapter_downloads(service).get(adapter.name)
+    if download is None or download.commit is None:
+        return None
+    return f"{hub_home(service)}/hub/models--{download.repository.replace('/', '--')}/snapshots/{download.commit}"
 
 
 def reads_any_format(service: LLMService) -> bool:
@@ -72,16 +122,26 @@ def model_name(service: LLMService) -> str:
     return f"{source}@{service.spec.model.revision or BRANCH}"
 
 
+def adapter_source(adapter: Adapter) -> str:
+    """An adapter of the hub as the spec asks for it: its source and revision."""
+    return f"{adapter.source}@{adapter.revision or BRANCH}"
+
+
 def is_commit(revision: str) -> bool:
     """Whether a revision can never mean anything else."""
     return _COMMIT.fullmatch(revision) is not None
 
 
-def is_offline(service: LLMService, cached_revision: str | None) -> bool:
-    """Whether engines need no hub, since all that they load is on a volume. Adapters and draft models are on none."""
-    model, *others = (isinstance(source, HubSource) for source in sources(service))
-    has_copy = service.spec.cache is not None and service.spec.cache.local is not None
-    return model and (cached_revision is not None or has_copy) and not any(others)
+def is_offline(service: LLMService, circumstances: Circumstances) -> bool:
+    """Whether engines need no hub, since all that they load is on a volume. Draft models of a hub are on none."""
+    spec = service.spec
+    draft = spec.engine.speculative.model if spec.engine.speculative is not None else None
+    if draft is not None and isinstance(parse_source(draft), HubSource):
+        return False
+    has_model = circumstances.cached_revision is not None or not isinstance(parse_source(spec.model.source), HubSource)
+    has_adapters = all(adapter.name in circumstances.cached_adapters for adapter, _ in hub_adapters(service))
+    has_copy = spec.cache is not None and spec.cache.local is not None
+    return has_copy or (has_model and has_adapters)
 
 
 def asks_no_hub(env: Iterable[Manifest]) -> bool:
@@ -89,11 +149,14 @@ def asks_no_hub(env: Iterable[Manifest]) -> bool:
     return any(v["name"] == "HF_HUB_OFFLINE" and str(v.get("value", "")).upper() in _TRUE for v in env)
 
 
-def pinned(service: LLMService, cached_revision: str | None) -> LLMService:
-    """The service with its model's revision as it is on the claim, so that all its pods load the same."""
-    if cached_revision is None:
-        return service
-    model = service.spec.model.model_copy(update={"revision": cached_revision})
+def pinned(service: LLMService, circumstances: Circumstances) -> LLMService:
+    """The service with the revisions that are on the claim, so that all its pods load the same."""
+    model, adapters = service.spec.model, circumstances.cached_adapters
+    if circumstances.cached_revision is not None:
+        model = model.model_copy(update={"revision": circumstances.cached_revision})
+    if adapters:
+        fixed = [a.model_copy(update={"revision": adapters.get(a.name, a.revision)}) for a in model.adapters]
+        model = model.model_copy(update={"adapters": fixed})
     return service.model_copy(update={"spec": service.spec.model_copy(update={"model": model})})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from quire_operator.builders.stopped_rollout import StoppedRollout
@@ -45,6 +46,9 @@ class Circumstances:
 
     cached_revision: str | None = None
     """The revision of the model that is on the cache's claim; None while pods have to download it."""
+
+    cached_adapters: Mapping[str, str] = field(default_factory=dict)
+    """Adapters that are on the cache's claim: the revision of each, by its name."""
 
     claim_size: str | None = None
     """What the claim that the operator made asks for by now."""

@@ -38,7 +38,7 @@ def _hub(service: LLMService, circumstances: Circumstances) -> list[Manifest]:
         # the weights are here already, and a pod without a way out must not wait for a hub
         return [plain("HF_HUB_OFFLINE", "1")]
     variables = [plain("HF_HOME", home)]
-    if is_offline(service, circumstances.cached_revision):
+    if is_offline(service, circumstances):
         # the claim is mounted read-only, and a model's own code is copied before it is run
         modules = f"{HOME}/huggingface/modules"
         return [*variables, plain("HF_HUB_OFFLINE", "1"), plain("HF_MODULES_CACHE", modules)]

@@ -16,6 +16,8 @@ FIELD_MANAGER = "quire-operator"
 SERVICE_LABEL = f"{GROUP}/llmservice"
 CACHED_REVISION = f"{GROUP}/cached-revision"
 """Annotation of pods: the revision of the model that they load from the cache's claim."""
+CACHED_ADAPTERS = f"{GROUP}/cached-adapters"
+"""Annotation of pods: the revisions of adapters that they load from there, with commas in between."""
 PREFETCH_LABEL = f"{GROUP}/prefetch"
 """Key of the download that a Job and its pod are for; several LLMServices may wait for one."""
 

@@ -1,23 +1,23 @@
-"""The node-local copy of a model: its volume, and the init container that fills it from the claim or the hub."""
+"""The node-local copy of model and adapters: its volume, and the init containers that fill it from claim or hub."""
 
 from __future__ import annotations
 
 from quire_operator.api import HubSource, LLMService, parse_source
 from quire_operator.api.cache import LocalCache
-from quire_operator.builders.cached_model import BRANCH, reads_any_format
+from quire_operator.builders.cached_model import BRANCH, hub_adapters, reads_any_format
 from quire_operator.builders.circumstances import Circumstances
 from quire_operator.builders.claim import cache_claim_name
 from quire_operator.builders.downloader import downloader, hub_variables, plain
 from quire_operator.builders.identity import Manifest
-from quire_operator.builders.paths import CACHE_PATH, HOME, LOCAL_PATH
+from quire_operator.builders.paths import CACHE_PATH, HOME, LOCAL_PATH, sources
 
 STAGE_CONTAINER = "stage"
 
 
 def local_copy_of(service: LLMService) -> LocalCache | None:
-    """spec.cache.local of a model that comes from a hub."""
+    """spec.cache.local of a service that loads something from a hub."""
     cache = service.spec.cache
-    is_of_hub = isinstance(parse_source(service.spec.model.source), HubSource)
+    is_of_hub = any(isinstance(source, HubSource) for source in sources(service))
     return cache.local if cache is not None and is_of_hub else None
 
 
@@ -34,13 +34,27 @@ def local_volume(local: LocalCache) -> Manifest:
 
 
 def stage_containers(service: LLMService, circumstances: Circumstances) -> list[Manifest]:
-    """The init container that ends once the copy is there, at once where another pod of the node has made it."""
-    source = parse_source(service.spec.model.source)
-    if local_copy_of(service) is None or not isinstance(source, HubSource):
+    """Init containers that end once their copy is there, at once where another pod of the node has made it."""
+    if local_copy_of(service) is None:
         return []
+    containers = []
+    model = parse_source(service.spec.model.source)
+    if isinstance(model, HubSource):
+        revision = circumstances.cached_revision or service.spec.model.revision
+        containers.append(_stage(service, circumstances, STAGE_CONTAINER, model.repository, revision))
+    for number, (adapter, source) in enumerate(hub_adapters(service)):
+        name = f"{STAGE_CONTAINER}-adapter-{number}"
+        revision = circumstances.cached_adapters.get(adapter.name) or adapter.revision
+        containers.append(_stage(service, circumstances, name, source.repository, revision, "--adapter"))
+    return containers
+
+
+def _stage(
+    service: LLMService, circumstances: Circumstances, name: str, repository: str, revision: str | None, *flags: str
+) -> Manifest:
     has_claim = cache_claim_name(service) is not None
-    revision = circumstances.cached_revision or service.spec.model.revision or BRANCH
-    command = ["quire-engine", "prefetch", source.repository, f"--revision={revision}", f"--cache={LOCAL_PATH}"]
+    command = ["quire-engine", "prefetch", repository, f"--revision={revision or BRANCH}", f"--cache={LOCAL_PATH}"]
+    command += flags
     if reads_any_format(service):
         command.append("--any-format")
     variables = [plain("HOME", HOME)]
@@ -56,12 +70,10 @@ def stage_containers(service: LLMService, circumstances: Circumstances) -> list[
         variables += hub_variables(service, circumstances.settings)
     theirs = service.spec.engine.env
     replaced = {variable["name"] for variable in theirs}
-    return [
-        {
-            **downloader(service, circumstances.settings),
-            "name": STAGE_CONTAINER,
-            "command": command,
-            "env": [*(variable for variable in variables if variable["name"] not in replaced), *theirs],
-            "volumeMounts": mounts,
-        }
-    ]
+    return {
+        **downloader(service, circumstances.settings),
+        "name": name,
+        "command": command,
+        "env": [*(variable for variable in variables if variable["name"] not in replaced), *theirs],
+        "volumeMounts": mounts,
+    }

@@ -9,6 +9,7 @@ from quire_operator.builders.downloader import HARDENED
 from quire_operator.builders.engine_env import engine_env
 from quire_operator.builders.engines import Engine, engine_of
 from quire_operator.builders.identity import (
+    CACHED_ADAPTERS,
     CACHED_REVISION,
     TEMPLATE_HASH,
     Manifest,
@@ -33,13 +34,13 @@ SLACK_SECONDS = 15
 
 def build_pod_template(service: LLMService, circumstances: Circumstances) -> Manifest:
     """The Deployment's `spec.template`, with spec.podTemplate merged over it and the hash of the result on it."""
-    template = _serving(pinned(service, circumstances.cached_revision), circumstances)
+    template = _serving(pinned(service, circumstances), circumstances)
     return _with_hash(template, digest(template))
 
 
 def build_group_templates(service: LLMService, circumstances: Circumstances) -> tuple[Manifest, Manifest]:
     """Templates of a group's leader, which serves, and of its workers; with one hash, as they change together."""
-    service = pinned(service, circumstances.cached_revision)
+    service = pinned(service, circumstances)
     leader, worker = _serving(service, circumstances), _following(service, circumstances)
     found = digest([leader, worker, service.spec.parallelism.nodes])
     return _with_hash(leader, found), _with_hash(worker, found)
@@ -156,8 +157,11 @@ def _probes(service: LLMService, engine: Engine) -> Manifest:
 
 
 def _cache_annotations(circumstances: Circumstances) -> dict[str, str]:
-    revision = circumstances.cached_revision
-    return {CACHED_REVISION: revision} if revision is not None else {}
+    revision, adapters = circumstances.cached_revision, sorted({*circumstances.cached_adapters.values()})
+    return {
+        **({CACHED_REVISION: revision} if revision is not None else {}),
+        **({CACHED_ADAPTERS: ",".join(adapters)} if adapters else {}),
+    }
 
 
 def _scrape_annotations(engine: Engine) -> dict[str, str]:

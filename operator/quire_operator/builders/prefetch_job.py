@@ -1,4 +1,4 @@
-"""The Job that brings a model onto the cache's claim before pods start."""
+"""The Job that brings a model or an adapter onto the cache's claim before pods start."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def build_prefetch_job(
 ) -> Manifest:
     """The Job, as the first service that wants the download makes it. Others become owners of the same.
 
-    `keep` are the commits of the model that somebody uses on this claim; `again` says what became of the download
+    `keep` are commits that somebody uses on this claim; `again` says what became of the download
     before; `beside_pods` where a claim is of one node.
     """
     labels = {
@@ -69,7 +69,9 @@ def build_prefetch_job(
         MANAGED_BY_LABEL: FIELD_MANAGER,
         PREFETCH_LABEL: download.key,
     }
-    template = build_pod_template(_without_copy(service), replace(circumstances, cached_revision=None))
+    template = build_pod_template(
+        _without_copy(service), replace(circumstances, cached_revision=None, cached_adapters={})
+    )
     theirs = service.spec.pod_template.get("metadata") or {}
     return {
         "apiVersion": "batch/v1",
@@ -138,6 +140,7 @@ def _pod(
             f"--cache={CACHE_PATH}",
             f"--progress-port={PROGRESS_PORT}",
             *(["--any-format"] if download.any_format else []),
+            *(["--adapter"] if download.is_adapter else []),
             *_eviction(service, keep),
         ],
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],

@@ -38,7 +38,7 @@ def _places(service: LLMService, circumstances: Circumstances) -> list[tuple[str
             )
         )
     cache, local = cache_claim_name(service), local_copy_of(service)
-    read_only = {"readOnly": True} if is_offline(service, circumstances.cached_revision) else {}
+    read_only = {"readOnly": True} if is_offline(service, circumstances) else {}
     if cache is not None and hub_home(service) is not None:
         mount = {} if local is not None else {"mountPath": CACHE_PATH, **read_only}
         places.append(("cache", {"persistentVolumeClaim": {"claimName": cache}}, mount))

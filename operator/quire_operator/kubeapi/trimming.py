@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quire_operator.builders.identity import CACHED_REVISION, FIELD_MANAGER, TEMPLATE_HASH
+from quire_operator.builders.identity import CACHED_ADAPTERS, CACHED_REVISION, FIELD_MANAGER, TEMPLATE_HASH
 from quire_operator.kubeapi.client import Object
 
 _METADATA = (
@@ -55,7 +55,9 @@ def trim_pod(item: Object) -> Object:
     """Identity, what tells its template and its model, the node, what containers may use, and what the status says."""
     metadata = _metadata(item, tuple(key for key in _METADATA if key not in ("annotations", "ownerReferences")))
     annotations = item["metadata"].get("annotations") or {}
-    kept = {name: annotations[name] for name in (TEMPLATE_HASH, CACHED_REVISION) if name in annotations}
+    kept = {
+        name: annotations[name] for name in (TEMPLATE_HASH, CACHED_REVISION, CACHED_ADAPTERS) if name in annotations
+    }
     if kept:
         metadata["annotations"] = kept
     status, spec = item.get("status") or {}, item.get("spec") or {}

@@ -39,11 +39,26 @@ def _needs_a_flag(field: str, asks: Callable[[Spec], bool]) -> Lack:
     return Lack(field, asks, "leave it out, and write the engine's own flag in spec.engine.args")
 
 
+def _is_prefetched(spec: Spec) -> bool:
+    """Whether the claim has what is of the hub before pods start."""
+    cache = spec.cache
+    has_claim = cache is not None and cache.prefetch and (cache.claim_name is not None or cache.volume is not None)
+    return has_claim and not any(variable.get("name") == "HF_HUB_OFFLINE" for variable in spec.engine.env)
+
+
 _INT8 = Lack(
     "spec.model.quantization", lambda spec: spec.model.quantization == "int8", "write auto, or a scheme that it has"
 )
 
-_VLLM = (_SWAP, _INT8)
+_VLLM = (
+    _SWAP,
+    _INT8,
+    Lack(
+        "spec.model.adapters[].revision",
+        lambda spec: any(adapter.revision for adapter in spec.model.adapters) and not _is_prefetched(spec),
+        "leave it out, or have adapters downloaded before pods start: spec.cache.claimName or volume",
+    ),
+)
 
 _TGI = (
     _INT8,

@@ -1,4 +1,4 @@
-"""Whether a model that a Job brought onto a claim is there still: claims are emptied, or made anew."""
+"""Whether a model or an adapter that a Job brought onto a claim is there still: claims are emptied, or made anew."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ def loss_of(
         return f"claim {download.claim} was made anew after {what} was downloaded onto it"
     since = done + pause_after(seen.attempt)
     for pod in pods if newest is not None else ():
-        if template_hash(pod) == newest and any(ended > since for ended in _not_cached_at(pod)):
+        if template_hash(pod) == newest and any(ended > since for ended in _not_cached_at(pod, download.repository)):
             text = f"pod {pod['metadata']['name']} found no {what} on claim {download.claim}"
             return f"{text}, though Job {download.job_name} had brought it there"
     return None
 
 
-def _not_cached_at(pod: Object) -> Iterator[float]:
-    """When containers that do not serve ended for want of the model."""
+def _not_cached_at(pod: Object, repository: str) -> Iterator[float]:
+    """When containers that do not serve ended for want of what is in `repository`."""
     status = pod["status"]
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         for state in (container.get("state"), container.get("lastState")):
             ended: Mapping[str, Any] = (state or {}).get("terminated") or {}
             words = str(ended.get("message") or "").strip().rpartition("\n")[2]
-            if words.startswith(f"{NOT_CACHED}:") and ended.get("finishedAt") and not container.get("ready"):
+            is_told = words.startswith(f"{NOT_CACHED}:") and f" {repository} at " in words
+            if is_told and ended.get("finishedAt") and not container.get("ready"):
                 yield seconds_of(str(ended["finishedAt"]))

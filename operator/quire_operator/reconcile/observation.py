@@ -13,12 +13,12 @@ from quire_operator.builders.scaling import Obstacle
 from quire_operator.builders.stopped_rollout import StoppedRollout
 from quire_operator.kubeapi.client import Object
 from quire_operator.kubeapi.resources import CLAIMS
+from quire_operator.reconcile.cache_state import CacheState
 from quire_operator.reconcile.changes import ChildKey
 from quire_operator.reconcile.children import Problem
 from quire_operator.reconcile.environment import Environment
 from quire_operator.reconcile.faults import Fault, pod_fault, template_hash
 from quire_operator.reconcile.groups import as_group, last_progress
-from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.replicas import Replicas, count_replicas
 from quire_operator.reconcile.workloads import condition, predecessor, template_of, workload_key
 

@@ -1,4 +1,4 @@
-"""Jobs that download models: made by the first service that wants one, shared with others, left when none does."""
+"""Jobs that download: made by the first service that wants one, shared with others, left when none does."""
 
 from __future__ import annotations
 
@@ -77,42 +77,43 @@ class JobOutcome:
 
 def job_changes(
     service: LLMService,
-    download: Download | None,
     seen: Seen,
-    owned: Iterable[Object],
     make: Callable[[int, str | None], Manifest],
     now: float,
     loss: str | None = None,
     overlooked: Collection[str] = (),
 ) -> list[JobChange]:
-    """What to do, in order. Nothing at steady state.
+    """What to do about one download that the service wants, in order. Nothing at steady state.
 
-    `owned` are the Jobs that have the service as an owner; `make` builds one that comes after so many that were no
-    help, and says why what was downloaded before is not there any more. `loss` says that of the Job that is `seen`;
-    `overlooked` are commits that it would remove from the claim, and must not.
+    `make` builds a Job that comes after so many that were no help, and says why what was downloaded before is not there
+    any more. `loss` says that of the Job that is `seen`; `overlooked` are commits that it would remove from the claim,
+    and must not.
     """
-    wanted = download.job_name if download is not None else None
     uid = service.metadata.uid
-    todo: list[JobChange] = [Leave(job, uid) for job in owned if job["metadata"]["name"] != wanted]
-    if download is None:
-        return todo
     if seen.job is None:
-        return [*todo, Make(make(0, None))]
+        return [Make(make(0, None))]
     if seen.job["metadata"].get("deletionTimestamp"):
-        return todo
+        return []
     is_edited = not was_accepted(service)
     if loss is not None:
-        return [*todo, Make(make(seen.attempt + 1, loss), seen.job, loss)]
+        return [Make(make(seen.attempt + 1, loss), seen.job, loss)]
     if seen.failed_at is not None and (is_edited or seen.retry_in(now) == 0):
-        return [*todo, Make(make(0 if is_edited else seen.attempt + 1, seen.replaces_lost), seen.job)]
+        return [Make(make(0 if is_edited else seen.attempt + 1, seen.replaces_lost), seen.job)]
     if overlooked:
-        return [*todo, Make(make(seen.attempt, seen.replaces_lost), seen.job)]
+        return [Make(make(seen.attempt, seen.replaces_lost), seen.job)]
+    todo: list[JobChange] = []
     if not seen.is_owned_by(uid):
         todo.append(Join(seen.job, shared_owner_reference(service)))
     commit, size = seen.result()
     if seen.is_done and commit is not None and COMMIT not in (seen.job["metadata"].get("annotations") or {}):
         todo.append(Note(seen.job, commit, size))
     return todo
+
+
+def departures(service: LLMService, wanted: Iterable[Download], owned: Iterable[Object]) -> list[JobChange]:
+    """Of the Jobs that have the service as an owner, those that it wants no more are left."""
+    names = {download.job_name for download in wanted}
+    return [Leave(job, service.metadata.uid) for job in owned if job["metadata"]["name"] not in names]
 
 
 def losses(todo: Iterable[JobChange]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How far the model's download onto the cache's claim is, and what pods can load meanwhile."""
+"""How far a download onto the cache's claim is, and what pods can load meanwhile."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quire_operator.api import CacheStatus, LLMService
-from quire_operator.builders.cached_model import Download, is_commit, model_name
+from quire_operator.api import LLMService
+from quire_operator.builders.cached_model import Download, adapter_source, hub_adapters, model_name
 from quire_operator.builders.prefetch_job import AGAIN, ATTEMPT, BYTES, COMMIT
 from quire_operator.kubeapi.client import Object
 from quire_operator.reconcile.faults import Fault, prefetch_fault
@@ -85,13 +85,13 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheState:
-    """The cache of one service."""
+class DownloadState:
+    """One download, as a service that wants it sees it."""
 
     download: Download
     phase: Phase
     cached_revision: str | None = None
-    """What pods can load from the claim as of now; None when there is nothing for this model."""
+    """What pods can load from the claim as of now; None when there is nothing of this model or adapter."""
 
     bytes: int | None = None
     total: int | None = None
@@ -101,50 +101,36 @@ class CacheState:
     retry_after: float | None = None
     """Seconds after which to look again though nothing was heard."""
 
-    @property
-    def is_held(self) -> bool:
-        """Pods of the present spec would find nothing on the claim."""
-        return self.cached_revision is None
-
-    @property
-    def commit(self) -> str | None:
-        """The commit that pods load; None where only a branch is known."""
-        revision = self.cached_revision
-        return revision if revision is not None and is_commit(revision) else None
-
-    def status(self, service: LLMService) -> CacheStatus:
-        """As it is reported."""
-        return CacheStatus(
-            phase=self.phase,
-            claim_name=self.download.claim,
-            model=model_name(service),
-            commit=self.commit,
-            bytes=self.bytes,
-            total_bytes=self.total,
-        )
-
 
 def pause_after(attempt: int) -> float:
     """Seconds after which a Job that comes after so many is made again, if it was no help either."""
     return min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0 ** min(attempt, 16))
 
 
-def cache_state(service: LLMService, download: Download, seen: Seen, now: float, loss: str | None = None) -> CacheState:
+def download_state(
+    service: LLMService,
+    download: Download,
+    seen: Seen,
+    now: float,
+    loss: str | None = None,
+    adapter: str | None = None,
+) -> DownloadState:
     """Judge what is there of the download that the service wants. `now` is in seconds since the epoch.
 
-    `loss` says why what a Job has downloaded is not there any more.
+    `adapter` is the name of the one that it is of, None where it is the model. `loss` says why what a Job has
+    downloaded is not there any more.
     """
     if loss is not None:
         lost = Fault("ModelNotCached", f"{loss}: it is downloaded again", False)
-        return CacheState(download=download, phase="Pending", fault=lost)
+        return DownloadState(download=download, phase="Pending", fault=lost)
     if seen.is_done:
         commit, size = seen.result()
         revision = commit or download.revision
-        return CacheState(download=download, phase="Ready", cached_revision=revision, bytes=size, total=size)
-    earlier = _earlier(service, download) if seen.replaces_lost is None else None
+        return DownloadState(download=download, phase="Ready", cached_revision=revision, bytes=size, total=size)
+    earlier = _earlier(service, download, adapter) if seen.replaces_lost is None else None
     fault = prefetch_fault(download.namespace, seen.pods)
     if seen.failed_at is not None:
-        return CacheState(
+        return DownloadState(
             download=download,
             phase="Failed",
             cached_revision=earlier,
@@ -152,10 +138,10 @@ def cache_state(service: LLMService, download: Download, seen: Seen, now: float,
             retry_after=seen.retry_in(now),
         )
     if fault is not None:
-        return CacheState(download=download, phase="Pending", cached_revision=earlier, fault=_retried(fault))
+        return DownloadState(download=download, phase="Pending", cached_revision=earlier, fault=_retried(fault))
     is_running = any(pod["status"].get("phase") == "Running" for pod in seen.pods)
     progress = seen.progress if is_running else None
-    return CacheState(
+    return DownloadState(
         download=download,
         phase="Downloading" if is_running else "Pending",
         cached_revision=earlier,
@@ -175,12 +161,15 @@ def gib(size: int) -> str:
     return f"{size / _GIB:.2f} GiB"
 
 
-def _earlier(service: LLMService, download: Download) -> str | None:
-    """The commit that pods of this model load already: one that a branch has left is served until the next is there."""
+def _earlier(service: LLMService, download: Download, adapter: str | None) -> str | None:
+    """The commit that pods load of it already: one that a branch has left is served until the next is there."""
     known = service.status.cache
-    if known is None or known.model != model_name(service) or known.claim_name != download.claim:
+    if known is None or known.claim_name != download.claim:
         return None
-    return known.commit
+    if adapter is None:
+        return known.commit if known.model == model_name(service) else None
+    wanted = next(adapter_source(found) for found, _ in hub_adapters(service) if found.name == adapter)
+    return next((c.commit for c in known.adapters or [] if (c.name, c.source) == (adapter, wanted)), None)
 
 
 def _failed(download: Download, fault: Fault | None) -> Fault:

@@ -20,6 +20,7 @@ from quire_operator.kubeapi.login import own_namespace
 from quire_operator.kubeapi.reflector import Key
 from quire_operator.kubeapi.resources import LLMSERVICES, REPLICA_SETS
 from quire_operator.plan.acceptance import Refusal, refusal_of
+from quire_operator.reconcile.cache_state import CacheState
 from quire_operator.reconcile.caching import HELD_BACK, Caching, Downloads
 from quire_operator.reconcile.changes import ChildKey, changes, is_scaler
 from quire_operator.reconcile.children import Outcome, carry_out
@@ -36,7 +37,6 @@ from quire_operator.reconcile.needed import still_needed
 from quire_operator.reconcile.observation import Observation, groups_late_in
 from quire_operator.reconcile.planning import Planned, is_warning, refusal_by_plan, serves_already, was_accepted
 from quire_operator.reconcile.prefetch_jobs import losses
-from quire_operator.reconcile.prefetching import CacheState
 from quire_operator.reconcile.reporting import Reporter
 from quire_operator.reconcile.rollouts import failed_rollout, still_stopped, stop_rollout
 from quire_operator.reconcile.scalers import leaving_scalers, stuck_scaler
@@ -256,6 +256,7 @@ class Reconciler:
             self._surroundings.capabilities,
             own_namespace(self._client.info),
             cached_revision=cache.cached_revision if cache is not None else None,
+            cached_adapters=cache.cached_adapters if cache is not None else {},
             claim_size=observation.claim_size(service),
         )
 

@@ -9,12 +9,13 @@ from quire_operator.builders.engines.engine import Engine
 from quire_operator.builders.engines.group import group_flags
 from quire_operator.builders.engines.vllm_flags import (
     METRICS,
+    adapter_flags,
     model_flags,
     parallel_flags,
     serving_flags,
     tuning_flags,
 )
-from quire_operator.builders.paths import model_location
+from quire_operator.builders.paths import location, model_location
 
 PORT = 8000
 
@@ -33,6 +34,7 @@ def quire(service: LLMService) -> Engine:
     args = (
         f"--model={model_location(service)}",
         *model_flags(service),
+        *adapter_flags(_adapters(service)),
         *serving_flags(service, PORT),
         *tuning_flags(service),
         # By name, so that a pod whose GPU torch does not find says so, instead of serving on the CPU.
@@ -51,3 +53,14 @@ def quire(service: LLMService) -> Engine:
         pre_stop={"exec": {"command": ["quire-engine", "drain"]}},
         pre_stop_seconds=_PRE_STOP_SECONDS,
     )
+
+
+def _adapters(service: LLMService) -> list[dict[str, str]]:
+    return [
+        {
+            "name": adapter.name,
+            "path": location(service, adapter.source),
+            **({"revision": adapter.revision} if adapter.revision is not None else {}),
+        }
+        for adapter in service.spec.model.adapters
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quire_operator.api import LLMService
+from quire_operator.builders.cached_model import adapter_directory
 from quire_operator.builders.engines.engine import (
     ENDPOINTS_LAG_SECONDS,
     FOREIGN_IMAGE,
@@ -76,11 +77,15 @@ def _model(service: LLMService) -> list[str]:
 
 
 def _adapters(service: LLMService) -> list[str]:
-    """`NAME=PATH` for what is in the pod; TGI downloads only what goes by its name on the hub."""
-    return [
-        adapter.name if adapter.source.startswith("hf://") else f"{adapter.name}={location(service, adapter.source)}"
-        for adapter in service.spec.model.adapters
-    ]
+    """`NAME=PATH` for what is in the pod; TGI downloads only what goes by its name on the hub, as NAME@REVISION."""
+    found = []
+    for adapter in service.spec.model.adapters:
+        path = adapter_directory(service, adapter)
+        if path is None and adapter.source.startswith("hf://"):
+            found.append(f"{adapter.name}@{adapter.revision}" if adapter.revision is not None else adapter.name)
+        else:
+            found.append(f"{adapter.name}={path or location(service, adapter.source)}")
+    return found
 
 
 def _tuning(service: LLMService) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 
 from quire_operator.api import LLMService
 from quire_operator.api.engine import Speculative
@@ -44,11 +45,12 @@ def model_flags(service: LLMService) -> list[str]:
         flags.append(f"--max-model-len={model.max_model_len}")
     if model.trust_remote_code:
         flags.append("--trust-remote-code")
-    if model.adapters:
-        # as JSON, since the short form NAME=PATH cannot have every name
-        modules = [{"name": adapter.name, "path": location(service, adapter.source)} for adapter in model.adapters]
-        flags += ["--enable-lora", "--lora-modules", *(json.dumps(module) for module in modules)]
     return flags
+
+
+def adapter_flags(modules: Sequence[Mapping[str, str]]) -> list[str]:
+    """Adapters, as JSON, since the short form NAME=PATH cannot have every name."""
+    return ["--enable-lora", "--lora-modules", *(json.dumps(module) for module in modules)] if modules else []
 
 
 def serving_flags(service: LLMService, port: int) -> list[str]:
