@@ -82,11 +82,14 @@ class AdapterLoad:
             self._error = error
 
     def adopt(self) -> None:
-        """Have steps compute with it. Raises `ValueError` that says why that cannot be, else what went wrong."""
+        """Have steps compute with it. Raises `ValueError` that says why that cannot be."""
         if isinstance(self._error, (MemoryError, RuntimeError)):  # torch's of a full device is one
             raise ValueError(f"the adapter {self.name!r} cannot be taken into memory: {self._error}") from self._error
-        if self._error is not None:
+        if isinstance(self._error, ValueError):
             raise self._error
+        if self._error is not None:
+            text = f"{type(self._error).__name__}: {self._error}"
+            raise ValueError(f"the adapter {self.name!r} could not be prepared: {text}") from self._error
         self._executor.adopt_adapter(self.number)
 
     def drop(self) -> None:

@@ -13,7 +13,7 @@ from quire_engine.layers.linear import Linear
 from quire_engine.lora.targets import adaptable_linears, module_in_file, module_of, naming_for, tensor_in_file
 from quire_engine.models.naming import Naming
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """That an adapter may be stored in, as safetensors writes them."""
 
 

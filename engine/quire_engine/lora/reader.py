@@ -15,7 +15,7 @@ from quire_engine.memory_plan.image_adapter import SETTINGS, WEIGHTS
 from quire_engine.memory_plan.safetensors_header import TensorHeader, tensor_headers
 from quire_engine.models.decoder import DecoderSpec
 
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # by name, with their bytes
+_FLOATS = {"F32": 4, "F16": 2, "BF16": 2}  # by name, with their bytes
 _HALVES = ("lora_A.weight", "lora_B.weight")
 
 

@@ -51,6 +51,8 @@ class Files:
     def read(self, path: str) -> StoredAdapter:
         if path == "broken":
             raise ValueError("broken")
+        if path == "odd":
+            raise KeyError("odd")
         return StoredAdapter(bytearray())
 
 
@@ -196,6 +198,15 @@ def test_one_that_is_broken_leaves_all_as_it_was() -> None:
     for name, replace_it in (("b", False), ("a", True)):
         with pytest.raises(ValueError, match="broken"):
             core.load_adapter(name, "broken", replace_it=replace_it)
+    assert executor.held == [1]
+    add(core, "still", "a")
+    assert set(run(core)) == {"still"}
+
+
+def test_whatever_goes_wrong_is_told_and_leaves_all_as_it_was() -> None:
+    core, executor = make("a")
+    with pytest.raises(ValueError, match="the adapter 'b' could not be prepared: KeyError: 'odd'"):
+        core.load_adapter("b", "odd")
     assert executor.held == [1]
     add(core, "still", "a")
     assert set(run(core)) == {"still"}

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from quire_engine.core.messages import EngineOutput
@@ -155,6 +156,12 @@ def _overlapping(folder: Path) -> None:
     file.write_bytes(len(written).to_bytes(8, "little") + written + content[8 + length :])
 
 
+def _doubled(folder: Path) -> None:
+    """Have all tensors be float64, of twice the bytes that are planned for a file."""
+    file = folder / "adapter_model.safetensors"
+    save_file({name: tensor.double() for name, tensor in load_file(file).items()}, file)
+
+
 def _with_a_hole(folder: Path) -> None:
     """Have the last tensor be said to be 200 GiB, of a file that takes no room on disk for them."""
     file, hole = folder / "adapter_model.safetensors", 200 << 30
@@ -189,6 +196,7 @@ def _with_a_hole(folder: Path) -> None:
         (_setting(rank_pattern={"q_proj": 2.5}), "rank_pattern, q_proj is 2.5: it must be a whole number"),
         (_setting(use_rslora="false"), "use_rslora is 'false': it must be true or false"),
         (_settings_of(" " * (1 << 20) + "{}"), "has more than 1048576 bytes"),
+        (_doubled, "has the type F64: it must be one of F32, F16, BF16"),
         (_with_a_hole, "bytes in the file: its shape and type ask for"),
     ],
 )
