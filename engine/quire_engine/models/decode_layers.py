@@ -59,6 +59,8 @@ def layers_together(layers: Sequence[nn.Module], library: cpu.Library) -> Layers
     norms = first[0]
     if norms is None or any(one != norms for one in first) or any(one != heads[0] for one in heads):
         return None
+    if plain[0].q_norm is not None and heads[0] is None:  # they differ
+        return None
     return LayersTogether(library, plain, norms, heads[0])
 
 

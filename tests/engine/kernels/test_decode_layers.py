@@ -13,6 +13,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineRequest
 from quire_engine.engine import build_engine
 from quire_engine.kernels import cpu
+from quire_engine.models.decode_layers import layers_together
 from tests.engine.models.checkpoints import FAMILIES, make_model, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,3 +101,15 @@ def test_a_processor_that_multiplies_bfloat16_itself_keeps_layers_apart(
     monkeypatch.setattr(cpu, "multiplies", False)
     answers(checkpoint("llama", tmp_path), {"a": [5, 6]})
     assert watched.calls == 0
+
+
+@pytest.mark.usefixtures("in_use")
+def test_norms_of_queries_that_are_not_those_of_keys_keep_layers_apart(library: cpu.Library, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"device": "cpu", "dtype": "bfloat16", "num_gpu_blocks_override": 4}
+    core, _ = build_engine(EngineConfig(model=str(checkpoint("qwen3", tmp_path)), max_model_len=32, **flags))
+    model = core._executor._model  # type: ignore[union-attr]  # a runner's, on one rank
+    layers = [*model.model.layers.values()]
+    assert layers_together(layers, library) is not None
+    for layer in layers:
+        layer.self_attn.k_norm.eps *= 2
+    assert layers_together(layers, library) is None
