@@ -82,9 +82,11 @@ class FakeClock:
             self.jump(next(offsets))
             done.wait(seconds)
 
-        with _again_and_again(jump) as jumps:
-            yield jumps
-        self.jump("+0")
+        try:
+            with _again_and_again(jump) as jumps:
+                yield jumps
+        finally:
+            self.jump("+0")
 
 
 @contextlib.contextmanager

@@ -124,6 +124,17 @@ def clock(tmp_path: Path) -> FakeClock:
         pytest.skip(str(error))
 
 
+def test_a_clock_that_jumped_is_true_again_though_a_fault_was_found(clock: FakeClock, tmp_path: Path) -> None:
+    def find() -> None:
+        with clock.jumping(seconds=60):
+            eventually(lambda: (tmp_path / "clock").read_text() == "+1h", 60)
+            raise ValueError("found")
+
+    with pytest.raises(ValueError, match="found"):
+        find()
+    assert (tmp_path / "clock").read_text() == "+0"
+
+
 def test_a_clock_that_jumps_by_an_hour_changes_nothing(
     plane: ControlPlane, apart: Namespace, clock: FakeClock, tmp_path: Path
 ) -> None:
