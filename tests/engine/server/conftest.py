@@ -67,8 +67,8 @@ class Server:
         assert len(children) == 1, children
         return int(children[0])
 
-    def drain(self) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "quire_engine.cli", "drain", "--port", str(self.port)]
+    def drain(self, *flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "quire_engine.cli", "drain", "--port", str(self.port), *flags]
         return subprocess.run(command, env=self._environment(), capture_output=True, text=True, timeout=60, check=False)
 
     def wait_until_ready(self) -> None:
@@ -117,11 +117,13 @@ def free_port() -> int:
 StartServer = Callable[..., Server]
 
 
-def launch(run_dir: Path, model: Path | str, *flags: str, port: int | None = None) -> Server:
+def launch(
+    run_dir: Path, model: Path | str, *flags: str, port: int | None = None, program: str = "quire_engine.cli serve"
+) -> Server:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "termination-log").touch()
     port = port or free_port()
-    command = [sys.executable, "-m", "quire_engine.cli", "serve", str(model), f"--port={port}", "--host=127.0.0.1"]
+    command = [sys.executable, "-m", *program.split(), str(model), f"--port={port}", "--host=127.0.0.1"]
     with (run_dir / "log").open("wb") as log:
         process = subprocess.Popen([*command, *flags], stdout=log, stderr=log, env=environment(run_dir))
     return Server(process, port, run_dir)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import json
 import os
 import re
 import signal
@@ -20,7 +22,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from tests.engine.server import conftest
-from tests.engine.server.conftest import Server, StartServer, environment, free_port, until
+from tests.engine.server.conftest import Server, StartServer, environment, free_port, launch, until
 
 LONG = {"model": "tiny", "prompt": "Return", "max_tokens": 400, "temperature": 0, "extra_body": {"ignore_eos": True}}
 
@@ -176,6 +178,42 @@ def test_drain_without_a_server_says_so(start_server: StartServer) -> None:
     answer = server.drain()
     assert answer.returncode == 1
     assert "no server listens on port" in answer.stderr
+
+
+def test_a_drain_that_takes_too_long_says_so(start_server: StartServer) -> None:
+    server = start_server("--endpoints-lag=600")
+    server.client().completions.create(model="tiny", prompt="Return", max_tokens=2)
+    answer = server.drain("--timeout=1")
+    assert answer.returncode == 1
+    assert f"the server on port {server.port} did not finish draining within 1 s" in answer.stderr
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_each_kind_of_answer_ends_with_an_error_when_the_engine_dies(start_server: StartServer, stream: bool) -> None:
+    server = start_server()
+    length = {"ignore_eos": True, "stream": stream}
+    asked: dict[str, dict[str, object]] = {
+        "/v1/completions": {**length, "prompt": "Return", "max_tokens": 2000},
+        "/v1/chat/completions": {**length, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2000},
+        "/v1/responses": {**length, "input": "Hi", "max_output_tokens": 2000},
+    }
+    with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+        answers = [pool.submit(httpx.post, server.url + path, json=body, timeout=60) for path, body in asked.items()]
+        until(lambda: server.metric("vllm:generation_tokens_total") > 0)
+        until(lambda: server.metric("vllm:num_requests_running") == len(asked))
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        for path, answer in zip(asked, (answer.result() for answer in answers), strict=True):
+            assert "the engine has failed: OutOfMemory" in answer.text, path
+            assert answer.status_code == (200 if stream else 500)
+            if not stream:
+                assert answer.json()["error"]["code"] == 500
+            elif path == "/v1/responses":
+                last = json.loads(answer.text.strip().splitlines()[-1].removeprefix("data: "))
+                assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
+            else:
+                *_, error, done = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+                assert (json.loads(error)["error"]["code"], done) == (500, "[DONE]")
+    assert server.process.wait(15) == 1
 
 
 def test_a_killed_engine_ends_the_server_with_the_cause(start_server: StartServer) -> None:
@@ -343,6 +381,17 @@ def test_a_start_is_told_with_the_time_of_each_of_its_parts(start_server: StartS
     assert list(parts) == ["import", "device", "config", "weights", "memory", "warm-up"]
     assert parts["import"] > 0
     assert sum(parts.values()) <= float(found[1]) + 0.5, "a part of it is not longer than the whole"
+    assert re.search(r"# GPU blocks: 0, # CPU blocks: [1-9]\d*$", server.log, re.MULTILINE)
+
+
+def test_the_command_of_a_deployment_for_vllm_starts_it(tiny_model_dir: Path, tmp_path: Path) -> None:
+    flags = ("--served-model-name=tiny", "--device=cpu")
+    server = launch(tmp_path, f"--model={tiny_model_dir}", *flags, program="quire_engine.server")
+    try:
+        server.wait_until_ready()
+        assert server.client().models.list().data[0].id == "tiny"
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(
