@@ -140,3 +140,4 @@ def test_an_idle_server_leaves_the_processor_alone(start_server: StartServer) ->
     time.sleep(10)  # what is measured is a rate
     used = (sum(map(cpu_seconds, processes)) - before) / (time.monotonic() - begun)
     assert used < 0.01, f"{100 * used:.1f}% of a core while idle"
+    until(lambda: " tok/s, generation " in server.log)  # of the ten seconds with the request

@@ -48,6 +48,7 @@ def test_else_the_lines_are_there_for_who_debugs(start_server: StartServer) -> N
 async def test_the_throughput_is_told_while_there_is_work_and_only_then(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    assert throughput.STATS_SECONDS == 10
     monkeypatch.setattr(throughput, "STATS_SECONDS", 0.01)
     caplog.set_level(logging.INFO, logger=throughput.__name__)
     metrics, client = Metrics("m"), SimpleNamespace(stats=EngineStats())
