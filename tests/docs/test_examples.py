@@ -194,6 +194,8 @@ def test_a_benchmark_runs_to_its_end(benchmark: Block, folder: Path, server: Ser
     )
     assert result.returncode == 0, result.stderr
     assert re.search(r"per second|tokens/s", result.stdout)
+    if "bench serve" in benchmark.text:
+        assert "50/50 [" in result.stderr, "no progress was shown"
 
 
 @pytest.mark.control_plane

@@ -186,6 +186,26 @@ def test_the_engine_alone_is_measured(bench: Bench, tiny_model_dir: Path, tmp_pa
     assert len(json.loads(file.read_text())["latencies"]) == 3
 
 
+def test_files_of_prompts_are_asked_to_their_end(
+    bench: Bench, serve: Bench, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    conversations, prompts, file = tmp_path / "sharegpt.json", tmp_path / "prompts.jsonl", tmp_path / "result.json"
+    said = [{"from": "human", "value": "What is a class? " * 3}, {"from": "gpt", "value": "It makes objects. " * 3}]
+    conversations.write_text(json.dumps([{"conversations": said}]))
+    prompts.write_text(json.dumps({"prompt": "What is a class?", "output_tokens": 6}) + "\n")
+    tokenizer = f"--tokenizer={tiny_model_dir}"
+    for name, path in (("sharegpt", conversations), ("custom", prompts)):
+        asked = (f"--dataset-name={name}", f"--dataset-path={path}", "--num-prompts=3", f"--result={file}")
+        result = serve(tokenizer, *asked)
+        assert result.returncode == 0, result.stderr
+        found = json.loads(file.read_text())
+        assert (found["completed"], found["failed"]) == (3, 0)
+        assert min(found["output_lens"]) > 0
+    result = bench("throughput", f"--model={tiny_model_dir}", f"--dataset={conversations}", "--num-prompts=3")
+    assert result.returncode == 0, result.stderr
+    assert "3 requests, " in result.stdout
+
+
 def test_the_command_line_says_what_is_wrong_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "quire_engine.cli", "bench", "throughput", f"--model={tmp_path / 'nothing'}"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
