@@ -25,6 +25,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 80,
         "num_attention_heads": 64,
     },
+    "llama-405b": {
+        **LLAMA_8B,
+        "hidden_size": 16384,
+        "intermediate_size": 53248,
+        "num_hidden_layers": 126,
+        "num_attention_heads": 128,
+    },
 }
 SHOWN = [block for block in blocks("text") if re.match(r"[\w-]+: (fits|does not fit)\n", block.text)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +92,17 @@ def test_each_stage_is_planned_as_its_rank_plans_itself(
         assert theirs.weights <= ours.weights <= 1.02 * theirs.weights
         assert 0.99 * theirs.num_tokens <= ours.num_tokens <= theirs.num_tokens
     assert trial.memory().num_tokens == min(plan.num_tokens for plan in planned), "pages are the same in all"
+
+
+@pytest.mark.parametrize("case", [*ALL, *ENCODERS])
+def test_parts_are_the_whole_model(tmp_path: Path, case: str) -> None:
+    """An embedding that is the head is in the first part and in the last."""
+    facts = ModelFacts.of_directory(saved(case, tmp_path))
+    assert facts.stages is not None
+    all_of_it = facts.stages.weights(Stage(), range(facts.shape.num_layers))
+    twice = all_of_it.elements - facts.weights.elements
+    assert bool(twice) == facts.shape.tied_embeddings
+    assert replace(all_of_it, split=all_of_it.split - twice) == facts.weights
 
 
 @pytest.mark.parametrize("case", ["LlamaForCausalLM: grouped heads", "Phi3", "Qwen2MoeForCausalLM: dense"])

@@ -26,6 +26,7 @@ from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.weights import load_weights, stored_tensors
 from quire_engine.memory_plan.model_facts import ModelFacts
 from quire_engine.memory_plan.quantization import ROUNDED, quantization_of
+from quire_engine.memory_plan.stages import Stage
 from quire_engine.models.decoder import CausalLM
 from quire_engine.models.registry import decoder_spec
 from quire_engine.quantization.choice import methods_for, naming_with
@@ -98,6 +99,8 @@ def test_a_rank_holds_what_is_planned_for_each_gpu(
     facts = ModelFacts.of_directory(tmp_path)
     held_here = sum(p.numel() * p.element_size() for p in built.parameters())
     assert facts.weights.bytes_per_gpu(facts.shape, "float32", size) == pytest.approx(held_here, rel=0.02)
+    assert facts.stages is not None
+    assert facts.stages.weights(Stage(), range(facts.shape.num_layers)) == facts.weights
 
 
 @pytest.mark.parametrize(
