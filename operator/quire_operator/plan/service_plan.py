@@ -109,7 +109,7 @@ def plan_of(spec: Spec, facts: ModelFacts, device: Device | Skipped) -> PlanStat
         text = f"spec.parallelism.pipeline is {pipeline} and the model has {shape.num_layers} layers to share out"
         return skipped_plan(Skipped("Indivisible", text))
     if pipeline > 1 and facts.stages is None:
-        text = "what each pipeline stage holds is not known of such a model, or to an engine of this image"
+        text = "what each pipeline stage holds is not known: layers are of too many sizes, or an older engine read them"
         return skipped_plan(Skipped("NotPlanned", text))
     wanted, found = spec.model.quantization, facts.quantization
     if wanted not in ("auto", found) and not (found is None and wanted in ROUNDED):
