@@ -236,7 +236,8 @@ def _started(
         warm_up(executor, max(1, min(_WARM_UP_TOKENS[info.device], longest)), core_config.block_size, pools=pools)
     if built.capture is not None:
         with built.phase("graphs", "EngineFailed"):
-            recorded = built.runner.record_decodes(built.capture)
+            room = int(built.plan.limit * (1 - built.plan.utilization))
+            recorded = built.runner.record_decodes(built.capture, room)
         log.info("CUDA graphs of decodes: %d", recorded)
     log.info("%s", built.plan.table())
     on_gpu = info.device == "cuda"

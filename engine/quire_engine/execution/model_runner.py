@@ -12,6 +12,7 @@ from quire_engine.core.pooling import Pooling, PoolingParams
 from quire_engine.core.step import Executor, NewSequence, ScheduledSequence, Step, StepResult, TokenLogprobs
 from quire_engine.core.step_profile import NO_PROFILE, StepProfile
 from quire_engine.distributed.place import Place
+from quire_engine.execution.device import device_memory
 from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.execution.input_batch import InputBatch, ModelInputs
 from quire_engine.execution.kv_cache import KVCache
@@ -19,6 +20,7 @@ from quire_engine.execution.model_spans import time_parts
 from quire_engine.execution.padded_decodes import Capture, PaddedDecodes
 from quire_engine.execution.pooling import Pooler
 from quire_engine.kernels.choice import by_gpu_kernels
+from quire_engine.memory_plan.plan import GIB
 from quire_engine.models.language_model import LanguageModel
 from quire_engine.sampling.logprobs import rank_hidden
 from quire_engine.sampling.sampler import Draw, SamplingBatch, choose, draw_within
@@ -65,15 +67,25 @@ class ModelRunner:
         time_parts(self._model, profile)
 
     @torch.inference_mode()
-    def record_decodes(self, capture: Capture) -> int:
+    def record_decodes(self, capture: Capture, room: int) -> int:
         """Have steps of decodes alone replayed from here on, where the model lets them. Returns how many were recorded.
 
-        Where they cannot be recorded the log says why, and all steps run as before.
+        Where they cannot be recorded, or take more than `room` bytes of the device, which the plan leaves, the log says
+        why, and all steps run as before.
         """
         if self._padded is None:
             return 0
+        device = self._padded.device
+        before = device_memory(device).used
         try:
-            return self._padded.record(capture)
+            count = self._padded.record(capture)
+            taken = device_memory(device).used - before
+            log.info("CUDA graphs of decodes take %.2f GiB beside the plan", taken / GIB)
+            if taken > room:
+                raise RuntimeError(
+                    f"they take {taken / GIB:.2f} GiB, and --gpu-memory-utilization leaves {room / GIB:.2f}: lower it"
+                )
+            return count
         except RuntimeError as error:  # whatever a driver has to say, or memory that ran out
             log.warning("decodes are not recorded as CUDA graphs, which costs time between kernels: %s", error)
             self._padded.forget()

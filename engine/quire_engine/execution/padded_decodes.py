@@ -53,7 +53,7 @@ class PaddedDecodes:
         device: torch.device,
     ) -> None:
         """`spare_slot` is of a page that no sequence has: rows of padding write there."""
-        self._model, self._spare_slot, self._device = model, spare_slot, device
+        self._model, self._spare_slot, self.device = model, spare_slot, device
         self._sizes = padded_sizes(max_num_seqs)
         rows = self._sizes[-1]
         # Rows of padding hold a token of an earlier step, or 0: any that there is.
@@ -95,7 +95,7 @@ class PaddedDecodes:
             self._rotated_for[:count] = context.lengths
         self._tables[:count, : context.decode_blocks.shape[1]] = context.decode_blocks
         lengths = torch.tensor(context.decode_lengths + [0] * (size - count), dtype=torch.int32)
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             lengths = lengths.pin_memory()
         self._lengths[:size].copy_(lengths, non_blocking=True)
         self._recorded[size]()

@@ -17,7 +17,8 @@ from quire_engine.attention.context import AttentionContext, PrefillSpan, curren
 from quire_engine.config import EngineConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineRequest
-from quire_engine.execution import padded_decodes
+from quire_engine.execution import model_runner, padded_decodes
+from quire_engine.execution.device import Memory
 from quire_engine.execution.padded_decodes import PaddedDecodes, Run, padded_sizes
 from quire_engine.kernels import choice
 from quire_engine.models.language_model import LanguageModel
@@ -245,5 +246,24 @@ def test_steps_that_cannot_be_recorded_run_as_before_and_the_log_says_why(
     with caplog.at_level(logging.WARNING, logger="quire_engine"):
         core = build(tmp_path, device)
     assert "costs time between kernels: operation not permitted when stream is capturing" in caplog.text
+    assert answers(core, prompts, [2]) == greedy_reference(model, prompts, 2)
+    assert recorded == []
+
+
+def test_recordings_that_take_more_than_the_plan_leaves_are_given_up(
+    device: torch.device,
+    recorded: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    used = iter((10 << 40, 11 << 40))  # before and after
+    monkeypatch.setattr(model_runner, "device_memory", lambda device: Memory(limit=20 << 40, used=next(used)))
+    cls, config = ALL[LLAMA]
+    model, prompts = make_model(cls, config()), mixed_prompts(1, 5)
+    save(model, tmp_path)
+    with caplog.at_level(logging.WARNING, logger="quire_engine"):
+        core = build(tmp_path, device)
+    assert "they take 1024.00 GiB, and --gpu-memory-utilization leaves" in caplog.text
     assert answers(core, prompts, [2]) == greedy_reference(model, prompts, 2)
     assert recorded == []
