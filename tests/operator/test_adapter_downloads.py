@@ -14,7 +14,7 @@ from quire_operator.api import InvalidLLMServiceError, LLMService, parse_llmserv
 from quire_operator.builders.cached_model import Download, downloads_of
 from quire_operator.builders.pod import build_pod_template
 from quire_operator.builders.prefetch_job import MODEL, build_prefetch_job
-from quire_operator.kubeapi.resources import DEPLOYMENTS, LLMSERVICES
+from quire_operator.kubeapi.resources import DEPLOYMENTS, LLMSERVICES, PODS
 from quire_operator.plan.acceptance import refusal_of
 from quire_operator.reconcile.cache_state import CacheState
 from quire_operator.reconcile.faults import Fault
@@ -29,6 +29,7 @@ from tests.operator.prefetch_job import (
     complete,
     fail,
     job_for,
+    only_job,
     owners,
     template,
     wanting,
@@ -314,3 +315,21 @@ def test_the_api_server_refuses_what_no_hub_is_asked_for(on_claim: Namespace, ad
     with pytest.raises(httpx.HTTPStatusError) as refused:
         on_claim.create(wanting(model={"source": "pvc://weights/llama", "adapters": [adapter]}))
     assert says in refused.value.response.text
+
+
+@pytest.mark.control_plane
+def test_what_a_pod_still_loads_stays_though_no_spec_names_it_any_more(
+    on_claim: Namespace, operator: OperatorProcess
+) -> None:
+    leftover = {"serving.quire.dev/cached-adapters": f"{'d' * 40},{ADAPTED}"}
+    on_claim.create(wanting("one"))
+    complete(on_claim, only_job(on_claim))
+    eventually(lambda: template(on_claim, "one"))
+    metadata = {"name": "one-x", "namespace": on_claim.name, "annotations": leftover}
+    metadata["labels"] = template(on_claim, "one")["metadata"]["labels"]
+    containers = [{"name": "engine", "image": "quire/engine:test"}]
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": containers}}
+    on_claim.api.create(PODS, body)
+    operator.wait_until_idle()
+    on_claim.create(with_adapter("two", SQL | {"revision": "v2"}))
+    assert {f"--keep={'d' * 40}", f"--keep={ADAPTED}"} <= {*command(job_for(on_claim, "v2"))}

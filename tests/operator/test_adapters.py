@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -51,11 +52,12 @@ def start(run_dir: Path, model: Path, hub: ThreadingHTTPServer, wanted: list[dic
     `cached` are adapters that a Job has brought onto the claim, in these revisions.
     """
     port = free_port()
+    cache: dict[str, Any] = {"cache": {"claimName": "models"}} if cached else {}
     built = service(
         model={"source": f"image://{model}", "adapters": wanted, "dtype": "float32"},
         engine={"args": [f"--port={port}", "--host=127.0.0.1"]},
         resources={"gpu": {"count": 0}},
-        **({"cache": {"claimName": "models"}} if cached else {}),
+        **cache,
     )
     assert refusal_of(built.spec) is None
     settings = Settings(hub_endpoint=f"http://127.0.0.1:{hub.server_port}")

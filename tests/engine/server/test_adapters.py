@@ -269,6 +269,11 @@ def test_nobody_loads_adapters_unless_the_server_is_told_so(start_server: StartS
             ("--enable-lora", "--lora-modules", "x=/nowhere"),
             "InvalidAdapter: --lora-modules x: there is no folder /now",
         ),
+        (
+            ("--enable-lora", "--lora-modules", '{"name": "x", "path": "/nowhere", "revision": "v1"}'),
+            "InvalidAdapter: --lora-modules x: /nowhere is a folder, which has no revision: leave it out",
+        ),
+        (("--enable-lora", "--lora-modules", '{"name": "x", "path": "a/b", "revision": 1}'), '"revision": ...}'),
         (("--enable-lora", "--lora-modules", "tiny=/nowhere"), "is the model: give the adapter another name"),
         (("--enable-lora", "--max-lora-rank=12"), "--max-lora-rank is 12: it must be one of 1, 8, 16"),
         (("--enable-lora", "--max-cpu-loras=2"), "--max-cpu-loras is 2: it must be at least --max-loras, 4"),
