@@ -106,7 +106,8 @@ def engine_pod(namespace: Namespace, name: str, ended: str) -> None:
     namespace.api.create(
         PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": containers}}
     )
-    terminated = {"exitCode": 1, "reason": "Error", "message": WORDS, "finishedAt": ended}
+    words = WORDS.replace("org/name", "org/model")
+    terminated = {"exitCode": 1, "reason": "Error", "message": words, "finishedAt": ended}
     status = {"name": "engine", "image": "x", "imageID": "", "ready": False, "restartCount": 1}
     waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
     container = {**status, "state": waiting, "lastState": {"terminated": terminated}}
