@@ -231,8 +231,13 @@ def test_a_group_of_two_pods_comes_up_and_knows_its_leader(kubectl: Kubectl, nam
     }
     kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(group))
     kubectl("wait", "--for=condition=Available", "lws/pair", "-n", namespace, "--timeout=100s")
-    for pod in ("pair-0", "pair-0-1"):
-        assert kubectl("logs", pod, "-n", namespace) == f"leader pair-0.pair.{namespace}\n"
+    pods = ("pair-0", "pair-0-1")
+
+    def logs() -> list[str]:
+        return [kubectl.attempt("logs", pod, "-n", namespace).stdout for pod in pods]
+
+    until("a line of each", lambda: all(logs()))  # the set is available before its worker's container runs
+    assert logs() == [f"leader pair-0.pair.{namespace}\n"] * 2
 
 
 @pytest.mark.usefixtures("network_policy")
