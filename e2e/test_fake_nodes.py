@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -87,6 +88,19 @@ def images(service: LLMService) -> list[str]:
 def uids(service: LLMService) -> set[str]:
     """Of the pods that do not leave."""
     return {pod["metadata"]["uid"] for pod in service.pods() if "deletionTimestamp" not in pod["metadata"]}
+
+
+def wait_settled(service: LLMService, seconds: float = 5) -> None:
+    """Until each pod has run so long, and LeaderWorkerSet has taken notice of it.
+
+    One that goes before that was once not missed: its group stayed as it was.
+    """
+
+    def settled() -> bool:
+        latest = max(datetime.fromisoformat(pod["status"]["startTime"]) for pod in service.pods())
+        return (datetime.now(UTC) - latest).total_seconds() > seconds
+
+    until("pods that have run for a while", settled)
 
 
 def says(service: LLMService, reason: str, *words: str) -> str:
@@ -181,6 +195,7 @@ def test_a_drained_node_hands_its_whole_group_to_others(kubectl: Kubectl, namesp
     service = LLMService(kubectl, namespace, "large")
     service.apply(spec())
     service.wait_ready()
+    wait_settled(service)
     fleet.add("fake-c")
     before = uids(service)
     kubectl("drain", "fake-a", "--delete-emptydir-data", "--ignore-daemonsets", "--timeout=60s")
@@ -193,6 +208,7 @@ def test_nodes_that_vanish_take_their_whole_groups_along(kubectl: Kubectl, names
     service = LLMService(kubectl, namespace, "large")
     service.apply(spec(replicas=2))
     service.wait_ready()
+    wait_settled(service)
     fleet.add("fake-e", "fake-f")
     before = uids(service)
     hosts = {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in service.pods()}
