@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from quire_engine.attention.context import AttentionContext, PrefillSpan, attention_context
+from quire_engine.attention.latent_attention import LatentAttention
 from quire_engine.attention.paged_attention import PagedAttention
 from quire_engine.kernels.gpu.fp8 import FP8, multiply_blocks, multiply_rows, round_tokens
 from quire_engine.kernels.gpu.gate import gate_and_multiply
@@ -103,6 +104,9 @@ def cases(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> Iterator[C
         yield _attention(device, dtype, [(length - 1, 1)] * count, f"decode, {count} x {length}", tiny=tiny)
     for before, count in prompts:
         yield _attention(device, dtype, [(before, count)], f"prompt, {count} after {before}", tiny=tiny)
+    for count, length in decodes:
+        yield _latent_attention(device, dtype, [(length - 1, 1)] * count, f"decode, {count} x {length}", tiny=tiny)
+    yield _latent_attention(device, dtype, prompts[-1:], "prompt, {1} after {0}".format(*prompts[-1]), tiny=tiny)
     for rows in (2,) if tiny else (1, 64, 4096):
         yield from _rows(device, dtype, rows, tiny=tiny)
     for rows in (2,) if tiny else (1, 16, 64, 512, 4096):
@@ -116,24 +120,17 @@ def _attention(
     device: torch.device, dtype: torch.dtype, sequences: list[tuple[int, int]], name: str, *, tiny: bool
 ) -> Case:
     heads, kv_heads, dim = (4, 2, 16) if tiny else (HEADS, KV_HEADS, HEAD_DIM)
-    lengths = [before + count for before, count in sequences]
-    blocks = [-(-length // PAGE) for length in lengths]
-    order = torch.split(torch.randperm(sum(blocks)), blocks)
-    caches = torch.randn(2, sum(blocks), PAGE, kv_heads, dim, device=device).to(dtype)
+    num_blocks, context_of = _paged(sequences, device)
+    caches = torch.randn(2, num_blocks, PAGE, kv_heads, dim, device=device).to(dtype)
     tokens = sum(count for _, count in sequences)
     q, k, v = (torch.randn(tokens, n, dim, device=device).to(dtype) for n in (heads, kv_heads, kv_heads))
-    at = [torch.arange(before, before + count) for before, count in sequences]
-    slots = torch.cat([table[p // PAGE] * PAGE + p % PAGE for table, p in zip(order, at, strict=True)]).to(device)
-    decodes = sequences[0][1] == 1
-    tables = torch.nn.utils.rnn.pad_sequence(list(order), batch_first=True).to(device)
-    spans = [] if decodes else [PrefillSpan(0, tokens, sequences[0][0], tables[0])]
 
     def way(by_kernels: bool) -> Callable[[], Tensors]:
         layer = PagedAttention(heads, kv_heads, dim)
         layer.bind(caches[0], caches[1], 1 << 15)
         if not by_kernels:
             layer.kernels = None
-        context = AttentionContext(slots, len(sequences) if decodes else 0, lengths if decodes else [], tables, spans)
+        context = context_of()
 
         def run() -> Tensors:
             with attention_context(context):
@@ -141,9 +138,64 @@ def _attention(
 
         return run
 
-    pairs = sum(count * before + count * (count + 1) // 2 for before, count in sequences)
-    size = 2 * (sum(lengths) * kv_heads + tokens * heads) * dim * dtype.itemsize
-    return Case(f"attention: {name}", way(True), way(False), size, 4 * pairs * heads * dim)
+    size = 2 * (_keys_of(sequences) * kv_heads + tokens * heads) * dim * dtype.itemsize
+    return Case(f"attention: {name}", way(True), way(False), size, 4 * _pairs_of(sequences) * heads * dim)
+
+
+def _latent_attention(
+    device: torch.device, dtype: torch.dtype, sequences: list[tuple[int, int]], name: str, *, tiny: bool
+) -> Case:
+    """With the projections into the latent space and out of it, of DeepSeek-V3's sizes."""
+    heads, rank, rope, nope, value = (4, 32, 16, 16, 16) if tiny else (128, 512, 64, 128, 128)
+    num_blocks, context_of = _paged(sequences, device)
+    cache = torch.randn(num_blocks, PAGE, 1, rank + rope, device=device).to(dtype)
+    tokens = sum(count for _, count in sequences)
+    q, vectors = (
+        torch.randn(tokens, n, size, device=device).to(dtype) for n, size in ((heads, nope + rope), (1, rank + rope))
+    )
+    keys, values = ((torch.randn(heads, n, rank, device=device) / rank**0.5).to(dtype) for n in (nope, value))
+
+    def way(by_kernels: bool) -> Callable[[], Tensors]:
+        layer = LatentAttention(heads, rank, rope, scale=(nope + rope) ** -0.5)
+        layer.bind(cache, cache, 1 << 15)
+        if not by_kernels:
+            layer.latent_kernels = None
+        context = context_of()
+
+        def run() -> Tensors:
+            with attention_context(context):
+                return (layer.over_latents(q, vectors, keys, values),)
+
+        return run
+
+    size = (_keys_of(sequences) + tokens) * (rank + rope) + tokens * heads * (nope + rope + value)
+    flops = _pairs_of(sequences) * (2 * rank + rope) + tokens * (nope + value) * rank
+    size += keys.numel() + values.numel()
+    return Case(f"latent attention: {name}", way(True), way(False), size * dtype.itemsize, 2 * heads * flops)
+
+
+def _paged(sequences: list[tuple[int, int]], device: torch.device) -> tuple[int, Callable[[], AttentionContext]]:
+    """Pages anywhere for sequences of (tokens before, tokens of this step), and what attention has to know of them."""
+    lengths = [before + count for before, count in sequences]
+    blocks = [-(-length // PAGE) for length in lengths]
+    order = torch.split(torch.randperm(sum(blocks)), blocks)
+    at = [torch.arange(before, before + count) for before, count in sequences]
+    slots = torch.cat([table[p // PAGE] * PAGE + p % PAGE for table, p in zip(order, at, strict=True)]).to(device)
+    decodes = sequences[0][1] == 1
+    tables = torch.nn.utils.rnn.pad_sequence(list(order), batch_first=True).to(device)
+    spans = [] if decodes else [PrefillSpan(0, len(slots), sequences[0][0], tables[0])]
+    return sum(blocks), lambda: AttentionContext(
+        slots, len(sequences) if decodes else 0, lengths if decodes else [], tables, spans
+    )
+
+
+def _keys_of(sequences: list[tuple[int, int]]) -> int:
+    return sum(before + count for before, count in sequences)
+
+
+def _pairs_of(sequences: list[tuple[int, int]]) -> int:
+    """Of a query and a key that it sees."""
+    return sum(count * before + count * (count + 1) // 2 for before, count in sequences)
 
 
 def _rows(device: torch.device, dtype: torch.dtype, rows: int, *, tiny: bool) -> Iterator[Case]:

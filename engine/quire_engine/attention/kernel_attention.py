@@ -48,7 +48,7 @@ class KernelAttention:
         out = torch.empty_like(q)
         batch = context.on_device
         if batch is None:
-            batch = context.on_device = BatchOnDevice(context)
+            batch = context.on_device = BatchOnDevice(context, context.prefills)
         num_decodes = context.num_decodes
         if num_decodes:
             tables = context.decode_blocks
@@ -61,8 +61,9 @@ class KernelAttention:
 class BatchOnDevice:
     """What kernels have to know of a batch beside its block tables: made once a step, for all layers."""
 
-    def __init__(self, context: AttentionContext) -> None:
-        self._device, self._prefills = context.slots.device, context.prefills
+    def __init__(self, context: AttentionContext, prefills: list[PrefillSpan]) -> None:
+        """`prefills` are the parts of prompts that kernels attend for."""
+        self._device, self._prefills = context.slots.device, prefills
         there = context.lengths_on_device
         self.lengths = self._put(context.decode_lengths) if there is None else there  # [num_decodes] int32
         self._spans: dict[int, Spans] = {}  # by the tokens of a tile

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from quire_engine.attention.context import current_context
+from quire_engine.attention.context import AttentionContext, PrefillSpan, current_context
 from quire_engine.attention.paged_attention import PagedAttention
+
+if TYPE_CHECKING:
+    from quire_engine.attention.kernel_latent_attention import KernelLatentAttention
 
 
 class LatentAttention(PagedAttention):
@@ -18,37 +25,68 @@ class LatentAttention(PagedAttention):
     """
 
     num_cached = 1
-    has_kernels = False
 
-    def __init__(self, num_heads: int, width: int, *, scale: float) -> None:
-        super().__init__(num_heads, 1, width, scale=scale)
+    def __init__(self, num_heads: int, rank: int, rope: int, *, scale: float) -> None:
+        """Of `rank` numbers a value is made; `rope` numbers behind them are the rotated part of a key."""
+        super().__init__(num_heads, 1, rank + rope, scale=scale)
+        self.rank = rank
+        self.latent_kernels: KernelLatentAttention | None = None
+
+    def _use_kernels(self) -> None:
+        from quire_engine.attention.kernel_latent_attention import KernelLatentAttention
+
+        self.latent_kernels = KernelLatentAttention(self.k_cache, self.num_heads, self.rank, self.scale)
+
+    @property
+    def has_kernels(self) -> bool:
+        return self.latent_kernels is not None
 
     def over_latents(
         self, q: torch.Tensor, vectors: torch.Tensor, key_projection: torch.Tensor, value_projection: torch.Tensor
     ) -> torch.Tensor:
         """Queries [num_tokens, num_heads, nope + rope], of which the last part is rotated.
 
-        Vectors [num_tokens, 1, latent + rope], K [num_heads, nope, latent] and V [num_heads, value, latent]
+        Vectors [num_tokens, 1, rank + rope], K [num_heads, nope, rank] and V [num_heads, value, rank]
         -> [num_tokens, num_heads, value].
         """
-        context, num_decodes = current_context(), current_context().num_decodes
+        context = current_context()
         self.k_cache.flatten(0, 1).index_copy_(0, context.slots, vectors)
         out = q.new_empty(*q.shape[:2], value_projection.shape[1])
-        if num_decodes:
-            queries = _to_latent(q[:num_decodes], key_projection)
-            attended = torch.empty_like(queries)
-            self._decode(queries, attended, context)
-            out[:num_decodes] = _from_latent(attended, value_projection)
+        for rows, attend in self._in_latent_space(vectors, context):
+            out[rows] = _from_latent(attend(_to_latent(q[rows], key_projection)), value_projection)
         for span in context.prefills:
-            rows = slice(span.first, span.first + span.count)
             if span.start == 0:
+                rows = slice(span.first, span.first + span.count)
                 out[rows] = self._from_start(q[rows], vectors[rows, 0], key_projection, value_projection)
-                continue
-            queries = _to_latent(q[rows], key_projection)
-            attended = torch.empty_like(queries)
-            self._prefill(queries, vectors[rows], vectors[rows], attended, span)
-            out[rows] = _from_latent(attended, value_projection)
         return out
+
+    def _in_latent_space(
+        self, vectors: torch.Tensor, context: AttentionContext
+    ) -> Iterator[tuple[slice, Callable[[torch.Tensor], torch.Tensor]]]:
+        """Rows that look back at cached tokens, and what takes their latent queries to what those attend to.
+
+        Rows of prompts from the first token on may lie among them.
+        """
+        kernels, decodes = self.latent_kernels, slice(0, context.num_decodes)
+        if context.num_decodes:
+            yield decodes, partial(self._decodes if kernels is None else kernels.decodes, context=context)
+        spans = [span for span in context.prefills if span.start]
+        if kernels is not None and spans:
+            yield slice(spans[0].first, spans[-1].first + spans[-1].count), partial(kernels.chunks, context=context)
+        elif kernels is None:
+            for span in spans:
+                rows = slice(span.first, span.first + span.count)
+                yield rows, partial(self._chunk, vectors=vectors[rows], span=span)
+
+    def _decodes(self, queries: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        attended = torch.empty_like(queries)
+        self._decode(queries, attended, context)
+        return attended
+
+    def _chunk(self, queries: torch.Tensor, vectors: torch.Tensor, span: PrefillSpan) -> torch.Tensor:
+        attended = torch.empty_like(queries)
+        self._prefill(queries, vectors, vectors, attended, span)
+        return attended
 
     def _from_start(
         self, q: torch.Tensor, vectors: torch.Tensor, key_projection: torch.Tensor, value_projection: torch.Tensor
@@ -85,6 +123,6 @@ def _to_latent(q: torch.Tensor, key_projection: torch.Tensor) -> torch.Tensor:
 
 
 def _from_latent(attended: torch.Tensor, value_projection: torch.Tensor) -> torch.Tensor:
-    """[num_tokens, num_heads, latent + rope] -> [num_tokens, num_heads, value]."""
+    """[num_tokens, num_heads, latent, or more behind it] -> [num_tokens, num_heads, value]."""
     latent = attended[..., : value_projection.shape[2]]
     return torch.einsum("thr,hvr->thv", latent, value_projection)

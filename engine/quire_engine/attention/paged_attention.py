@@ -33,7 +33,6 @@ class PagedAttention(nn.Module):
     k_cache: torch.Tensor  # [num_blocks, block_size, num_kv_heads, head_dim]
     v_cache: torch.Tensor
     num_cached = 2  # of them: keys and values
-    has_kernels = True
 
     def __init__(
         self,
@@ -62,10 +61,18 @@ class PagedAttention(nn.Module):
         """Attach the cache. What a sequence has not written of its blocks must not be NaN: padding reads it."""
         self.k_cache, self.v_cache = k_cache, v_cache
         self.max_gathered_tokens = max_gathered_tokens
-        if self.has_kernels and by_gpu_kernels(k_cache.device):
-            from quire_engine.attention.kernel_attention import KernelAttention
+        if by_gpu_kernels(k_cache.device):
+            self._use_kernels()
 
-            self.kernels = KernelAttention(self)
+    def _use_kernels(self) -> None:
+        from quire_engine.attention.kernel_attention import KernelAttention
+
+        self.kernels = KernelAttention(self)
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether kernels for GPUs do it all."""
+        return self.kernels is not None
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """q [num_tokens, num_heads, head_dim], k and v [num_tokens, num_kv_heads, head_dim] -> as q."""

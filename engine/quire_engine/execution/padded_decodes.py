@@ -35,7 +35,7 @@ def can_be_padded(model: LanguageModel) -> bool:
         return False
     layers = model.attention_layers()
     experts = [module for module in model.modules() if isinstance(module, Experts)]
-    return all(layer.kernels is not None for layer in layers) and all(e.in_one_product for e in experts)
+    return all(layer.has_kernels for layer in layers) and all(e.in_one_product for e in experts)
 
 
 class PaddedDecodes:

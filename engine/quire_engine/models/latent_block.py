@@ -62,7 +62,7 @@ class LatentAttentionBlock(nn.Module):
         self.o_proj = RowLinear(Rows(heads, spec.value_dim), hidden, bias=spec.bias)
         own = tensor_ranks().share(heads)
         self.rotate = rotate_neighbours if spec.rope.interleaved else rotate
-        self.attend = LatentAttention(own.stop - own.start, spec.kv_rank + spec.rope.dim, scale=spec.scale)
+        self.attend = LatentAttention(own.stop - own.start, spec.kv_rank, spec.rope.dim, scale=spec.scale)
 
     def forward(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """[num_tokens, hidden_size] -> the same. `rotation` is what its rotary embedding gives."""

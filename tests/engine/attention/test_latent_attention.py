@@ -33,7 +33,7 @@ def test_chunks_and_decodes_give_what_keys_and_values_of_each_head_would(length:
     keys, values = draw(HEADS, NOPE, LATENT), draw(HEADS, VALUE, LATENT)
     num_blocks = -(-length // BLOCK_SIZE)
     cache = torch.zeros(1, num_blocks, BLOCK_SIZE, 1, LATENT + ROPE)
-    layer = LatentAttention(HEADS, LATENT + ROPE, scale=SCALE)
+    layer = LatentAttention(HEADS, LATENT, ROPE, scale=SCALE)
     layer.bind(cache[0], cache[0], num_blocks * BLOCK_SIZE)
     blocks = torch.randperm(num_blocks, generator=generator)
 

@@ -33,6 +33,7 @@ MORE_FAMILIES = [
     "GPT2LMHeadModel: learned positions",
     "Gemma2ForCausalLM: alternating window, soft-capped scores and logits",
     "MixtralForCausalLM: experts",
+    "DeepseekV3ForCausalLM: latent attention, corrected choice of experts",
     "LlamaForCausalLM: dynamic rope",
 ]
 

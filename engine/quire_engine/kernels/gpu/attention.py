@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from quire_engine.kernels.gpu.arithmetic import rounded
-from quire_engine.kernels.gpu.online_softmax import attend_range
+from quire_engine.kernels.gpu.online_softmax import attend_range, part_of
 
 SPLITS = 16
 """Into how many parts a long sequence is split: with 8 KV heads one sequence fills 128 of an H200's 132 SMs."""
@@ -156,17 +156,28 @@ def attend_decodes(
         num_warps=4,
         num_stages=stages,
     )
+    join_splits(partial, sums, out, rules.v_scale)
+
+
+def join_splits(partial: torch.Tensor, sums: torch.Tensor, out: torch.Tensor, v_scale: float = 1.0) -> None:
+    """Write to `out` [num_seqs, num_heads, head_dim] what the parts of each sequence are together, times `v_scale`.
+
+    Each part's mean of values [num_seqs, num_heads, splits, head_dim] float32 weighs as much as the logarithm to the
+    base 2 of its sum of weights [num_seqs, num_heads, splits] float32 says: minus infinity for a part that is empty.
+    """
+    num_seqs, num_heads, splits, head_dim = partial.shape
+    block_d = max(16, triton.next_power_of_2(head_dim))
     _join_splits[(num_seqs, num_heads)](
         partial,
         sums,
         out,
         out.stride(0),
         out.stride(1),
-        rules.v_scale,
+        v_scale,
         HEAD_DIM=head_dim,
         BLOCK_D=block_d,
-        SPLITS=SPLITS,
-        num_warps=2,
+        SPLITS=splits,
+        num_warps=min(16, max(2, splits * block_d // 1024)),
     )
 
 
@@ -285,10 +296,7 @@ def _attend_splits(
     start = 0
     if WINDOW > 0:
         start = tl.maximum(length - WINDOW, 0)
-    each = (length - start + SPLITS - 1) // SPLITS
-    each = tl.maximum((each + BLOCK_N - 1) // BLOCK_N * BLOCK_N, LEAST)
-    low = start + split * each
-    high = tl.minimum(low + each, length)
+    low, high = part_of(length, start, split, SPLITS, BLOCK_N, LEAST)
 
     rows, features = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
     there = rows < GROUP

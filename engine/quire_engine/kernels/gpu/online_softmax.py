@@ -11,6 +11,28 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def part_of(length, start, split, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, LEAST: tl.constexpr):
+    """From where to where a part of a sequence goes, which begins at `start`: of `LEAST` tokens, or more."""
+    each = (length - start + SPLITS - 1) // SPLITS
+    each = tl.maximum((each + BLOCK_N - 1) // BLOCK_N * BLOCK_N, LEAST)
+    low = start + split * each
+    return low, tl.minimum(low + each, length)
+
+
+@triton.jit
+def weigh(scores, best, total):
+    """Take scores [ROWS, BLOCK_N], to the base 2, to what was seen before: the greatest and the sums [ROWS] float32.
+
+    Gives the weights [ROWS, BLOCK_N], what earlier sums are to be multiplied by [ROWS], and both anew.
+    """
+    new_best = tl.maximum(best, tl.max(scores, axis=1))
+    shift = tl.where(new_best == float("-inf"), 0.0, new_best)  # a row that has seen no key yet
+    weights = tl.exp2(scores - shift[:, None])
+    shrink = tl.exp2(best - shift)
+    return weights, shrink, new_best, total * shrink + tl.sum(weights, axis=1)
+
+
+@triton.jit
 def attend_range(
     q,  # [ROWS, BLOCK_D]
     query_positions,  # [ROWS] int32
@@ -68,12 +90,7 @@ def attend_range(
         if WINDOW > 0:
             visible = visible & (positions[None, :] > query_positions[:, None] - WINDOW)
         scores = tl.where(visible, scores * LOG2_E, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, axis=1))
-        shift = tl.where(new_best == float("-inf"), 0.0, new_best)  # a row that has seen no key yet
-        weights = tl.exp2(scores - shift[:, None])
-        shrink = tl.exp2(best - shift)
-        total = total * shrink + tl.sum(weights, axis=1)
+        weights, shrink, best, total = weigh(scores, best, total)
         v = tl.load(v_of_head + at, mask=inside, other=0.0).to(q.dtype)
         weighted = weighted * shrink[:, None] + product(rounded(weights, q.dtype), v)
-        best = new_best
     return weighted, best, total

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
-from quire_engine.kernels.gpu import attention, experts, fp8, gate, norm, packed, rotary, sampling, shares
+from quire_engine.kernels.gpu import attention, experts, fp8, gate, latent, norm, packed, rotary, sampling, shares
 from quire_engine.sampling.sampler import SamplingBatch
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -23,6 +23,7 @@ KERNELS = {
     attention: ("_attend_spans", "_attend_splits", "_join_splits"),
     experts: ("_multiply",),
     gate: ("_gate_and_multiply",),
+    latent: ("_attend_latent_chunks", "_attend_latent_splits"),
     norm: ("_norm_rows",),
     fp8: ("_round_tokens", "_multiply_blocks"),
     packed: ("_multiply_packed",),
@@ -75,6 +76,15 @@ def attend(dtype: torch.dtype, head_dim: int, group: int, cached: torch.dtype | 
     attention.attend_decodes(q, cache, cache, out, tables, lengths, attention.ScoreRules(0.1, **rules))
 
 
+def attend_latents(dtype: torch.dtype, heads: int) -> None:
+    """Of DeepSeek-V3's sizes, with so many heads of a rank."""
+    q, out = empty(64, heads, 576, dtype=dtype), empty(64, heads, 512, dtype=dtype)
+    cache, tables = empty(10, 16, 1, 576, dtype=dtype), empty(64, 16, dtype=torch.int64)
+    spans = attention.Spans(tables, empty(64, 3, dtype=torch.int32), empty(9, 2, dtype=torch.int32))
+    latent.attend_chunks(q, cache, out, spans, 0.1)
+    latent.attend_decodes(q, cache, out, tables, empty(64, dtype=torch.int32), 0.1)
+
+
 def main() -> None:
     for module, names in KERNELS.items():
         for name in names:
@@ -85,6 +95,9 @@ def main() -> None:
     attend(bfloat16, 256, 2, window=1024, softcap=50.0)
     attend(torch.float16, 64, 1, slopes=empty(8, dtype=torch.float32))
     attend(bfloat16, 128, 8, cached=torch.float8_e4m3fn)
+    for heads in (128, 32, 16):
+        attend_latents(bfloat16, heads)
+    attend_latents(torch.float32, 16)
     x, weight = empty(64, 4096, dtype=bfloat16), empty(4096, dtype=bfloat16)
     norm.add_and_rms_norm(x, x, weight, 1e-5, offset=False)
     norm.rms_norm(x, weight, 1e-5, offset=True)

@@ -22,6 +22,7 @@ def test_the_tiny_benchmark_finds_every_kernel_right_and_runs_the_engine(tmp_pat
     assert all(of_case["right"] for of_case in figures["kernels"].values())
     assert {name.partition(":")[0] for name in figures["kernels"]} == {
         "attention",
+        "latent attention",
         "add and norm",
         "gate",
         "rotate and write",

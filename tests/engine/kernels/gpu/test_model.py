@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ CASES = [
     LLAMA,
     "Gemma2ForCausalLM: alternating window, soft-capped scores and logits",
     "BloomForCausalLM: ALiBi, norm behind the embedding",
+    "DeepseekV3ForCausalLM: latent attention, corrected choice of experts",
 ]
 MORE_CASES = [
     "MistralForCausalLM: sliding window",
@@ -40,16 +42,20 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
 @pytest.fixture
 def by_kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The kernels are used, on the CPU too. Gives the layers that attend by them."""
-    from quire_engine.attention import kernel_attention
+    from quire_engine.attention.kernel_attention import KernelAttention
+    from quire_engine.attention.kernel_latent_attention import KernelLatentAttention
 
     used: list[Any] = []
-    attend = kernel_attention.KernelAttention.attend
 
-    def counted(self: Any, *operands: Any) -> torch.Tensor:
-        used.append(self)
-        return attend(self, *operands)
+    def counted(attend: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(self: Any, *operands: Any, **more: Any) -> torch.Tensor:
+            used.append(self)
+            return attend(self, *operands, **more)
 
-    monkeypatch.setattr(kernel_attention.KernelAttention, "attend", counted)
+        return run
+
+    monkeypatch.setattr(KernelAttention, "attend", counted(KernelAttention.attend))
+    monkeypatch.setattr(KernelLatentAttention, "chunks", counted(KernelLatentAttention.chunks))
     monkeypatch.setattr(choice, "interpreted_on_cpu", True)
     return used
 
