@@ -35,6 +35,11 @@ class Shard:
         """What is filled in: floats of any size for a type of floats, and exactly the type otherwise."""
         return self.target.dtype
 
+    @property
+    def place(self) -> torch.Tensor | None:
+        """Where what is read can be written piece by piece; None where `fill` has to see all of it."""
+        return self.target
+
     def fill(self, part: torch.Tensor) -> None:
         """Take in what was read. Raises `ValueError` that says what is wrong with it, for behind the tensor's name."""
         self.target.copy_(part)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from quire_engine.layers.shard import Packed, Shard
+from quire_engine.loading.file_tensor import FileTensor, Reader
 from quire_engine.memory_plan.safetensors_header import TensorHeader
 from quire_engine.models.naming import Naming, Source
 
@@ -80,16 +80,14 @@ def place_of(source: Source, shard: Shard) -> Hashable:
     return source.name, source.matrix, source.transposed, columns.start, columns.stop
 
 
-def fill(parts: Sequence[tuple[Source, Shard]], stored: Any, shape: tuple[int, ...]) -> None:
-    """Fill the shards that `place_of` puts together from `stored`, safetensors' slice of a tensor that has `shape`.
+def fill(parts: Sequence[tuple[Source, Shard]], stored: FileTensor, reader: Reader) -> None:
+    """Fill the shards that `place_of` puts together from `stored`, which has the shape that `checked_shape` gave.
 
     Only rows that a shard holds are read, and those between them, each once. Raises `ValueError` for values that a
-    shard does not take.
+    shard does not take, and what `Reader.read` raises.
     """
-    if tuple(stored.get_shape()) != shape:  # dimensions of size 1: a scale
-        stored = stored[...].reshape(shape)
     source, shard = parts[0]
-    num_rows = shape[-1 if source.transposed else -len(shard.whole)]
+    num_rows = stored.shape[-1 if source.transposed else -len(shard.whole)]
     spans = [(_span(*part, num_rows), part) for part in parts]
     spans.sort(key=lambda found: found[0].start)
     while spans:
@@ -97,15 +95,34 @@ def fill(parts: Sequence[tuple[Source, Shard]], stored: Any, shape: tuple[int, .
         while count < len(spans) and spans[count][0].start < stop:  # queries, keys and values in turn, for one
             stop = max(stop, spans[count][0].stop)
             count += 1
-        start = spans[0][0].start
-        tensor = _read(source, shard, stored, slice(start, stop))
-        for span, (own, target) in spans[:count]:
-            held = slice(span.start - start, span.stop - start) if own.rows is None else own.rows[target.rows] - start
-            try:
-                target.fill(tensor[held])
-            except ValueError as error:
-                raise ValueError(f"{own.name} {error}") from error
+        _fill_rows(spans[:count], stored, slice(spans[0][0].start, stop), reader)
         del spans[:count]
+
+
+def _fill_rows(
+    spans: Sequence[tuple[slice, tuple[Source, Shard]]], stored: FileTensor, rows: slice, reader: Reader
+) -> None:
+    """Fill shards from `rows` of a tensor, which are read together."""
+    source, shard = spans[0][1]
+    where = _where(source, shard, rows)
+    if len(spans) == 1 and source.rows is None and shard.place is not None:
+        reader.read(stored, where, _as_stored(source, shard.place))
+        return
+    tensor = reader.get(stored, where)
+    tensor = tensor if source.matrix is None else tensor[0]
+    tensor = tensor.t() if source.transposed else tensor
+    for span, (own, target) in spans:
+        held = slice(span.start - rows.start, span.stop - rows.start)
+        try:
+            target.fill(tensor[held] if own.rows is None else tensor[own.rows[target.rows] - rows.start])
+        except ValueError as error:
+            raise ValueError(f"{own.name} {error}") from error
+
+
+def _as_stored(source: Source, place: torch.Tensor) -> torch.Tensor:
+    """A view of a shard's place that has the dimensions of what is stored."""
+    place = place.t() if source.transposed else place
+    return place if source.matrix is None else place[None]
 
 
 def _span(source: Source, shard: Shard, num_rows: int) -> slice:
@@ -116,11 +133,7 @@ def _span(source: Source, shard: Shard, num_rows: int) -> slice:
     return slice(int(picked.min()), int(picked.max()) + 1)
 
 
-def _read(source: Source, shard: Shard, stored: Any, rows: slice) -> torch.Tensor:
-    """[rows, columns of the shard]"""
+def _where(source: Source, shard: Shard, rows: slice) -> tuple[slice, ...]:
+    """Rows, and the columns of the shard, as slices of the stored tensor's dimensions."""
     parts = (shard.columns, rows) if source.transposed else (rows, shard.columns)[: len(shard.whole)]
-    if source.matrix is None:
-        tensor: torch.Tensor = stored[parts]
-    else:
-        tensor = stored[(slice(source.matrix[0], source.matrix[0] + 1), *parts)][0]
-    return tensor.t() if source.transposed else tensor
+    return parts if source.matrix is None else (slice(source.matrix[0], source.matrix[0] + 1), *parts)

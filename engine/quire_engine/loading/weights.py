@@ -14,12 +14,13 @@ from quire_engine.layers.linear import DRAWN_STD, Linear
 from quire_engine.layers.norm import Norm
 from quire_engine.layers.shard import Packed, Shard, Sharded
 from quire_engine.loading.errors import CheckpointError
-from quire_engine.loading.reading import checked_shape, fill, place_of, source_of
+from quire_engine.loading.readers import Read, read_all
+from quire_engine.loading.reading import checked_shape, place_of, source_of
 from quire_engine.memory_plan.model_shape import BYTES_OF_DTYPE, ModelShape
 from quire_engine.memory_plan.quantization import unexplained_weight
 from quire_engine.memory_plan.safetensors_header import TensorHeader, tensor_headers
 from quire_engine.memory_plan.weight_files import checkpoint_bytes, checkpoint_headers, weight_files
-from quire_engine.models.naming import Naming, Source
+from quire_engine.models.naming import Naming
 
 # Parameters that a byte of a file may hold: 4 at 2 bits, and some more since the shape may say too much.
 _MOST_A_BYTE = 16
@@ -71,12 +72,17 @@ def check_size(shape: ModelShape, directory: Path, more: int = 0) -> None:
 
 @torch.no_grad()
 def load_weights(
-    model: nn.Module, directory: Path, naming: Naming, whole: nn.Module | None = None, more: Sequence[Path] = ()
+    model: nn.Module,
+    directory: Path,
+    naming: Naming,
+    whole: nn.Module | None = None,
+    more: Sequence[Path] = (),
+    readers: int = 1,
 ) -> None:
     """Fill `model` from the safetensors files in `directory`, reading of each tensor what this rank holds.
 
     `whole` is what the files are of, where `model` has some of its layers only: it needs no memory for weights.
-    `more` are files that belong to them.
+    `more` are files that belong to them. As many threads as there are `readers` read.
 
     Raises `CheckpointError` for files that are missing or broken, and for tensors that are missing, unexpected or
     of another shape or type.
@@ -85,19 +91,20 @@ def load_weights(
         # A file that was cut off is found here, before a part of it is read.
         headers = {file: tensor_headers(file) for file in (*weight_files(directory), *more)}
         own = weight_shards(model)
-        _fill_all(own, own if whole is None else weight_shards(whole), headers, naming, directory)
+        reads = _plan_reads(own, own if whole is None else weight_shards(whole), headers, naming, directory)
+        read_all(reads, next(model.parameters()).device, readers)
     except (ValueError, SafetensorError) as error:
         raise CheckpointError("InvalidCheckpoint", str(error)) from error
 
 
-def _fill_all(
+def _plan_reads(
     own: Mapping[str, Shard],
     shards: Mapping[str, Shard],
     headers: Mapping[Path, Mapping[str, TensorHeader]],
     naming: Naming,
     directory: Path,
-) -> None:
-    """Check all of `shards`, the whole model's, and read `own`."""
+) -> list[Read]:
+    """Check all of `shards`, the whole model's. Returns what to read for `own`, in the order of the files."""
     file_of = {name: file for file, tensors in headers.items() for name in tensors}
     if not any(shard.packed for shard in shards.values()):
         _check_floats(headers, directory)
@@ -128,26 +135,18 @@ def _fill_all(
             by_file[file_of[source.name]][place_of(source, own[name])].append(name)
         if source.rows is not None:
             num_rows[source.name] = max(num_rows[source.name], int(source.rows.max()) + 1)
-    reads: dict[
-        Path, list[tuple[list[tuple[Source, Shard]], str, tuple[int, ...]]]
-    ] = {}  # all checked before the first is read: there may be minutes in between
+    reads: list[Read] = []  # all checked before the first is read: there may be minutes in between
     for file, places in by_file.items():
-        reads[file] = []
         for names in places.values():
             parts = [(sources[name], own[name]) for name in names]
             stored = parts[0][0].name
+            header = headers[file][stored]
             try:
-                shapes = [checked_shape(*part, headers[file][stored], num_rows[stored]) for part in parts]
+                shapes = [checked_shape(*part, header, num_rows[stored]) for part in parts]
             except ValueError as error:
                 raise ValueError(f"{file}: {error}") from error
-            reads[file].append((parts, stored, shapes[0]))
-    for file, of_file in reads.items():
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for parts, stored, shape in of_file:
-                    fill(parts, tensors.get_slice(stored), shape)
-        except (ValueError, SafetensorError) as error:
-            raise ValueError(f"{file}: {error}") from error
+            reads.append(Read(file, stored, header, shapes[0], parts))
+    return sorted(reads, key=lambda read: (str(read.file), read.header.start))
 
 
 def _check_floats(headers: Mapping[Path, Mapping[str, TensorHeader]], directory: Path) -> None:

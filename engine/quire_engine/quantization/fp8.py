@@ -148,6 +148,10 @@ class Rounding(Shard):
     def dtype(self) -> torch.dtype:
         return self.scale.dtype
 
+    @property
+    def place(self) -> None:
+        return None
+
     def fill(self, part: torch.Tensor) -> None:
         weight = part.to(self.scale)
         tiny = torch.finfo(torch.float32).tiny

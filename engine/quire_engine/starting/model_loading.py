@@ -10,6 +10,7 @@ from quire_engine.distributed.ranks import build_for
 from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.image_adapter import MethodFor, image_adapter, with_adapter
+from quire_engine.loading.readers import readers_for
 from quire_engine.loading.transformers_weights import draw_transformers, load_transformers
 from quire_engine.loading.weights import draw_weights, load_weights, stored_tensors
 from quire_engine.memory_plan.quantization import Quantization
@@ -60,7 +61,8 @@ def load_model(
     if dummy:
         draw_weights(model, config.seed)
     else:
-        load_weights(model, checkpoint.directory, naming, whole, () if adapter is None else (adapter.file,))
+        more = () if adapter is None else (adapter.file,)
+        load_weights(model, checkpoint.directory, naming, whole, more, readers_for(device, place.layout.per_node))
     finish_weights(model)
     return model
 

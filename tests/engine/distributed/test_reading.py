@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,46 +12,14 @@ import torch
 from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.ranks import TensorRanks, build_for
 from quire_engine.layers.linear import create_weights
-from quire_engine.loading import weights
+from quire_engine.loading import readers
 from quire_engine.loading.checkpoint import Checkpoint
+from quire_engine.loading.file_tensor import FileTensor
+from quire_engine.loading.staging import Staging
+from quire_engine.loading.weights import load_weights
 from quire_engine.models.decoder import CausalLM
 from quire_engine.models.registry import decoder_spec
 from tests.engine.models.checkpoints import FAMILIES, make_model, save
-
-
-@dataclass
-class Reading:
-    """In the place of safetensors' `safe_open`: counts the elements that are read of each tensor."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        opened, counts = self.opened(*args, **options), self.counts
-
-        class File:
-            def __enter__(self) -> File:
-                self.tensors = opened.__enter__()
-                return self
-
-            def __exit__(self, *error: Any) -> None:
-                opened.__exit__(*error)
-
-            def get_slice(self, name: str) -> Any:
-                stored = self.tensors.get_slice(name)
-
-                class Slice:
-                    get_shape = staticmethod(stored.get_shape)
-
-                    def __getitem__(self, where: Any) -> torch.Tensor:
-                        part: torch.Tensor = stored[where]
-                        counts[name] = counts.get(name, 0) + part.numel()
-                        return part
-
-                return Slice()
-
-        return File()
-
-    opened = staticmethod(weights.safe_open)
 
 
 @pytest.fixture
@@ -61,15 +29,23 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
 
 
 def read_by(checkpoint: Checkpoint, layout: Layout, rank: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    reading, spec = Reading(), decoder_spec(checkpoint.config)
-    monkeypatch.setattr(weights, "safe_open", reading)
+    """The elements that are read of each tensor."""
+    counts: Counter[str] = Counter()
+
+    class Counting(Staging):
+        def read(self, stored: FileTensor, where: Sequence[slice], into: torch.Tensor) -> None:
+            counts[stored.name] += into.numel()
+            super().read(stored, where, into)
+
+    monkeypatch.setattr(readers, "reader_for", Counting)
+    spec = decoder_spec(checkpoint.config)
     whole = CausalLM(spec)
     create_weights(whole)
     with build_for(TensorRanks(rank % layout.tensor, layout.tensor), layout.stage(rank)):
         model = CausalLM(spec)
         create_weights(model)
-    weights.load_weights(model, checkpoint.directory, spec.naming, whole)
-    return reading.counts
+    load_weights(model, checkpoint.directory, spec.naming, whole)
+    return counts
 
 
 def test_tensor_ranks_read_a_part_of_every_matrix_and_together_all_of_it(

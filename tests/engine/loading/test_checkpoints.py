@@ -122,7 +122,7 @@ def test_a_tensor_of_another_shape_is_found_before_any_is_read(
     last = "model.norm.weight"
     edit_weights(model_dir, lambda t: t.update({last: t[last][:-1].clone()}))
     read: list[object] = []
-    monkeypatch.setattr("quire_engine.loading.weights.fill", lambda parts, *_: read.append(parts))
+    monkeypatch.setattr("quire_engine.loading.readers.fill", lambda parts, *_: read.append(parts))
     with pytest.raises(StartupError, match=rf"{last}.* has the shape|shape \[.*\] and config.json asks for"):
         start(model_dir)
     assert read == []
