@@ -16,7 +16,6 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.loop import EngineCore
 from quire_engine.core.messages import EngineInfo, Vocabulary
-from quire_engine.core.step import Executor
 from quire_engine.core.step_profile import NO_PROFILE, StepProfile
 from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.leader import Leader
@@ -24,9 +23,9 @@ from quire_engine.distributed.place import Place
 from quire_engine.execution.cuda_graphs import capture_for
 from quire_engine.execution.device import DTYPES, device_memory, limit_threads, pick_device, pick_dtype
 from quire_engine.execution.model_runner import ModelRunner, warm_up
-from quire_engine.execution.padded_decodes import Capture
 from quire_engine.execution.ranked_executor import RankedExecutor
 from quire_engine.failure import failure_of
+from quire_engine.kernels.compiling import Compiling, watch_compiling
 from quire_engine.kernels.report import kernels_of
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.generation_config import generation_config, sampling_defaults
@@ -87,7 +86,8 @@ class BuiltRank:
     images: ImagePreparer | None  # of rank 0, where the model takes images
     adapters: AdapterReader | None  # of rank 0, where it takes adapters
     adapter_folders: Mapping[str, str]  # by name, of those that it begins with
-    capture: Capture | None  # how steps are recorded, where they are
+    records: bool  # whether steps may be recorded
+    compiling: Compiling | None  # of kernels for this device, where there are any
 
 
 @dataclass
@@ -138,6 +138,7 @@ def build_rank(
     with phase("device", "InvalidFlag"):
         device = pick_device(config.device, layout.local_rank(rank), layout.per_node)
         threads = limit_threads(layout.per_node)
+        compiling = watch_compiling(device)
     with phase("config", "UnsupportedModel"):
         checkpoint = Checkpoint.open(
             config.model,
@@ -198,8 +199,7 @@ def build_rank(
             core_config, num_blocks=plan.num_blocks, num_swap_blocks=plan.num_swap_blocks, window=window
         )
         capture = None if config.enforce_eager or core_config.pooling is not None else capture_for(device)
-        pads = capture is not None
-        runner = model_runner(core_config, model, plan, DTYPES[dtype], device, place, adapted, pads=pads)
+        runner = model_runner(core_config, model, plan, DTYPES[dtype], device, place, adapted, capture)
     log.info("%s in %s on %s, %d threads", spec.shape.architecture, dtype, device.type, threads)
     log.info("kernels: %s", kernels_of(device))
     info = EngineInfo(
@@ -222,11 +222,13 @@ def build_rank(
     if processor is not None:
         preparer = ImagePreparer(processor.prepared, processor.prepared_bytes, plan.image_room)
     own_reader = reader if rank == 0 else None
-    return BuiltRank(runner, core_config, plan, info, phase, preparer, own_reader, adapter_folders, capture)
+    return BuiltRank(
+        runner, core_config, plan, info, phase, preparer, own_reader, adapter_folders, capture is not None, compiling
+    )
 
 
 def _started(
-    config: EngineConfig, built: BuiltRank, executor: Executor, learned: Learned
+    config: EngineConfig, built: BuiltRank, executor: ModelRunner | RankedExecutor, learned: Learned
 ) -> tuple[EngineCore, EngineInfo]:
     """Warm up all ranks, and put the core on top of them."""
     core_config, info = built.core_config, built.info
@@ -234,11 +236,11 @@ def _started(
         longest = min(core_config.max_num_batched_tokens, core_config.max_model_len - 1)
         pools = core_config.pooling is not None
         warm_up(executor, max(1, min(_WARM_UP_TOKENS[info.device], longest)), core_config.block_size, pools=pools)
-    if built.capture is not None:
+    if built.records:
         with built.phase("graphs", "EngineFailed"):
-            room = int(built.plan.limit * (1 - built.plan.utilization))
-            recorded = built.runner.record_decodes(built.capture, room)
-        log.info("CUDA graphs of decodes: %d", recorded)
+            executor.record_decodes(int(built.plan.limit * (1 - built.plan.utilization)))
+    if built.compiling is not None:
+        log.info("kernels in Triton: %s", built.compiling)
     log.info("%s", built.plan.table())
     on_gpu = info.device == "cuda"
     gpu_blocks, cpu_blocks = (info.num_blocks, info.num_swap_blocks) if on_gpu else (0, info.num_blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from quire_engine.core.pooling import PoolingParams
 from quire_engine.core.step import TokenLogprobs
 from quire_engine.engine import build_engine
 from quire_engine.interrupts import interrupts_held
+from quire_engine.logs import parts_of
 from quire_engine.lora.request import LoRARequest
 from quire_engine.lora.residents import Residents
 from quire_engine.multimodal.image_files import ImageFile
@@ -39,6 +41,8 @@ from quire_engine.text.detokenizer import IncrementalDetokenizer
 from quire_engine.text.image_parts import takes_parts
 from quire_engine.text.token_bytes import TokenBytes
 from quire_engine.text.tokenizer import check_vocabulary, load_tokenizer
+
+log = logging.getLogger(__name__)
 
 
 class PromptDict(TypedDict, total=False):
@@ -80,7 +84,9 @@ class LLM:
     def __init__(self, model: str, **config: Any) -> None:
         config |= {name: json.dumps(value) for name, value in config.items() if isinstance(value, dict)}
         self.config = EngineConfig(model=model, **config)
+        begun = time.monotonic()
         self.core, self.info = build_engine(self.config, on_model=self._load_tokenizer)
+        log.info("ready after %.1f s (%s)", time.monotonic() - begun, parts_of(self.info.startup_seconds))
         self._token_bytes = TokenBytes(self._tokenizer)
         self._adapters = Residents(self.core, self.config.adapters)
         self._num_requests = 0

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 
 
 class JsonFormatter(logging.Formatter):
@@ -35,6 +36,11 @@ def configure_logging(level: str = "info", log_format: str = "text") -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "asyncio", "filelock", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def parts_of(seconds: Mapping[str, float]) -> str:
+    """What took how long, in words."""
+    return ", ".join(f"{name} {taken:.1f} s" for name, taken in seconds.items())
 
 
 def current_level() -> str:

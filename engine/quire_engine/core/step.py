@@ -117,6 +117,15 @@ class Executor(Protocol):
 
 
 @runtime_checkable
+class Recording(Protocol):
+    """An executor whose steps of decodes alone can be recorded and replayed."""
+
+    def record_decodes(self, room: int) -> int:
+        """Record them, in `room` bytes of the device. Returns how many there are, 0 where they cannot be."""
+        ...
+
+
+@runtime_checkable
 class Closing(Protocol):
     """An executor that has processes to end."""
 

@@ -20,7 +20,7 @@ from torch.distributed import DistError
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.adapters import Adapting
-from quire_engine.core.step import Executor
+from quire_engine.core.step import Executor, Recording
 from quire_engine.distributed.launch import launch
 from quire_engine.distributed.layout import Layout
 from quire_engine.distributed.messages import (
@@ -28,6 +28,7 @@ from quire_engine.distributed.messages import (
     Failed,
     Prepare,
     RankOptions,
+    Record,
     Release,
     Run,
     Unload,
@@ -119,6 +120,9 @@ class Follower:
                 match decode_to_rank(self._steps.recv()):
                     case Run(step):
                         executor.execute(step)
+                    case Record(room):
+                        assert isinstance(executor, Recording)
+                        executor.record_decodes(room)
                     case Prepare(number, adapter):
                         assert isinstance(executor, Adapting)
                         preparing[number] = preparer.submit(executor.prepare_adapter, number, adapter)

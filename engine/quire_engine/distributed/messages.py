@@ -27,6 +27,12 @@ class Run(msgspec.Struct, tag=True):
     step: Step
 
 
+class Record(msgspec.Struct, tag=True):
+    """Has steps of decodes recorded, in `room` bytes of each device: see `Recording`."""
+
+    room: int
+
+
 class Prepare(msgspec.Struct, tag=True):
     """Begins to make of an adapter, which rank 0 has held against the model, what steps take."""
 
@@ -58,7 +64,7 @@ class Failed(msgspec.Struct, tag=True):
     by_another: bool = False  # it only noticed that another rank had gone
 
 
-ToRank = Run | Prepare | Adopt | Unload | Release
+ToRank = Run | Record | Prepare | Adopt | Unload | Release
 FromRank = Failed
 
 encode: Callable[[ToRank | FromRank], bytes] = msgspec.msgpack.Encoder().encode

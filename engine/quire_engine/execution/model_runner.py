@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import torch
 
@@ -17,7 +18,7 @@ from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.execution.input_batch import InputBatch, ModelInputs
 from quire_engine.execution.kv_cache import KVCache
 from quire_engine.execution.model_spans import time_parts
-from quire_engine.execution.padded_decodes import Capture, PaddedDecodes
+from quire_engine.execution.padded_decodes import LONGEST_SECONDS, PaddedDecodes
 from quire_engine.execution.pooling import Pooler
 from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.memory_plan.plan import GIB
@@ -29,6 +30,7 @@ from quire_engine.sampling_params import SamplingParams
 log = logging.getLogger(__name__)
 
 _WARM_UP = "warm-up"
+_GIVE_UP, _ENOUGH, _GO_ON = range(3)  # what a rank says after a recording: the least holds for all
 
 
 class ModelRunner:
@@ -67,29 +69,53 @@ class ModelRunner:
         time_parts(self._model, profile)
 
     @torch.inference_mode()
-    def record_decodes(self, capture: Capture, room: int) -> int:
+    def record_decodes(self, room: int) -> int:
         """Have steps of decodes alone replayed from here on, where the model lets them. Returns how many were recorded.
 
-        Where they cannot be recorded, or take more than `room` bytes of the device, which the plan leaves, the log says
-        why, and all steps run as before.
+        All ranks have to call it, and record the same. Where they cannot be recorded, or take more than `room` bytes of
+        the device, which the plan leaves, the log says why, and all steps run as before.
         """
-        if self._padded is None:
+        padded = self._padded
+        if not self._place.least(int(padded is not None)) or padded is None:
             return 0
-        device = self._padded.device
-        before = device_memory(device).used
-        try:
-            count = self._padded.record(capture)
-            taken = device_memory(device).used - before
-            log.info("CUDA graphs of decodes take %.2f GiB beside the plan", taken / GIB)
-            if taken > room:
-                raise RuntimeError(
-                    f"they take {taken / GIB:.2f} GiB, and --gpu-memory-utilization leaves {room / GIB:.2f}: lower it"
+        before, until = device_memory(padded.device).used, time.monotonic() + LONGEST_SECONDS
+        count = 0
+        for size in reversed(padded.sizes):
+            why_not = self._record(padded, size)
+            taken = device_memory(padded.device).used - before
+            if why_not is None and taken > room:
+                leaves = f"--gpu-memory-utilization leaves {room / GIB:.2f}: lower it"
+                why_not = f"they take {taken / GIB:.2f} GiB, and {leaves}"
+            own = _GIVE_UP if why_not is not None else _ENOUGH if time.monotonic() > until else _GO_ON
+            verdict = self._place.least(own)
+            if verdict == _GIVE_UP:
+                padded.forget()
+                log.warning(
+                    "decodes are not recorded as CUDA graphs, which costs time between kernels: %s",
+                    why_not or "another rank cannot",
                 )
-            return count
-        except RuntimeError as error:  # whatever a driver has to say, or memory that ran out
-            log.warning("decodes are not recorded as CUDA graphs, which costs time between kernels: %s", error)
-            self._padded.forget()
-            return 0
+                return 0
+            count += 1
+            if verdict == _ENOUGH:
+                break
+        left = len(padded.sizes) - count
+        smallest = f", the {left} smallest sizes are left out after {LONGEST_SECONDS:.0f} s" if left else ""
+        log.info("CUDA graphs of decodes: %d%s; they take %.2f GiB beside the plan", count, smallest, taken / GIB)
+        return count
+
+    def _record(self, padded: PaddedDecodes, size: int) -> str | None:
+        """Returns why it cannot be done: whatever a driver has to say, or that memory ran out."""
+        try:
+            padded.rehearse(size)
+        except RuntimeError as error:
+            if self._place.layout.size > 1:  # others wait for this one's part of it
+                raise
+            return str(error)
+        try:
+            padded.record(size)  # runs nothing: nobody waits
+        except RuntimeError as error:
+            return str(error)
+        return None
 
     @torch.inference_mode()
     def prepare_adapter(self, number: int, adapter: StoredAdapter) -> None:

@@ -21,6 +21,9 @@ Capture = Callable[[Run], Run]
 
 LARGEST = 512
 
+LONGEST_SECONDS = 60.0
+"""So long sizes are recorded at a start. Batches of those that are left are padded to the next larger one."""
+
 
 def padded_sizes(most: int) -> list[int]:
     """Batch sizes that are recorded, for batches of up to `most`: a batch is padded by an eighth or by 7 rows."""
@@ -51,11 +54,12 @@ class PaddedDecodes:
         rotates_by_length: bool,
         dtype: torch.dtype,
         device: torch.device,
+        capture: Capture,
     ) -> None:
         """`spare_slot` is of a page that no sequence has: rows of padding write there."""
-        self._model, self._spare_slot, self.device = model, spare_slot, device
-        self._sizes = padded_sizes(max_num_seqs)
-        rows = self._sizes[-1]
+        self._model, self._spare_slot, self.device, self._capture = model, spare_slot, device, capture
+        self.sizes = padded_sizes(max_num_seqs)
+        rows = self.sizes[-1]
         # Rows of padding hold a token of an earlier step, or 0: any that there is.
         self._token_ids, self._positions, self._rotated_for = torch.zeros(3, rows, dtype=torch.int64, device=device)
         self._slots = torch.full((rows,), spare_slot, dtype=torch.int64, device=device)
@@ -64,21 +68,27 @@ class PaddedDecodes:
         self._hidden = torch.zeros(rows, model.shape.hidden_size, dtype=dtype, device=device)
         self._rotates_by_length = rotates_by_length
         self._recorded: dict[int, Run] = {}
+        self._recorded_sizes: list[int] = []
 
-    def record(self, capture: Capture) -> int:
-        """Record all sizes, the largest first, whose memory the others then use. Returns how many they are."""
-        for size in reversed(self._sizes):
-            self._recorded[size] = capture(self._step_of(size))
-        return len(self._sizes)
+    def rehearse(self, size: int) -> None:
+        """Run a step as it will be recorded, so that kernels are compiled and libraries have their workspaces."""
+        self._step_of(size)()
+
+    def record(self, size: int) -> None:
+        """Have batches of up to `size` replayed. The largest comes first: its memory serves the others too."""
+        self._recorded[size] = self._capture(self._step_of(size))
+        self._recorded_sizes = sorted(self._recorded)
 
     def forget(self) -> None:
         """Take no more steps."""
         self._recorded.clear()
+        self._recorded_sizes = []
 
     def takes(self, context: AttentionContext) -> bool:
         """Whether a batch is one of decodes alone, of the model as it is, and not too large."""
         changed = context.adapters or context.adapted is not None or context.axes is not None
-        return bool(self._recorded) and not (context.prefills or changed) and 0 < context.num_decodes <= self._sizes[-1]
+        largest = self._recorded_sizes[-1] if self._recorded_sizes else 0
+        return not (context.prefills or changed) and 0 < context.num_decodes <= largest
 
     def run(self, token_ids: torch.Tensor, positions: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """What the model makes of a batch that `takes` lets pass, of token ids and positions [num_decodes] int64.
@@ -86,7 +96,7 @@ class PaddedDecodes:
         Hidden states [num_decodes, hidden_size], which are valid until the next call.
         """
         count = context.num_decodes
-        size = self._sizes[bisect_left(self._sizes, count)]
+        size = self._recorded_sizes[bisect_left(self._recorded_sizes, count)]
         self._token_ids[:count] = token_ids
         self._positions[:count] = positions
         self._slots[:count] = context.slots

@@ -8,7 +8,7 @@ from collections import deque
 from quire_engine.core.adapters import StoredAdapter
 from quire_engine.core.step import Step, StepResult
 from quire_engine.distributed.leader import Leader
-from quire_engine.distributed.messages import Adopt, Prepare, Unload
+from quire_engine.distributed.messages import Adopt, Prepare, Record, Unload
 from quire_engine.execution.model_runner import ModelRunner
 from quire_engine.failure import failure_of
 
@@ -42,6 +42,11 @@ class RankedExecutor:
             self._close.detach()
             self._leader.close(failure_of(blamed))
             raise blamed from error
+
+    def record_decodes(self, room: int) -> int:
+        """As `ModelRunner` does, on all ranks. Raises `RanksLostError`."""
+        self._leader.tell(Record(room))
+        return self._runner.record_decodes(room)
 
     def prepare_adapter(self, number: int, adapter: StoredAdapter) -> None:
         """Raises `RanksLostError` too, and `ValueError` for one beyond a message."""

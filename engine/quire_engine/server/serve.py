@@ -21,7 +21,7 @@ import uvloop
 from quire_engine.config import EngineConfig
 from quire_engine.drain import control_socket, serve_control
 from quire_engine.last_words import give_up
-from quire_engine.logs import configure_logging
+from quire_engine.logs import configure_logging, parts_of
 from quire_engine.server.api_keys import ApiKeys
 from quire_engine.server.engine_client import EngineClient
 from quire_engine.server.lifecycle import Lifecycle
@@ -175,7 +175,7 @@ async def _become_ready(config: EngineConfig, service: Any, listener: socket.soc
     # may be collected would take a quarter of the time that carrying tokens takes.
     gc.collect()
     gc.freeze()
-    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in service.client.startup_seconds.items())
-    log.info("ready after %.1f s (%s)", time.monotonic() - service.client.launched, phases)
+    client = service.client
+    log.info("ready after %.1f s (%s)", time.monotonic() - client.launched, parts_of(client.startup_seconds))
     host, port = listener.getsockname()[:2]
     log.info("serving %s on %s:%d", ", ".join(service.model_names), f"[{host}]" if ":" in host else host, port)

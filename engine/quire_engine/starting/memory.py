@@ -15,7 +15,7 @@ from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.execution.input_batch import InputBatch
 from quire_engine.execution.kv_cache import allocate_kv_cache
 from quire_engine.execution.model_runner import ModelRunner
-from quire_engine.execution.padded_decodes import PaddedDecodes, can_be_padded
+from quire_engine.execution.padded_decodes import Capture, PaddedDecodes, can_be_padded
 from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.lora.adapted_model import AdaptedModel
 from quire_engine.memory_plan.host_memory import memory_limit, resident_bytes
@@ -94,17 +94,17 @@ def model_runner(
     device: torch.device,
     place: Place,
     adapted: AdaptedModel | None = None,
-    *,
-    pads: bool = False,
+    capture: Capture | None = None,
 ) -> ModelRunner:
     """Allocate the KV cache and the buffers of steps, as `plan` says.
 
-    With `pads` there is a page more, which padding writes to, and decodes can be recorded where the model lets them.
+    With `capture` there is a page more, which padding writes to, and decodes can be recorded where the model lets them.
     """
-    pads = pads and place.layout.size == 1
+    if place.layout.pipeline > 1:  # stages hand on as many rows as there are
+        capture = None
     cache = allocate_kv_cache(
         model,
-        num_blocks=plan.num_blocks + pads,
+        num_blocks=plan.num_blocks + (capture is not None),
         block_size=plan.block_size,
         dtype=dtype,
         device=device,
@@ -133,7 +133,7 @@ def model_runner(
         adapters=adapted is not None,
     )
     padded = None
-    if pads and can_be_padded(model):
+    if capture is not None and can_be_padded(model):
         padded = PaddedDecodes(
             model,
             max_num_seqs=core_config.max_running,
@@ -142,6 +142,7 @@ def model_runner(
             rotates_by_length=core_config.rotation is not None,
             dtype=dtype,
             device=device,
+            capture=capture,
         )
     images = None
     if core_config.images is not None and place.stage.first:  # where tokens are embedded

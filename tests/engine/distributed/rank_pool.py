@@ -15,7 +15,7 @@ import msgspec
 
 from quire_engine.distributed.messages import RankOptions
 
-_BEGUN = "import torch, quire_engine.rank_process; from tests.engine.distributed.rank_pool import work; work()"
+_BEGUN = "import torch, quire_engine.rank_process; from tests.engine.distributed.rank_pool import work; {first}work()"
 
 
 @dataclass
@@ -51,9 +51,13 @@ class PooledRank:
 
 
 class RankPool:
-    """`launch` is what `quire_engine.distributed.launch.launch` is, without the start of a process."""
+    """`launch` is what `quire_engine.distributed.launch.launch` is, without the start of a process.
 
-    def __init__(self) -> None:
+    `first` are statements that each process begins with.
+    """
+
+    def __init__(self, first: str = "") -> None:
+        self._program = _BEGUN.format(first=first)
         self.idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self.launched: list[PooledRank] = []
         self._all: list[subprocess.Popen[bytes]] = []
@@ -76,7 +80,7 @@ class RankPool:
 
     def _start(self) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
-        self._all.append(subprocess.Popen([sys.executable, "-c", _BEGUN], stdin=pipe, stdout=pipe))
+        self._all.append(subprocess.Popen([sys.executable, "-c", self._program], stdin=pipe, stdout=pipe))
         return self._all[-1]
 
 

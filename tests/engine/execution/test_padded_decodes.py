@@ -69,7 +69,14 @@ def padded_by(model: LanguageModel, max_num_seqs: int) -> PaddedDecodes:
         rotates_by_length=True,
         dtype=torch.float64,
         device=torch.device("cpu"),
+        capture=as_it_is,
     )
+
+
+def record_all(padded: PaddedDecodes) -> PaddedDecodes:
+    for size in reversed(padded.sizes):
+        padded.record(size)
+    return padded
 
 
 def decodes(count: int, seed: int = 0, width: int = WIDTH) -> tuple[torch.Tensor, torch.Tensor, AttentionContext]:
@@ -96,8 +103,7 @@ def test_rows_come_back_as_they_were_put_in_and_padding_touches_no_sequence(
     batches: list[tuple[int, int, int]],
 ) -> None:
     model = Echo()
-    padded = padded_by(model, 21)
-    padded.record(as_it_is)
+    padded = record_all(padded_by(model, 21))
     for count, width, seed in batches:
         token_ids, positions, context = decodes(count, seed, width)
         found = padded.run(token_ids, positions, context)
@@ -113,29 +119,28 @@ def test_rows_come_back_as_they_were_put_in_and_padding_touches_no_sequence(
 
 
 def test_blocks_of_a_sequence_are_where_its_length_looks_for_them() -> None:
-    padded = padded_by(Echo(), 4)
-    padded.record(as_it_is)
+    padded = record_all(padded_by(Echo(), 4))
     for width in (WIDTH, 2):
         token_ids, positions, context = decodes(3, width, width)
         padded.run(token_ids, positions, context)
         assert torch.equal(padded._tables[:3, :width], context.decode_blocks)
 
 
-def test_the_largest_size_is_recorded_first() -> None:
+def test_sizes_that_were_not_recorded_are_padded_to_the_next_larger_one() -> None:
     model = Echo()
-
-    def run_at_once(run: Run) -> Run:
-        run()
-        return run
-
-    assert padded_by(model, 20).record(run_at_once) == len(padded_sizes(20))
-    assert model.sizes == [20, 16, 8, 4, 2, 1]
+    padded = padded_by(model, 20)
+    for size in (20, 8):
+        padded.record(size)
+    for count in (3, 8, 9):
+        token_ids, positions, context = decodes(count)
+        padded.run(token_ids, positions, context)
+    assert model.sizes == [8, 8, 20]
 
 
 def test_only_decodes_of_the_model_as_it_is_are_taken() -> None:
     padded = padded_by(Echo(), 8)
     assert not padded.takes(decodes(3)[2])  # nothing is recorded
-    padded.record(as_it_is)
+    record_all(padded)
     assert padded.takes(decodes(8)[2])
     assert not padded.takes(decodes(9)[2])
     assert not padded.takes(decodes(0)[2])
@@ -268,3 +273,39 @@ def test_recordings_that_take_more_than_the_plan_leaves_are_given_up(
     assert "they take 1024.00 GiB, and --gpu-memory-utilization leaves" in caplog.text
     assert answers(core, prompts, [2]) == greedy_reference(model, prompts, 2)
     assert recorded == []
+
+
+def test_recording_ends_after_a_while_and_smaller_batches_are_padded_to_what_is_there(
+    device: torch.device,
+    recorded: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(model_runner, "LONGEST_SECONDS", -1.0)
+    cls, config = ALL[LLAMA]
+    model, prompts = make_model(cls, config()), mixed_prompts(1, 5)
+    save(model, tmp_path)
+    with caplog.at_level(logging.INFO, logger="quire_engine"):
+        core = build(tmp_path, device)
+    assert f"CUDA graphs of decodes: 1, the {len(padded_sizes(5)) - 1} smallest sizes are left" in caplog.text
+    assert answers(core, prompts, [3]) == greedy_reference(model, prompts, 3)
+    assert recorded == [1, 1]
+
+
+def test_the_largest_size_is_recorded_first_and_run_once_before(
+    device: torch.device, recorded: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[str, int]] = []
+    for name in ("rehearse", "record"):
+        done = getattr(PaddedDecodes, name)
+
+        def told(self: Any, size: int, name: str = name, done: Any = done) -> None:
+            steps.append((name, size))
+            done(self, size)
+
+        monkeypatch.setattr(PaddedDecodes, name, told)
+    cls, config = ALL[LLAMA]
+    save(make_model(cls, config()), tmp_path)
+    build(tmp_path, device)
+    assert steps == [(name, size) for size in reversed(padded_sizes(5)) for name in ("rehearse", "record")]
