@@ -102,7 +102,9 @@ class EngineConfig:
     master_port: int | None = setting(
         None, "port at which ranks find node 0; when unset 29501 with several nodes, else any that is free"
     )
-    disable_custom_all_reduce: bool = setting(False, "of no effect: ranks have no all-reduce but NCCL's and gloo's")
+    disable_custom_all_reduce: bool = setting(
+        False, "leave all sums over GPUs to NCCL, also small ones, which GPUs that NVLink joins add in one step"
+    )
     quantization: str | None = setting(
         None,
         "scheme of quantized weights, the checkpoint's when unset. fp8 and int8 also round float weights while loading",

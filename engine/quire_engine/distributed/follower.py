@@ -94,7 +94,8 @@ class Follower:
                 self._watch.add_child(rank, self._processes[-1])
         port = self._steps.bind_to_random_port(f"tcp://{in_url(self._address)}")
         self._store.set(f"steps/{self.rank}", f"tcp://{in_url(self._address)}:{port}")
-        self._place = join(self._store, self.layout, self.rank, device, self._address)
+        one_shot = not self._config.disable_custom_all_reduce
+        self._place = join(self._store, self.layout, self.rank, device, self._address, one_shot=one_shot)
         return self._place
 
     def run(

@@ -79,7 +79,8 @@ class Leader:
             self._watch.add_peer(steps, f"EngineFailed: rank {rank} on node {self.layout.node(rank)} went away")
             steps.connect(address)
             self._steps[rank] = steps
-        self._place = join(self._store, self.layout, self.rank, device, self._address)
+        one_shot = not self._config.disable_custom_all_reduce
+        self._place = join(self._store, self.layout, self.rank, device, self._address, one_shot=one_shot)
         return self._place
 
     def send(self, step: Step) -> None:

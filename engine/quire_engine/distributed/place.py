@@ -18,6 +18,7 @@ from torch import distributed
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from quire_engine.distributed.layout import Layout
+from quire_engine.distributed.one_shot import one_shot_for
 from quire_engine.distributed.ranks import TensorRanks
 from quire_engine.memory_plan.stages import Stage
 
@@ -76,10 +77,13 @@ class Place:
             distributed.destroy_process_group()
 
 
-def join(store: Store, layout: Layout, rank: int, device: torch.device, address: str) -> Place:
+def join(
+    store: Store, layout: Layout, rank: int, device: torch.device, address: str, *, one_shot: bool = True
+) -> Place:
     """Meet the other ranks, which all have to call this. `address` is this rank's towards them.
 
-    Collectives run over NCCL on GPUs, and over gloo on CPU.
+    Collectives run over NCCL on GPUs, and over gloo on CPU. With `one_shot` GPUs add small tensors in one step, where
+    they can.
     """
     with _gloo_towards(address):
         distributed.init_process_group(
@@ -98,7 +102,11 @@ def join(store: Store, layout: Layout, rank: int, device: torch.device, address:
     # The same share of the neighbouring stages.
     before = None if stage.first else rank + layout.tensor
     after = None if stage.last else rank - layout.tensor
-    share = TensorRanks(rank % layout.tensor, layout.tensor, group, layout.expert_parallel)
+    peers = layout.ranks_of_stage(stage.index)
+    one_node = layout.node(peers[0]) == layout.node(peers[-1])
+    gpus = range(layout.local_rank(peers[0]), layout.local_rank(peers[0]) + layout.tensor)
+    added = one_shot_for(group, device, gpus, wanted=one_shot, one_node=one_node)
+    share = TensorRanks(rank % layout.tensor, layout.tensor, group, layout.expert_parallel, added)
     return Place(layout, rank, share, StageLink(before, after, layout.pipeline))
 
 

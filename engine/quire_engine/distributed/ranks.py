@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from quire_engine.distributed.one_shot import OneShot
 from quire_engine.memory_plan.stages import Stage
 
 
@@ -24,6 +25,7 @@ class TensorRanks:
     size: int = 1
     group: distributed.ProcessGroup | None = None
     expert_parallel: bool = False  # experts are held whole, each by one rank, instead of in part by all
+    one_shot: OneShot | None = None  # adds what is small
 
     def share(self, count: int) -> slice:
         """The units, of `count`, that this rank holds: an equal part, or one that several ranks hold alike.
@@ -40,7 +42,9 @@ class TensorRanks:
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of all ranks' `x`, which may be written to."""
-        if self.size > 1:
+        if self.one_shot is not None and self.one_shot.takes(x):
+            self.one_shot.add(x)
+        elif self.size > 1:
             distributed.all_reduce(x, group=self.group)
         return x
 
