@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.nn import functional
@@ -17,14 +19,21 @@ from torch.nn import functional
 from quire_engine.attention.context import AttentionContext, PrefillSpan, attention_context
 from quire_engine.attention.latent_attention import LatentAttention
 from quire_engine.attention.paged_attention import PagedAttention
+from quire_engine.kernels import choice
 from quire_engine.kernels.gpu.fp8 import FP8, multiply_blocks, multiply_rows, round_tokens
 from quire_engine.kernels.gpu.gate import gate_and_multiply
 from quire_engine.kernels.gpu.norm import add_and_rms_norm
 from quire_engine.kernels.gpu.packed import PackedWeight, multiply_packed
 from quire_engine.kernels.gpu.rotary import rotate_and_write
 from quire_engine.kernels.gpu.sampling import draw_within as draw_within_by_kernel
+from quire_engine.layers.experts import Experts
+from quire_engine.layers.linear import Linear, LinearMethod, create_weights, finish_weights
 from quire_engine.layers.norm import RMSNorm
 from quire_engine.layers.rotary import rotate
+from quire_engine.memory_plan.quantization import Awq, Fp8
+from quire_engine.quantization.awq import AwqLinear
+from quire_engine.quantization.fp8 import Fp8Linear
+from quire_engine.quantization.int8 import Int8WhileLoading
 from quire_engine.quantization.words import unpack
 from quire_engine.sampling.sampler import SamplingBatch, draw_within
 
@@ -112,6 +121,8 @@ def cases(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> Iterator[C
     for rows in (2,) if tiny else (1, 16, 64, 512, 4096):
         yield _four_bits(device, dtype, rows, tiny=tiny)
         yield from _fp8(device, rows, tiny=tiny)
+    for rows in (2,) if tiny else (1, 64, 4096):
+        yield from _experts(device, dtype, rows, tiny=tiny)
     for rows in (2,) if tiny else (1, 64, 256):
         yield _sampling(device, rows, 300 if tiny else VOCAB)
 
@@ -288,6 +299,56 @@ def _fp8(device: torch.device, rows: int, *, tiny: bool) -> Iterator[Case]:
             inputs * outputs + rows * (inputs + outputs) * x.dtype.itemsize,
             rows * inputs * outputs,  # tensor cores multiply FP8 twice as fast as bfloat16
         )
+
+
+def _experts(device: torch.device, dtype: torch.dtype, num_tokens: int, *, tiny: bool) -> Iterator[Case]:
+    """Those of Qwen3-30B-A3B: quantized ones at once, beside torch, which turns one after the other into floats."""
+    count, hidden, inner, top_k = (4, 256, 128, 2) if tiny else (128, 2048, 768, 8)
+    x = torch.randn(num_tokens, hidden, device=device).to(dtype)
+    weights = torch.full((num_tokens, top_k), 1 / top_k, device=device)
+    chosen = torch.rand(num_tokens, count, device=device).argsort(dim=1)[:, :top_k]
+    used, each = len(set(chosen.flatten().tolist())), 3 * hidden * inner
+    ways: dict[str, tuple[Callable[[], LinearMethod], float]] = {
+        "4 bits": (lambda: AwqLinear(Awq(group_size=128), "layer"), 0.5),
+        "FP8, scales of blocks": (lambda: Fp8Linear(Fp8(block=(128, 128), scale="weight_scale")), 1),
+        "int8": (Int8WhileLoading, 1),
+    }
+    for name, (method, size) in ways.items():
+        experts = _drawn_experts(method, device, count, hidden, inner)
+
+        def by_torch(experts: Experts = experts) -> Tensors:
+            with _torch_alone():
+                return (experts(x, weights, chosen),)
+
+        yield Case(
+            f"experts of {name}: {num_tokens}",
+            partial(_in_tuple, partial(experts, x, weights, chosen)),
+            by_torch,
+            int(used * each * size) + 2 * x.numel() * dtype.itemsize,
+            2 * num_tokens * top_k * each,
+        )
+
+
+def _drawn_experts(
+    method: Callable[[], LinearMethod], device: torch.device, count: int, hidden: int, inner: int
+) -> Experts:
+    with device:
+        experts = Experts(count, hidden, inner, functional.silu)
+        create_weights(experts, lambda path, layer: method())
+    generator = torch.Generator(device)
+    for layer in experts.modules():
+        if isinstance(layer, Linear):
+            layer.method.draw(layer, generator)
+    with _torch_alone():  # activations stay as they are
+        finish_weights(experts)
+    experts.finish()
+    return experts
+
+
+@contextmanager
+def _torch_alone() -> Iterator[None]:
+    with patch.multiple(choice, has_triton=lambda: False, interpreted_on_cpu=False):
+        yield
 
 
 def _sampling(device: torch.device, rows: int, vocab_size: int) -> Case:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -10,14 +11,40 @@ from torch import nn
 from quire_engine.distributed.ranks import TensorRanks, build_for, tensor_ranks
 from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.layers.activation import gated
-from quire_engine.layers.linear import ColumnLinear, LinearMethod, RowLinear, Rows, Unquantized
+from quire_engine.layers.linear import ColumnLinear, Linear, LinearMethod, RowLinear, Rows, Unquantized
 from quire_engine.layers.shard import Shard
+
+if TYPE_CHECKING:
+    from quire_engine.kernels.gpu.experts import ExpertWeight
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """A `LinearMethod` by whose weights a kernel for GPUs can multiply at once, where they are of experts."""
+
+    def put_together(self, layers: Sequence[Linear]) -> ExpertWeight | None:
+        """The weights of layers of one kind, the first of them this method's own, in their final form.
+
+        Their parameters become parts of it. None where such weights have to go one by one.
+        """
+        ...
+
+
+def stacked(layers: Sequence[Linear], name: str) -> torch.Tensor:
+    """The parameters of this name as one tensor [num_layers, ...], of which each is a part from now on."""
+    own = layers[0].get_parameter(name)
+    whole = torch.empty(len(layers), *own.shape, dtype=own.dtype, device=own.device)
+    for part, layer in zip(whole, layers, strict=True):
+        part.copy_(layer.get_parameter(name))
+        layer.register_parameter(name, nn.Parameter(part, requires_grad=False))
+    return whole
 
 
 class Stack(nn.Module):
-    """The weights of one kind of all experts, [num_experts, out_features, in_features], for those that have plain ones.
+    """The weights of one kind of all experts, [num_experts, out_features, in_features].
 
-    It is a single allocation, so that a kernel can take all experts at once.
+    Plain ones are a single allocation, so that a kernel can take all experts at once. Quantized ones are brought
+    together where there is such a kernel, once they have their final form.
     """
 
     def __init__(self, count: int) -> None:
@@ -25,11 +52,18 @@ class Stack(nn.Module):
         self.count = count
         self.taken = 0
         self.weight: nn.Parameter | None = None
+        self._quantized: ExpertWeight | None = None
 
     @property
-    def is_full(self) -> bool:
-        """Whether all experts have their weight here."""
-        return self.taken == self.count
+    def whole(self) -> ExpertWeight | None:
+        """What a kernel multiplies by; None where experts go one by one."""
+        return self.weight if self.taken == self.count else self._quantized
+
+    def put_together(self, layers: Sequence[Linear]) -> None:
+        """Those of all experts, where a kernel for GPUs takes such weights."""
+        methods = [layer.method for layer in layers]
+        if isinstance(methods[0], Joining) and len({type(method) for method in methods}) == 1:
+            self._quantized = methods[0].put_together(layers)
 
     def take(self, index: int, rows: int, columns: int) -> torch.Tensor:
         """One expert's weight [rows, columns] within the stack."""
@@ -111,7 +145,14 @@ class Experts(nn.Module):
     @property
     def in_one_product(self) -> bool:
         """Whether a kernel can multiply by all of them at once, without knowing which are chosen."""
-        return self.gate_up.is_full and self.down.is_full
+        return self.gate_up.whole is not None and self.down.whole is not None
+
+    def finish(self) -> None:
+        """Bring quantized weights together for a kernel, if there is one."""
+        experts = [expert for expert in self._experts.values() if isinstance(expert, Expert)]
+        if by_gpu_kernels(next(self.parameters()).device):
+            self.gate_up.put_together([expert.gate_up_proj for expert in experts])
+            self.down.put_together([expert.down_proj for expert in experts])
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """This rank's part of the sum over experts.
@@ -138,11 +179,12 @@ class Experts(nn.Module):
         """As `forward`, with one product for all experts."""
         from quire_engine.kernels.gpu.experts import multiply, route
 
-        assert self.gate_up.weight is not None
-        assert self.down.weight is not None
+        gate_up, down = self.gate_up.whole, self.down.whole
+        assert gate_up is not None
+        assert down is not None
         routes = route(chosen - self.own.start, len(self.own))
-        inner = gated(multiply(x, self.gate_up.weight, routes, of_tokens=True), self.activation)
-        out = multiply(inner, self.down.weight, routes, of_tokens=False)
+        inner = gated(multiply(x, gate_up, routes, of_tokens=True), self.activation)
+        out = multiply(inner, down, routes, of_tokens=False)
         return torch.bmm(weights.to(x.dtype)[:, None], out.view(*chosen.shape, -1))[:, 0]
 
     def _run(self, expert: nn.Module, x: torch.Tensor) -> torch.Tensor:

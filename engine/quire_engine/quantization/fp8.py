@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from quire_engine.kernels.choice import by_gpu_kernels
+from quire_engine.layers.experts import stacked
 from quire_engine.layers.linear import DRAWN_STD, Linear, Piece
 from quire_engine.layers.shard import Packed, Shard
 from quire_engine.memory_plan.quantization import Fp8
 from quire_engine.quantization.blocks import multiply_in_blocks
+
+if TYPE_CHECKING:
+    from quire_engine.kernels.gpu.experts import ExpertWeight
 
 FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FP8).max
@@ -107,6 +112,16 @@ class Fp8Linear:
         before = layer.pieces[0].columns.start % wide
         scale = layer.get_parameter("weight_scale")
         return multiply_blocks(x, layer.weight, scale, self._scale_rows, wide, before, bias)
+
+    def put_together(self, layers: Sequence[Linear]) -> ExpertWeight | None:
+        """See `layers.experts.Joining`."""
+        from quire_engine.kernels.gpu.fp8 import ScaledWeight
+
+        first, (high, wide) = layers[0], self.settings.block
+        rows = self._rows_of_scales(first, high, first.weight.device).to(torch.int32)
+        before = 0 if wide is None else first.pieces[0].columns.start % wide
+        numbers, scales = stacked(layers, "weight"), stacked(layers, "weight_scale")
+        return ScaledWeight(numbers, scales, rows, wide or first.in_features, before)
 
     def _parts(self, layer: Linear, dtype: torch.dtype) -> Iterator[tuple[slice, partial[torch.Tensor]]]:
         for piece, place in zip(layer.pieces, self._places, strict=True):

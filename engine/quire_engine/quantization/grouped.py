@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from quire_engine.kernels.choice import by_gpu_kernels
+from quire_engine.layers.experts import stacked
 from quire_engine.layers.linear import DRAWN_STD, Linear, Piece
 from quire_engine.layers.shard import Packed, Shard
 from quire_engine.memory_plan.quantization import Awq, Gptq
 from quire_engine.quantization.blocks import multiply_in_blocks
 from quire_engine.quantization.words import WORD, unpack
+
+if TYPE_CHECKING:
+    from quire_engine.kernels.gpu.experts import ExpertWeight
 
 
 class GroupedLinear:
@@ -134,6 +139,15 @@ class GroupedLinear:
             weight = PackedWeight(*own, self.bits, self._zero_offset)
             results.append(multiply_packed(x, weight, None if bias is None else bias[place]))
         return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
+
+    def put_together(self, layers: Sequence[Linear]) -> ExpertWeight | None:
+        """See `layers.experts.Joining`. None where inputs of a layer are in groups of their own."""
+        if not all(isinstance(layer.method, GroupedLinear) and layer.method._regular for layer in layers):
+            return None
+        from quire_engine.kernels.gpu.packed import PackedWeight
+
+        words, zeros, scales = (stacked(layers, name) for name in ("qweight", "qzeros", "scales"))
+        return PackedWeight(words, zeros, scales, None, self.bits, self._zero_offset)
 
     def _parts(self, layer: Linear, dtype: torch.dtype) -> Iterator[tuple[slice, partial[torch.Tensor]]]:
         for i, piece in enumerate(layer.pieces):

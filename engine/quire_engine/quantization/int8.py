@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 
 from quire_engine.kernels import cpu
 from quire_engine.kernels.choice import by_gpu_kernels
+from quire_engine.layers.experts import stacked
 from quire_engine.layers.linear import DRAWN_STD, Linear
 from quire_engine.quantization.fp8 import Fp8WhileLoading
+
+if TYPE_CHECKING:
+    from quire_engine.kernels.gpu.experts import ExpertWeight
 
 _LARGEST = 127
 _DRAWN = 30.0  # standard deviation of drawn numbers: one in 40,000 is cut off
@@ -33,6 +40,13 @@ class Int8WhileLoading(Fp8WhileLoading):
 
             return multiply_packed(x, PackedWeight.of_bytes(layer.weight, layer.get_parameter("weight_scale")), bias)
         return super().multiply(layer, x, bias)
+
+    def put_together(self, layers: Sequence[Linear]) -> ExpertWeight | None:
+        if layers[0].in_features % 4:
+            return None
+        from quire_engine.kernels.gpu.packed import PackedWeight
+
+        return PackedWeight.of_bytes(stacked(layers, "weight"), stacked(layers, "weight_scale"))
 
     def operands(self, layer: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
         return layer.weight, layer.get_parameter("weight_scale")

@@ -9,6 +9,11 @@ import triton
 import triton.language as tl
 
 from quire_engine.kernels.gpu.arithmetic import product, rounded
+from quire_engine.kernels.gpu.fp8 import ScaledWeight, scaled
+from quire_engine.kernels.gpu.packed import PackedWeight, unpacked
+
+ExpertWeight = torch.Tensor | PackedWeight | ScaledWeight
+"""Of all experts: [num_experts, outputs, inputs] of the type of what it is multiplied with, or quantized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +47,56 @@ def route(chosen: torch.Tensor, num_experts: int) -> Routes:
     return Routes(pairs[: num_tiles * rows], experts, rows, top_k)
 
 
-def multiply(x: torch.Tensor, weight: torch.Tensor, routes: Routes, *, of_tokens: bool) -> torch.Tensor:
-    """Each pair's row by its expert's weight [num_experts, outputs, inputs]: [num_tokens * top_k, outputs].
+def multiply(x: torch.Tensor, weight: ExpertWeight, routes: Routes, *, of_tokens: bool) -> torch.Tensor:
+    """Each pair's row by its expert's weight [outputs, inputs]: [num_tokens * top_k, outputs] of x's dtype.
 
     `x` has a row a token, [num_tokens, inputs], or with `of_tokens` false a row a pair. Zeros where a pair is left out.
+    A quantized weight is turned into x's dtype tile by tile; `x` is not rounded.
     """
-    num_experts, outputs, inputs = weight.shape
     x = x.contiguous()
+    inputs, float32 = x.shape[1], x.dtype == torch.float32
+    most = 32 if float32 else 128 if routes.rows <= 16 else 64
+    bits = zero_offset = group = groups = before = 0
+    zeros: torch.Tensor | None = None
+    rows_of_scales: torch.Tensor | None = None
+    if isinstance(weight, PackedWeight):
+        assert weight.group_of is None, "groups that lie apart are not looked up here"
+        numbers, scales, zeros = weight.words, weight.scales, weight.zeros
+        bits, zero_offset = weight.bits, weight.zero_offset
+        block_k, group, of_tile = weight.steps(inputs, most)
+        num_experts, outputs, groups = scales.shape
+    elif isinstance(weight, ScaledWeight):
+        numbers, scales, rows_of_scales = weight.numbers, weight.scales, weight.scale_row
+        block_k, of_tile = weight.steps(most)
+        group, before = weight.block, weight.before
+        (num_experts, outputs, _), groups = numbers.shape, scales.shape[2]
+    else:
+        numbers = scales = weight
+        block_k, of_tile = min(most, 64), False
+        num_experts, outputs, _ = weight.shape
     pairs = x.shape[0] * (routes.top_k if of_tokens else 1)
     out = torch.zeros(pairs, outputs, dtype=x.dtype, device=x.device)
-    block_n, block_k = 64, 32 if x.dtype == torch.float32 else 64
+    block_n = 64
     _multiply[(len(routes.experts), triton.cdiv(outputs, block_n))](
         x,
-        weight,
+        numbers,
+        scales,
+        numbers if zeros is None else zeros,
+        numbers if rows_of_scales is None else rows_of_scales,
         out,
         routes.pairs,
         routes.experts,
         num_experts,
         outputs,
         inputs,
+        scales.stride(0),
+        groups,
+        before,
+        BITS=bits,
+        ZERO_OFFSET=zero_offset,
+        SIGNED=zeros is None,
+        GROUP=group,
+        OF_TILE=of_tile,
         TOP_K=routes.top_k if of_tokens else 1,
         ROWS=routes.rows,
         BLOCK_N=block_n,
@@ -75,12 +111,23 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, routes: Routes, *, of_tokens
 def _multiply(
     x_all,
     weights,
+    scales,
+    zeros,
+    rows_of_scales,
     out,
     all_pairs,
     experts,
     num_experts,
     outputs,
     inputs,
+    scales_each,  # of an expert
+    groups,
+    before,
+    BITS: tl.constexpr,  # of packed numbers; 0 where they are not
+    ZERO_OFFSET: tl.constexpr,
+    SIGNED: tl.constexpr,
+    GROUP: tl.constexpr,  # inputs of a scale; 0 where there is none
+    OF_TILE: tl.constexpr,
     TOP_K: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -92,15 +139,45 @@ def _multiply(
         return
     pairs = tl.load(all_pairs + tile * ROWS + tl.arange(0, ROWS))
     there = pairs >= 0
-    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = columns < outputs
-    x_rows = x_all + (tl.where(there, pairs, 0) // TOP_K * inputs)[:, None]
-    w_rows = weights + (expert * outputs + columns.to(tl.int64))[None, :] * inputs
-    total = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    dtype = x_all.dtype.element_ty
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n_there = n < outputs
+    x_rows = x_all + (tl.where(there, pairs, 0) // TOP_K * inputs)[None, :]
+    each: tl.constexpr = 32 // BITS if BITS > 0 else 1
+    w_rows = weights + ((expert * outputs + n) * (inputs // each))[:, None]
+    scale_rows = scales + expert * scales_each
+    if BITS > 0:
+        scale_rows += n * groups
+        zero_rows = zeros + (expert * (outputs // each) + n // each) * groups
+    elif GROUP > 0:
+        scale_rows += tl.load(rows_of_scales + n, mask=n_there, other=0) * groups
+    total = tl.zeros([BLOCK_N, ROWS], tl.float32)
     for first in range(0, inputs, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        x = tl.load(x_rows + k[None, :], mask=there[:, None] & (k < inputs)[None, :], other=0.0)
-        w = tl.load(w_rows + k[:, None], mask=(k < inputs)[:, None] & inside[None, :], other=0.0)
-        total += product(x, w)
-    to = out + (tl.where(there, pairs, 0) * outputs)[:, None] + columns[None, :]
-    tl.store(to, rounded(total, out.dtype.element_ty), mask=there[:, None] & inside[None, :])
+        if BITS > 0:
+            w = unpacked(
+                w_rows,
+                zero_rows,
+                n % each * BITS,
+                scale_rows,
+                n_there,
+                rows_of_scales,
+                first,
+                inputs,
+                dtype,
+                BITS,
+                ZERO_OFFSET,
+                SIGNED,
+                GROUP,
+                OF_TILE,
+                BLOCK_N,
+                BLOCK_K,
+            )
+        elif GROUP > 0:
+            w = scaled(w_rows, scale_rows, n_there, first, inputs, before, dtype, GROUP, OF_TILE, BLOCK_K)
+        else:
+            w = tl.load(w_rows + k[None, :], mask=n_there[:, None] & (k < inputs)[None, :], other=0.0)
+        x = tl.load(x_rows + k[:, None], mask=(k < inputs)[:, None] & there[None, :], other=0.0)
+        total += product(w, x)
+    to = out + (tl.where(there, pairs, 0) * outputs)[None, :] + n[:, None]
+    tl.store(to, rounded(total, out.dtype.element_ty), mask=there[None, :] & n_there[:, None])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +16,28 @@ LARGEST: tl.constexpr = tl.constexpr(448.0)
 _TINY: tl.constexpr = tl.constexpr(1.1754943508222875e-38)
 ALIGNED = 16
 """What torch's product of FP8 wants inputs and outputs to be multiples of."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledWeight:
+    """That of experts: w = number * scale, as float32; rounded to the type of what it is multiplied with.
+
+    Each output has the row of `scales` that `scale_row` says, and each `block` inputs a column, where of the first one
+    `before` inputs are missing.
+    """
+
+    numbers: torch.Tensor  # [num_experts, outputs, inputs] e4m3
+    scales: torch.Tensor  # [num_experts, scales, blocks of inputs] float32
+    scale_row: torch.Tensor  # [outputs] int32
+    block: int
+    before: int = 0
+
+    def steps(self, most: int) -> tuple[int, bool]:
+        """How many inputs a kernel takes at once, a power of two from 32 to `most`, and whether of one block each."""
+        if self.scales.shape[2] == 1:
+            return most, True
+        at_once = min(most, inputs_at_once(self.block, self.before))
+        return (at_once, True) if at_once >= 32 else (most, False)
 
 
 def round_tokens(x: torch.Tensor, group: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,6 +126,30 @@ def multiply_blocks(
 def inputs_at_once(block: int, before: int) -> int:
     """So many inputs, a power of two, that lie within one block, where `before` of the first one are missing."""
     return min(128, (block | before) & -(block | before))
+
+
+@triton.jit
+def scaled(
+    w_rows,  # [BLOCK_N, 1] pointers, as the others are [BLOCK_N]
+    scale_rows,
+    n_there,
+    first,
+    inputs,
+    before,
+    dtype: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OF_TILE: tl.constexpr,  # whether all inputs of a tile are of one block
+    BLOCK_K: tl.constexpr,
+):
+    """A tile of a `ScaledWeight` as `dtype`: some outputs by the inputs from `first` on, [BLOCK_N, BLOCK_K]."""
+    k = first + tl.arange(0, BLOCK_K)
+    there = n_there[:, None] & (k < inputs)[None, :]
+    numbers = tl.load(w_rows + k[None, :], mask=there, other=0.0).to(tl.float32)
+    if OF_TILE:
+        scale = tl.load(scale_rows + (first + before) // BLOCK, mask=n_there, other=0.0)[:, None]
+    else:
+        scale = tl.load(scale_rows[:, None] + ((k + before) // BLOCK)[None, :], mask=there, other=0.0)
+    return rounded(numbers * scale, dtype)
 
 
 @triton.jit

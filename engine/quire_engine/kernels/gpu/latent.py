@@ -35,7 +35,7 @@ def _tile(num_rows: int, dtype: torch.dtype) -> _Tile:
     if dtype == torch.float32:
         return _Tile(16, 16, 8, 1)
     rows = min(64, max(16, int(triton.next_power_of_2(num_rows))))
-    return _Tile(rows, 32, 8 if rows == 64 else 4, 2)
+    return _Tile(rows, 32, 8 if rows > 16 else 4, 2)
 
 
 def tokens_of_tile(num_heads: int, dtype: torch.dtype) -> int:

@@ -85,6 +85,26 @@ def attend_latents(dtype: torch.dtype, heads: int) -> None:
     latent.attend_decodes(q, cache, out, tables, empty(64, dtype=torch.int32), 0.1)
 
 
+def multiply_by_quantized_experts(dtype: torch.dtype, rows: int) -> None:
+    """Of DeepSeek-V3's sizes, on one of 8 GPUs."""
+    of_tiles = empty(40, dtype=torch.int64)
+    routes = experts.Routes(empty(40 * rows, dtype=torch.int64), of_tiles, rows, 8)
+    x, numbers = empty(64, 7168, dtype=dtype), empty(32, 512, 7168, dtype=fp8.FP8)
+    float32, int32 = torch.float32, torch.int32
+    weights: list[experts.ExpertWeight] = [
+        fp8.ScaledWeight(numbers, empty(32, 4, 56, dtype=float32), empty(512, dtype=int32), 128),
+        fp8.ScaledWeight(numbers, empty(32, 512, 1, dtype=float32), empty(512, dtype=int32), 7168),
+        packed.PackedWeight.of_bytes(empty(32, 512, 7168, dtype=torch.int8), empty(32, 512, 1, dtype=float32)),
+    ]
+    for bits, groups in ((4, 56), (4, 224), (8, 56)):
+        sizes = (32, 512, 7168 * bits // 32), (32, 512 * bits // 32, groups)
+        words, zeros = (empty(*size, dtype=int32) for size in sizes)
+        scales = empty(32, 512, groups, dtype=torch.float16)
+        weights.append(packed.PackedWeight(words, zeros, scales, None, bits, zero_offset=1))
+    for weight in weights:
+        experts.multiply(x, weight, routes, of_tokens=True)
+
+
 def main() -> None:
     for module, names in KERNELS.items():
         for name in names:
@@ -116,6 +136,8 @@ def main() -> None:
         for rows in (16, 64):
             routes = experts.Routes(pairs, of_tiles, rows, 2)
             experts.multiply(empty(64, 4096, dtype=dtype), empty(8, 14336, 4096, dtype=dtype), routes, of_tokens=True)
+    for dtype, rows in ((bfloat16, 16), (bfloat16, 64), (torch.float32, 16)):
+        multiply_by_quantized_experts(dtype, rows)
     for bits, groups, shuffled, dtype in (
         (4, 32, False, bfloat16),
         (4, 32, True, bfloat16),

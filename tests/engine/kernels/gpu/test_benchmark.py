@@ -29,6 +29,9 @@ def test_the_tiny_benchmark_finds_every_kernel_right_and_runs_the_engine(tmp_pat
         "linear of 4 bits",
         "linear of FP8, scales of rows",
         "linear of FP8, scales of blocks",
+        "experts of 4 bits",
+        "experts of FP8, scales of blocks",
+        "experts of int8",
         "draw",
     }
     assert figures["engine"]["one stream"]["tokens"] == 2
