@@ -71,9 +71,12 @@ def read_all(reads: Sequence[Read], device: torch.device, readers: int) -> None:
             sizes = [task.result() for task in tasks]
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.accelerator.empty_host_cache()
+        give_back = getattr(torch.accelerator, "empty_host_cache", None)  # torch 2.6 has none yet
+        if give_back is not None:
+            give_back()
     size, seconds = sum(sizes) / 1e9, time.monotonic() - begun
-    log.info("read %.2f GB at %.2f GB/s, by %d threads", size, size / seconds, readers)
+    threads = "one thread" if readers == 1 else f"{readers} threads"
+    log.info("read %.2f GB at %.2f GB/s, by %s", size, size / seconds, threads)
 
 
 @dataclass(frozen=True)

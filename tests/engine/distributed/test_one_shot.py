@@ -170,6 +170,8 @@ def test_ranks_add_in_one_step_what_is_taken_and_the_rest_by_their_group() -> No
 
 
 def test_what_the_kernel_is_called_with_is_what_torch_declares() -> None:
+    if not hasattr(torch.ops.symm_mem, "one_shot_all_reduce_copy_out"):
+        pytest.skip("this torch has no such kernel, and NCCL adds everything")
     declared = str(torch.ops.symm_mem.one_shot_all_reduce_copy_out.default._schema)
     assert declared.partition("(")[2].startswith(
         "Tensor symm_buffer, Tensor local_input, str reduce_op, str group_name, Tensor(a!) out)"

@@ -52,7 +52,12 @@ def begun_with(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     pool.stop()
 
 
-@pytest.mark.parametrize(("begun_with", "recorded"), [(RECORDS, True), (FAILS, False)], indirect=["begun_with"])
+@pytest.mark.parametrize(
+    ("begun_with", "recorded"),
+    [(RECORDS, True), pytest.param(FAILS, False, marks=pytest.mark.slow)],
+    indirect=["begun_with"],
+    ids=["both record", "one cannot"],
+)
 @pytest.mark.usefixtures("begun_with")
 def test_two_ranks_answer_as_transformers_does_and_replay_both_or_not(
     recorded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

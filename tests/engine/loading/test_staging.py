@@ -144,3 +144,46 @@ def test_what_was_read_is_told_with_its_speed(
     (line,) = caplog.messages
     assert line.startswith("read 0.00 GB at ")
     assert line.endswith(" GB/s, by 2 threads")
+
+
+class Event:
+    """In the place of a GPU's: what is recorded is done when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.is_done = True
+
+    def record(self) -> None:
+        self.is_done = False
+
+    def synchronize(self) -> None:
+        self.is_done = True
+
+
+def test_a_buffer_is_read_into_again_once_its_copy_is_done_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging, tensor = Staging(CPU, 64), torch.randn(100, 8)
+    staging._buffers = [torch.empty(64, dtype=torch.uint8) for _ in range(2)]
+    staging._views = [buffer.numpy().data for buffer in staging._buffers]
+    events = [Event(), Event()]
+    staging._copied = events  # type: ignore[assignment]  # no CUDA is here
+    used: list[int] = []
+
+    def watching(real: Preadv) -> Preadv:
+        def read(file: int, parts: Sequence[memoryview], at: int) -> int:
+            place = torch.frombuffer(parts[0], dtype=torch.uint8).data_ptr()
+            used.append([buffer.data_ptr() for buffer in staging._buffers].index(place))
+            assert events[used[-1]].is_done
+            assert len(used) < 2 or not events[1 - used[-1]].is_done, "the other one is copied meanwhile"
+            return real(file, parts, at)
+
+        return read
+
+    instead_of_preadv(monkeypatch, watching)
+    file = tmp_path / "tensor"
+    file.write_bytes(tensor.numpy().tobytes())
+    into = torch.empty_like(tensor)
+    with file.open("rb") as opened:
+        staging.read(FileTensor("t", opened.fileno(), 0, "F32", (100, 8)), (), into)
+    assert torch.equal(into, tensor)
+    assert used == [1, 0] * 25
