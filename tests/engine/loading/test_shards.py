@@ -108,6 +108,33 @@ def test_a_number_of_ranks_that_splits_no_heads_is_named() -> None:
         Block()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ALL)
+def test_every_family_is_read_alike_by_two_ranks_from_mapped_files_and_through_small_buffers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    cls, config = ALL[family]
+    model = make_model(cls, config())
+    save(model, tmp_path)
+    spec = decoder_spec(model.config.to_dict())
+
+    whole = CausalLM(spec)
+    create_weights(whole)
+
+    def read(rank: int) -> dict[str, torch.Tensor]:
+        with build_for(TensorRanks(rank, 2)):
+            decoder = CausalLM(spec)
+        create_weights(decoder)
+        load_weights(decoder, tmp_path, spec.naming, whole, readers=2)
+        return decoder.state_dict()
+
+    mapped = [read(rank) for rank in range(2)]
+    monkeypatch.setattr("quire_engine.loading.readers.reader_for", lambda device: Staging(device, 1000))
+    for rank in range(2):
+        through_buffers = read(rank)
+        assert all(torch.equal(tensor, through_buffers[name]) for name, tensor in mapped[rank].items())
+
+
 @pytest.mark.parametrize("stored_as", [as_it_is, fused_by_head_and_turned])
 def test_what_several_tensors_are_stored_as_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored_as: Stored
