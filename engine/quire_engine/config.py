@@ -87,6 +87,9 @@ class EngineConfig:
     mm_processor_kwargs: str | None = setting(
         None, 'JSON of settings that the image processor has instead of its own, as {"max_pixels": 1003520}'
     )
+    async_scheduling: bool | None = setting(
+        None, "prepare the next step while the device computes one; when unset on a GPU alone. Of one rank"
+    )
     profile_steps: int = setting(
         0, "steps to time from the first request on: then a table is logged, and a trace written for Chrome's viewers"
     )
@@ -168,6 +171,11 @@ class EngineConfig:
         """Adapters that may be loaded at once."""
         return self.max_cpu_loras or max(self.max_loras, len(self.lora_modules))
 
+    def overlaps(self, device: str) -> bool:
+        """Whether steps are prepared ahead on a `device` of this type."""
+        alone = self.tensor_parallel_size * self.pipeline_parallel_size == 1
+        return alone and (device == "cuda" if self.async_scheduling is None else self.async_scheduling)
+
     def _check_adapters(self) -> None:
         if self.max_lora_rank not in LORA_RANKS:
             raise ValueError(
@@ -191,6 +199,11 @@ class EngineConfig:
             raise ValueError(
                 f"--nnodes is {self.nnodes}: it must divide the {ranks} ranks, "
                 "--tensor-parallel-size x --pipeline-parallel-size"
+            )
+        if self.async_scheduling and ranks > 1:
+            raise ValueError(
+                f"--async-scheduling is set and --tensor-parallel-size x --pipeline-parallel-size is {ranks}: it works "
+                "with one rank, so leave it out"
             )
         if not 0 <= self.node_rank < self.nnodes:
             raise ValueError(

@@ -171,6 +171,12 @@ class SamplingParams:
         return self.penalized or bool(self.bad_words_token_ids) or self.prompt_logprobs is not None
 
     @property
+    def needs_tokens(self) -> bool:
+        """Whether who chooses a token has to know those before it, or more than a token comes of a step."""
+        told = self.logprobs is not None or self.use_beam_search
+        return told or self.looks_back or self.structured_outputs is not None
+
+    @property
     def penalized(self) -> bool:
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
 

@@ -124,6 +124,7 @@ def test_a_wrong_flag_says_what_to_write(argv: list[str], says: str, capsys: pyt
         (["--gpu-memory-utilization=1.5"], "at most 1"),
         (["--max-num-seqs=0"], "at least 1"),
         (["--port=70000"], "between 0 and 65535"),
+        (["--async-scheduling", "--tensor-parallel-size=2"], "works with one rank, so leave it out"),
     ],
 )
 def test_a_value_out_of_range_names_the_flag_and_the_limit(argv: list[str], says: str) -> None:

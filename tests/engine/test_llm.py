@@ -58,6 +58,24 @@ def test_profiled_steps_are_told_by_their_parts_and_change_no_answer(
     assert sum(event["name"] == "schedule" for event in events) == 4
 
 
+def test_where_steps_overlap_texts_end_where_they_do_without(llm: LLM) -> None:
+    overlapping = LLM(llm.config.model, device="cpu", block_size=8, num_gpu_blocks_override=200, async_scheduling=True)
+    free = replace(GREEDY, max_tokens=24)
+    text = llm.generate("abc", free, use_tqdm=False)[0].outputs[0].text
+    params = [free, replace(free, stop=[text[9:11]]), replace(free, presence_penalty=1.0), replace(free, seed=3)]
+    params[3].temperature = 1.0
+    told = [
+        [
+            (o.text, o.token_ids, o.finish_reason, o.stop_reason)
+            for a in one.generate(["abc"] * 4, params)
+            for o in a.outputs
+        ]
+        for one in (llm, overlapping)
+    ]
+    assert told[0] == told[1]
+    assert told[0][1][2] == "stop"
+
+
 def test_vectors_of_texts_and_tokens_come_in_their_order_from_a_model_that_embeds_and_generates_nothing(
     llm: LLM,
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from quire_engine.attention.context import AttentionContext, PrefillSpan
 from quire_engine.kernels.gpu.attention import ScoreRules, Spans, attend, attend_decodes, rows_of_tile
 from quire_engine.kernels.gpu.rotary import rotate_and_write
+from quire_engine.kernels.transfer import to_device
 
 if TYPE_CHECKING:
     from quire_engine.attention.paged_attention import PagedAttention
@@ -82,9 +83,8 @@ class BatchOnDevice:
         return found
 
     def _put(self, values: Sequence[int] | Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """As int32 on the device, which nobody waits for."""
-        array = torch.from_numpy(np.array(values, dtype=np.int32))
-        return array.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else array
+        """As int32 on the device."""
+        return to_device(np.array(values, dtype=np.int32), self._device)
 
 
 def tiles_of(prefills: list[PrefillSpan], tokens: int) -> list[tuple[int, ...]]:

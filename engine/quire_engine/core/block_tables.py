@@ -90,7 +90,7 @@ class BlockTables:
         # What left the window came free before what is behind it, which nobody finds without it.
         self.pool.use(request.block_hashes[: request.num_let_go])
         request.block_ids, request.num_let_go = [], 0
-        request.num_computed_tokens = request.num_published = request.num_blocks_sent = 0
+        request.num_computed_tokens = request.num_published = request.num_blocks_sent = request.num_sound = 0
 
     def fork(self, parent: Request, child: Request) -> None:
         """Have `child` hold what `parent` holds. Takes time for the blocks that the two do not share already."""
@@ -137,11 +137,11 @@ class BlockTables:
             request.block_ids += self.pool.allocate(lacking)
 
     def publish(self, request: Request, end: int) -> None:
-        """Let others find the blocks that the step fills, up to the token at `end`."""
+        """Let others find the blocks that the step fills, up to the token at `end`, as far as tokens are known."""
         if not self._caches:
             return
         request.hash_full_blocks(self._block_size)
-        for i in range(request.num_published, end // self._block_size):
+        for i in range(request.num_published, min(end // self._block_size, len(request.block_hashes))):
             self.pool.publish(request.block_ids[i], request.block_hashes[i])
             request.num_published = i + 1
 
@@ -177,7 +177,9 @@ class BlockTables:
         """
         first = max(first, request.num_let_go)
         seen = first if self._window is None else min(end, max(first, self._num_blocks(request.num_prompt_tokens)))
-        self.pool.release(request.block_ids[seen:end], sound=request.sound)
+        shown = end if request.sound else min(end, max(seen, request.num_sound // self._block_size))
+        self.pool.release(request.block_ids[shown:end], sound=False)
+        self.pool.release(request.block_ids[seen:shown])
         self.pool.release(request.block_ids[first:seen], sound=False)
 
     def _shared_block(self, request: Request) -> int | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from quire_engine.core.images import TEXT_ALONE, ImageTokens
 from quire_engine.core.pooling import Pooling
-from quire_engine.core.scheduler import SchedulerConfig
+from quire_engine.core.scheduler_config import SchedulerConfig
 from quire_engine.sampling_params import SamplingParams
 
 
@@ -28,6 +28,11 @@ class CoreConfig(SchedulerConfig):
     def max_tokens(self) -> int:
         """The longest sequence, prompt and answer."""
         return min(self.max_model_len, self.max_request_tokens)
+
+    def longest(self, params: SamplingParams, num_prompt_tokens: int) -> int:
+        """The length at which a prompt and its answer are cut."""
+        answer = self.max_tokens if params.max_tokens is None else params.max_tokens
+        return min(num_prompt_tokens + answer, self.max_tokens)
 
     def max_beam_tokens(self, params: SamplingParams) -> int:
         """The longest beam, with its prompt, of which there is room for all at once."""

@@ -1,4 +1,4 @@
-"""Images go to the executor with the first step that has a part of their request, and may fail at that."""
+"""Images go to the executor with the first step that has a part of their request, may fail at that, and are let go."""
 
 from __future__ import annotations
 
@@ -45,6 +45,21 @@ def hand_over_images(
                 wrong |= dict.fromkeys(ends, f"images: {type(error).__name__}: {error}")
                 break
     return wrong
+
+
+def leave_computed_images(unit: Sequence[Request]) -> None:
+    """Let go of a request's images once all of its `unit` have computed them."""
+    first = unit[0]
+    if first.pending_images is not None:
+        end = first.images[-1].end
+        if all(member.num_computed_tokens >= end for member in unit):
+            leave_images(first)
+
+
+def leave_images(request: Request) -> None:
+    if request.pending_images is not None:
+        request.pending_images.leave()
+        request.pending_images = None
 
 
 def _blocks_from(image: PromptImage, unit: Sequence[Request], starts: Mapping[str, int], block_size: int) -> set[int]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
 from dataclasses import replace
 
 from quire_engine.core.adapters import AdapterBook, AdapterFiles, AdapterLoad, Adapting
 from quire_engine.core.beam_group import BeamGroup
 from quire_engine.core.core_config import CoreConfig
 from quire_engine.core.grammar import Grammars, GrammarState, PendingGrammar, TooSlowError, needs_grammar
-from quire_engine.core.image_handover import hand_over_images
+from quire_engine.core.image_handover import hand_over_images, leave_computed_images, leave_images
 from quire_engine.core.image_preparation import ImagePreparation
 from quire_engine.core.messages import EngineOutput, EngineRequest, EngineStats, ErrorKind, FinishReason
 from quire_engine.core.pipeline import Pipeline, pipeline_of
@@ -149,7 +148,8 @@ class EngineCore:
     def step(self) -> list[EngineOutput]:
         """One turn: schedule, execute, update. Returns what each request gained.
 
-        Where stages share the layers, it schedules until each has a step, and updates by the first that ends.
+        Where stages share the layers, it schedules until each has a step, and updates by the first that ends. Where
+        the executor feeds back, it schedules the next step while the device works on the one before.
 
         Where all requests wait for their grammars and images, it waits a little with them. Raises as `add_request`.
         """
@@ -190,16 +190,20 @@ class EngineCore:
         """Raise `AssertionError` when requests and blocks do not agree."""
         scheduler = self._scheduler
         scheduler.check_integrity()
-        under_way = {
-            request: scheduled
+        under_way = [
+            (request, scheduled)
             for step, requests in self._in_flight
             for scheduled, request in zip(step.scheduled, requests, strict=True)
-        }
+        ]
+        times, awaited = Counter(r for r, _ in under_way), Counter(r for r, s in under_way if s.samples)
+        beside = {r for r, s in under_way if s.samples_after is not None}
         for request in scheduler.running.values():
-            assert request.in_flight == (request in under_way), f"{request.request_id} is in a step, or says so"
-            if request.in_flight:
-                beside = under_way[request].samples_after is not None
-                assert (request.num_missing_tokens == 0) == beside, f"{request.request_id} has nothing to compute"
+            assert request.num_in_flight == times[request], f"{request.request_id} is in a step, or says so"
+            if request.runs_ahead:
+                assert request.num_awaited == awaited[request], f"{request.request_id} waits for no token"
+            elif request.in_flight:
+                nothing_left = request.num_missing_tokens == 0
+                assert nothing_left == (request in beside), f"{request.request_id} has nothing to compute"
         known = {*self._preparing} | {r.unit[0].request_id for r in (*scheduler.running.values(), *scheduler.waiting)}
         assert known == set(self._requests), f"lost or left over: {known ^ set(self._requests)}"
 
@@ -242,27 +246,31 @@ class EngineCore:
         requests = [self._scheduler.running[s.request_id] for s in step.scheduled]
         self._hand_over_images(step)
         now = time.monotonic()
-        for request in requests:
-            request.in_flight = True
+        for sequence, request in zip(step.scheduled, requests, strict=True):
+            request.depart(sequence)
             if request.started_at is None:
                 request.started_at = now
-        self._pipeline.submit(step)
+        with self.profile.span("execute, the rest"):
+            self._pipeline.submit(step)
         self._in_flight.append((step, requests))
 
     def _update(self, step: Step, requests: list[Request], result: StepResult) -> list[EngineOutput]:
         outputs: list[EngineOutput] = []
         groups: dict[str, BeamGroup] = {}
         for sequence, request, new_tokens in zip(step.scheduled, requests, result.token_ids, strict=True):
-            request.in_flight = False
+            request.num_in_flight -= 1
             if self._scheduler.running.get(request.request_id) is not request:
-                continue  # it was aborted meanwhile
-            request.num_computed_tokens = sequence.end
-            _leave_computed_images(request.unit)
+                continue  # it was aborted meanwhile, or has ended a token before
+            if not request.runs_ahead:
+                request.num_computed_tokens = sequence.end
+                leave_computed_images(request.unit)
             of_prompt = result.prompt_logprobs.get(request.request_id)
             if NO_TOKEN in new_tokens or (of_prompt and not _are_numbers(of_prompt)):
                 outputs.append(self._fail(request, "logits"))
                 continue
-            request.sound = sequence.samples or sequence.pools
+            if sequence.samples or sequence.pools:
+                request.num_sound = sequence.end
+            request.sound = request.num_sound == sequence.end and not request.in_flight
             if request.group is not None:
                 if sequence.samples:
                     (request.group.choices[request.request_id],) = result.logprobs[request.request_id]
@@ -288,7 +296,7 @@ class EngineCore:
 
     def _fail(self, request: Request, what: str) -> EngineOutput:
         """End a request, with all of its search, for which the model gave no finite `what`."""
-        first, request.sound = request.unit[0], False
+        first, request.sound, request.num_sound = request.unit[0], False, 0
         message = _NOT_FINITE.format(what=what)
         log.error("request %s: %s", first.request_id, message)
         self._scheduler.fail(first)
@@ -331,7 +339,7 @@ class EngineCore:
         if request.num_output_tokens == 0:
             output.started_at = request.started_at
         for token in new_tokens:
-            request.token_ids.append(token)
+            request.take(token)
             output.new_token_ids.append(token)
             output.finish_reason, output.stop_reason = self._finish(request, token)
             if request.grammar is not None:
@@ -339,7 +347,9 @@ class EngineCore:
             if output.finish_reason is not None:
                 self._scheduler.remove(request)
                 self._forget(request)
-                break
+                return output
+        if request.in_flight:
+            self._scheduler.publish(request)
         return output
 
     def _finish(self, request: Request, token: int) -> tuple[FinishReason | None, int | None]:
@@ -349,13 +359,13 @@ class EngineCore:
                 return "stop", None
             if token in params.stop_token_ids:
                 return "stop", token
-        if request.num_output_tokens == params.max_tokens or request.num_tokens >= self.config.max_tokens:
+        if request.num_known_tokens >= request.longest:
             return "length", None
         return None, None
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.request_id]
-        _leave_images(request)
+        leave_images(request)
         self._drop_adapters(self._adapters.release(request.adapter))
 
     def _drop_adapters(self, numbers: list[int]) -> None:
@@ -437,6 +447,8 @@ class EngineCore:
             adapted=bool(images) and self.config.images is not None and self.config.images.adapted,
             adapter=own if sibling is None else sibling.adapter,
             sibling=sibling,
+            longest=self.config.longest(request.params, len(prompt)),
+            ahead=self.config.runs_ahead and not (request.pooling or request.params.needs_tokens),
         )
         if request.params.use_beam_search:
             ends, longest = self.config.ends(request.params), self.config.max_beam_tokens(request.params)
@@ -445,21 +457,6 @@ class EngineCore:
 
     def _refuse(self, request_id: str, message: str, kind: ErrorKind) -> None:
         self._refused.append(EngineOutput(request_id, [], "error", error=message, error_kind=kind))
-
-
-def _leave_computed_images(unit: Sequence[Request]) -> None:
-    """Let go of a request's images once all of its `unit` have computed them."""
-    first = unit[0]
-    if first.pending_images is not None:
-        end = first.images[-1].end
-        if all(member.num_computed_tokens >= end for member in unit):
-            _leave_images(first)
-
-
-def _leave_images(request: Request) -> None:
-    if request.pending_images is not None:
-        request.pending_images.leave()
-        request.pending_images = None
 
 
 def _are_numbers(logprobs: list[TokenLogprobs]) -> bool:

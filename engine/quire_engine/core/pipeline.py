@@ -1,4 +1,4 @@
-"""Steps under way: one at a time, or as many as a model's stages can work on at once."""
+"""Steps under way: one at a time, as many as a model's stages can work on at once, or the next one as well."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ class Pipeline(Protocol):
 
     Everywhere steps run in the order in which they were submitted: a block may be given to a later step while an
     earlier one still has to write to it, and a page filled by an earlier one may be read by a later one.
+
+    One that feeds back, for a scheduler that `runs_ahead`, keeps what a sequence last sampled and takes it where a
+    later step has `LATEST`. Then steps under way may have a sequence in common.
     """
 
     depth: int  # steps that may be under way

@@ -11,6 +11,7 @@ from quire_engine.core.grammar import GrammarState
 from quire_engine.core.image_preparation import PendingImages
 from quire_engine.core.images import PromptImage
 from quire_engine.core.pooling import PoolingParams
+from quire_engine.core.step import LATEST, ScheduledSequence
 from quire_engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class Request:
 
         token_ids  [ prompt ............ | output ... ]
         computed   [ in the KV cache ........ ]
+
+    One that `runs_ahead` has moved on as soon as a step is under way, and `LATEST` stands for what that samples.
+
+        token_ids  [ prompt ............ | output ... | LATEST ]
+        computed   [ in the KV cache, or on the way . ]
     """
 
     request_id: str
@@ -61,9 +67,13 @@ class Request:
     rotated_for: int = 0  # see `RotationByLength.length`
     waiting: bool = True
     announced: bool = False  # whether the executor knows it
-    in_flight: bool = False  # in a step whose result is not there yet: it cannot be in another
+    num_in_flight: int = 0  # steps that it is in whose results are not there yet: one at most, but where it runs ahead
+    ahead: bool = False  # whether a step may take it while its latest token is under way, but for its images
+    num_awaited: int = 0  # of `token_ids`, the last ones: those are `LATEST`
+    longest: int = 0  # the length at which its answer is cut
     started_at: float | None = None  # by time.monotonic(), when a step first had a part of it
     sound: bool = True  # whether finite logits have shown that so is all that it has computed
+    num_sound: int = 0  # tokens of which they have shown it
     sibling: Request | None = None  # one of its prompt, images and salt that came before; only until this one starts
     group: BeamGroup | None = None  # the beam search that it is a part of
 
@@ -86,8 +96,13 @@ class Request:
         return self.block_ids[self.num_let_go :]
 
     @property
+    def num_known_tokens(self) -> int:
+        return len(self.token_ids) - self.num_awaited
+
+    @property
     def num_output_tokens(self) -> int:
-        return len(self.token_ids) - self.num_prompt_tokens
+        """Those that are known."""
+        return self.num_known_tokens - self.num_prompt_tokens
 
     @property
     def num_missing_tokens(self) -> int:
@@ -105,6 +120,37 @@ class Request:
             return self.num_prompt_logprobs
         return len(self.token_ids) - 1
 
+    @property
+    def in_flight(self) -> bool:
+        return self.num_in_flight > 0
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step may take it while its latest token is under way."""
+        return self.ahead and self.pending_images is None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next step may take it. Of one that runs ahead the last token is known not to be computed."""
+        return not self.in_flight or (self.runs_ahead and not (self.num_awaited and self.num_tokens >= self.longest))
+
+    def depart(self, sequence: ScheduledSequence) -> None:
+        """A step that computes `sequence` of it is under way."""
+        self.num_in_flight += 1
+        if self.runs_ahead:
+            self.num_computed_tokens = sequence.end
+            if sequence.samples:
+                self.token_ids.append(LATEST)
+                self.num_awaited += 1
+
+    def take(self, token: int) -> None:
+        """Know the next token."""
+        if self.num_awaited:
+            self.token_ids[-self.num_awaited] = token
+            self.num_awaited -= 1
+        else:
+            self.token_ids.append(token)
+
     def follow(self, parent: Request, num_kept: int, block_size: int) -> None:
         """Become what `parent` is, on the same blocks. Takes no references.
 
@@ -119,11 +165,11 @@ class Request:
             self.num_let_go = parent.num_let_go
         self.num_computed_tokens, self.num_published = parent.num_computed_tokens, parent.num_published
         self.num_blocks_sent, self.rotated_for = min(self.num_blocks_sent, num_kept), parent.rotated_for
-        self.sound = parent.sound
+        self.sound, self.num_sound = parent.sound, parent.num_sound
 
     def hash_full_blocks(self, block_size: int) -> None:
-        """Bring `block_hashes` up to date with `token_ids`."""
-        while (len(self.block_hashes) + 1) * block_size <= len(self.token_ids):
+        """Bring `block_hashes` up to date with the tokens that are known."""
+        while (len(self.block_hashes) + 1) * block_size <= self.num_known_tokens:
             start = len(self.block_hashes) * block_size
             parent = self.block_hashes[-1] if self.block_hashes else self._root_hash()
             within = [i for i in self.images if i.start < start + block_size and i.end > start]

@@ -3,66 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from quire_engine.core.block_hash import BlockHash
-from quire_engine.core.block_pool import BlockPool
 from quire_engine.core.block_tables import BlockTables
+from quire_engine.core.look import Look
 from quire_engine.core.request import Request
 from quire_engine.core.rotation import RotationByLength
-from quire_engine.core.step import NewSequence, ScheduledSequence, Step
+from quire_engine.core.scheduler_config import SchedulerConfig
+from quire_engine.core.step import LATEST, NewSequence, ScheduledSequence, Step
 from quire_engine.core.waiting_queue import WaitingQueue
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchedulerConfig:
-    """Limits of the scheduler. Sizes are in tokens, blocks or requests, as named."""
-
-    num_blocks: int
-    block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    num_swap_blocks: int = 0  # pages of host memory; 0: whoever is preempted is computed anew
-    num_stages: int = 1  # steps that may be under way
-    enable_chunked_prefill: bool = True
-    enable_prefix_caching: bool = True
-    rotation: RotationByLength | None = None
-    max_adapters: int = 0  # different ones that requests may run with at once
-    window: int | None = None  # the latest positions that a token sees, where no layer sees more
-
-    @property
-    def max_running(self) -> int:
-        """Requests that may run at once: each of them has to get a token in every step."""
-        return min(self.max_num_seqs, self.max_num_batched_tokens)
-
-    @property
-    def max_request_tokens(self) -> int:
-        """The longest sequence that one request, alone, can be computed for."""
-        pool = self.num_blocks * self.block_size
-        return pool if self.enable_chunked_prefill else min(pool, self.max_num_batched_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What it takes to start a request, as far as is known without looking again.
-
-    What it lacks shrinks when blocks come free, by one each at most, and when somebody publishes a block that it
-    awaits. Whatever else happens to the pool makes it lack as much or more.
-    """
-
-    request: Request
-    num_lacking: int  # blocks, beyond those that were free
-    num_tokens: int  # to be computed
-    num_freed: int  # what the pool had counted
-    awaited: list[BlockHash]
-
-    def holds(self, request: Request, pool: BlockPool) -> bool:
-        """Whether it still tells of `request`."""
-        return request is self.request and not any(pool.holds(block_hash) for block_hash in self.awaited)
-
-    def least_lacking(self, pool: BlockPool) -> int:
-        """Blocks that it lacks now, at least. Below 0: so many more are free."""
-        return self.num_lacking - (pool.num_freed - self.num_freed)
 
 
 class Scheduler:
@@ -99,7 +48,7 @@ class Scheduler:
         self._prompts_ended: set[Request] = set()  # in this step
         self._num_begun_beside = 0  # siblings, in this step: each still needs a block to write to
         self._reserve = max(1, config.num_blocks // 100)
-        self._look: _Look | None = None  # at the first request that waits
+        self._look: Look | None = None  # at the first request that waits
 
     def add(self, request: Request) -> None:
         """Queue a request. It must not be longer than `max_request_tokens`, now or ever."""
@@ -150,6 +99,8 @@ class Scheduler:
         """
         self.preempted = []
         step = Step()
+        if self.config.runs_ahead and self._has_to_wait():
+            return step
         if self.config.rotation is not None:
             self._rotate_anew(self.config.rotation)
         self._tables.let_go(self.running.values())
@@ -161,11 +112,11 @@ class Scheduler:
             self._make_place()
             self._make_way()
         left = self.config.max_num_batched_tokens
-        idle = [r for r in self.running.values() if not r.in_flight]
+        ready = [r for r in self.running.values() if r.ready]
         share = -(-len(self.running) // self.config.num_stages)
-        for request in [r for r in idle if r.num_missing_tokens == 1][:share]:
+        for request in [r for r in ready if r.num_missing_tokens == 1][:share]:
             left -= self._put(step, request, left)
-        for request in sorted((r for r in idle if r.num_missing_tokens > 1), key=_order):
+        for request in sorted((r for r in ready if r.num_missing_tokens > 1), key=_order):
             # A prompt begun does not hold up one of a higher priority.
             left -= self._admit(step, left, above=request.order[0]) if admits else 0
             left -= self._put(step, request, left)
@@ -180,6 +131,25 @@ class Scheduler:
             step.cleared, self.pool.cleared = self.pool.cleared, []
         return step
 
+    def publish(self, request: Request) -> None:
+        """Let others find the blocks that steps under way fill, once their tokens are known."""
+        self._tables.publish(request, request.num_computed_tokens)
+
+    def _has_to_wait(self) -> bool:
+        """Whether the steps under way have to end first: for a request that does not run ahead, or to stop some.
+
+        Who is stopped computes its tokens again, and has to know them. A lack of blocks is looked for later.
+        """
+        running = self.running.values()
+        if not any(r.in_flight for r in running):
+            return False
+        if not all(r.runs_ahead for r in running):
+            return True
+        if self.waiting and any(r.order[0] > self.waiting.peek().order[0] for r in running):
+            return True
+        rotation = self.config.rotation
+        return rotation is not None and any(_outgrows(r, rotation) for r in running)
+
     def _name(self, request: Request) -> None:
         """Say what the request's blocks hold, so that others may find them."""
         if self.config.rotation is not None:
@@ -193,10 +163,8 @@ class Scheduler:
     def _rotate_anew(self, rotation: RotationByLength) -> None:
         """Have requests that have grown out of what their keys are rotated for begin again, all tokens a prompt."""
         for request in list(self.running.values()):
-            if request.rotated_for == rotation.length(request.num_prompt_tokens, request.num_tokens):
+            if not _outgrows(request, rotation) or request.waiting:  # with the beam before it
                 continue
-            if request.waiting:
-                continue  # with the beam before it
             first = request.unit[0]
             if first.group is not None:
                 first.group.begin_round_again()
@@ -212,11 +180,10 @@ class Scheduler:
 
         False where that has to wait for requests in flight: the last in order may be one of them.
         """
-        idle = [r for r in self.running.values() if not r.in_flight]
-        lacking = self._tables.num_lacking(idle)
+        lacking = self._tables.num_lacking(r for r in self.running.values() if r.ready)
         if lacking <= self.pool.num_free:
             return True
-        if len(idle) < len(self.running):
+        if any(r.in_flight for r in self.running.values()):
             return False
         by_order = sorted(self.running.values(), key=_order)
         while lacking > self.pool.num_free:
@@ -320,19 +287,19 @@ class Scheduler:
             self._look_at(request), reserve, left
         )
 
-    def _last_look(self, request: Request) -> _Look:
+    def _last_look(self, request: Request) -> Look:
         """At `request`, the first that waits: a new one only where the last one tells nothing any more."""
         look = self._look
         return look if look is not None and look.holds(request, self.pool) else self._look_at(request)
 
-    def _look_at(self, request: Request) -> _Look:
+    def _look_at(self, request: Request) -> Look:
         blocks, computed = self._tables.to_start(request.unit)
         awaited = self._tables.awaited(request.unit)
         lacking = blocks - self.pool.num_free
-        self._look = _Look(request, lacking, request.num_tokens - computed, self.pool.num_freed, awaited)
+        self._look = Look(request, lacking, request.num_tokens - computed, self.pool.num_freed, awaited)
         return self._look
 
-    def _has_room(self, look: _Look, reserve: int, left: int) -> bool:
+    def _has_room(self, look: Look, reserve: int, left: int) -> bool:
         """Whether the request may start, at best, with `reserve` blocks to spare and `left` tokens of the budget."""
         if look.num_tokens > left and not self.config.enable_chunked_prefill:
             return False
@@ -456,6 +423,9 @@ class Scheduler:
             assert (request.num_missing_tokens == 0) if done else (request.num_missing_tokens > 0 or begins), (
                 f"{request.request_id} has {request.num_missing_tokens} tokens to compute"
             )
+            assert 0 <= request.num_awaited <= request.num_in_flight, f"{request.request_id} waits for no step"
+            known = request.num_known_tokens
+            assert [*request.token_ids, LATEST].index(LATEST) == known, f"{request.request_id} has lost a token"
             held = len(request.block_ids) * self.config.block_size
             assert request.num_computed_tokens <= held, f"{request.request_id} has computed more than it holds"
         for request in self.waiting:
@@ -471,6 +441,11 @@ class Scheduler:
 
 def _order(request: Request) -> tuple[int, int]:
     return request.order
+
+
+def _outgrows(request: Request, rotation: RotationByLength) -> bool:
+    """Whether it is longer than what its keys are rotated for."""
+    return request.rotated_for != rotation.length(request.num_prompt_tokens, request.num_tokens)
 
 
 def _new_sequence(request: Request) -> NewSequence:

@@ -12,6 +12,10 @@ from quire_engine.sampling_params import SamplingParams
 # In place of a token that cannot be told: the model's logits are NaN or infinite.
 NO_TOKEN = -1
 
+# In place of a token that is still to be sampled by a step under way: the executor takes what the sequence's last step
+# sampled. It stands alone, as what a sequence that decodes computes next.
+LATEST = -2
+
 
 @dataclass(slots=True)
 class NewSequence:

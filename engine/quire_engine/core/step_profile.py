@@ -34,8 +34,8 @@ class Span:
 class StepProfile:
     """Times the first `num_steps` steps, then logs a table and writes `file`, and costs nothing any more.
 
-    Times are the host's: what a GPU still has to do when a call returns counts where it is waited for. One thread calls
-    everything.
+    Times are the host's: what a GPU still has to do when a call returns counts where it is waited for. Where steps
+    overlap, what is done ahead for the next one counts with the one under way. One thread calls everything.
     """
 
     def __init__(self, num_steps: int, file: Path | None = None) -> None:

@@ -9,10 +9,11 @@ import torch
 
 from quire_engine.attention.context import AttentionContext, PrefillSpan
 from quire_engine.core.merged_patches import MergedCount
-from quire_engine.core.step import ScheduledSequence, Step
+from quire_engine.core.step import LATEST, ScheduledSequence, Step
 from quire_engine.execution.image_positions import AXES, ImagePositions
 from quire_engine.execution.prompt_logprobs import PromptLogprobs, PromptRows
 from quire_engine.execution.sampling_state import SamplingState
+from quire_engine.kernels.transfer import to_device
 from quire_engine.sampling.sampler import SamplingBatch
 
 
@@ -25,6 +26,7 @@ class ModelInputs:
     context: AttentionContext
     sampled: list[str]  # the requests that sample
     sampled_tokens: torch.Tensor  # [len(sampled)] int64: the batch's rows whose hidden state gives the next token
+    sampled_rows: torch.Tensor  # [len(sampled)] int64: the rows of these requests, of the arrays that persist
     sampling: SamplingBatch | None  # None on ranks that do not sample
     prompt_logprobs: list[PromptRows]
     firsts: list[tuple[ScheduledSequence, int]]  # each sequence's first row
@@ -46,14 +48,15 @@ class InputBatch:
         adapts_images: bool = False,
         grids: MergedCount | None = None,
         adapters: bool = False,
+        feeds_back: bool = False,
     ) -> None:
         """`sampling` is None on ranks that do not sample. With `adapts_images` prompts with images have an adapter.
 
         `grids` are of a model whose tokens have positions by time, height and width. With `adapters` requests may
-        choose one.
+        choose one. With `feeds_back` the latest token of each sequence is kept, for steps that do not know it.
         """
         self._block_size = block_size
-        self._device = device
+        self.device = device
         self._sampling = sampling
         self._prompt_logprobs = PromptLogprobs()
         self._rows: dict[str, int] = {}
@@ -66,12 +69,9 @@ class InputBatch:
         self._image_positions: dict[str, ImagePositions] = {}  # of sequences with images, where there are `grids`
         self._shifts = np.zeros(max_num_seqs, dtype=np.int64)  # of positions behind a sequence's images
         # Token ids, positions, slots and, where asked for, lengths side by side: one copy takes them to the device.
-        pinned = device.type == "cuda"
-        self._staging = torch.zeros(
-            (4 if rotates_by_length else 3, max_num_batched_tokens), dtype=torch.int64, pin_memory=pinned
-        )
+        self._staging = torch.zeros((4 if rotates_by_length else 3, max_num_batched_tokens), dtype=torch.int64)
         self._staged = self._staging.numpy()
-        self._inputs = self._staging if device.type == "cpu" else torch.zeros_like(self._staging, device=device)
+        self._latest = torch.zeros(max_num_seqs, dtype=torch.int64, device=device) if feeds_back else None
 
     def apply(self, step: Step) -> None:
         """Bring the rows up to date with what the step removes, adds and grows."""
@@ -118,15 +118,14 @@ class InputBatch:
 
         if self._rotated_for is not None:
             self._lay_out_lengths([*decodes, *prompts], self._rotated_for)
-        inputs = self._inputs[:, :end]
-        if self._inputs is not self._staging:
-            # Waits for the copy: the next step writes to the staging buffer again.
-            inputs.copy_(self._staging[:, :end])
+        inputs = to_device(self._staging[:, :end], self.device)
+        if self._latest is not None:
+            self._feed_back(inputs[0, :num_decodes], decodes, self._latest)
         context = AttentionContext(
             inputs[2],
             num_decodes,
             lengths,
-            torch.from_numpy(tables).to(self._device),
+            to_device(tables, self.device),
             spans,
             None if self._rotated_for is None else inputs[3],
             self._axes([*decodes, *prompts]),
@@ -139,21 +138,34 @@ class InputBatch:
         lasts = [(s, first + len(s.token_ids) - 1) for s, first in firsts if s.samples]
         lasts += _beside(step, lasts)
         of_prompts = [self._prompt_logprobs.rows(s, first) for s, first in firsts]
+        rows = [self._rows[s.request_id] for s, _ in lasts]
         sampling = None
         if self._sampling is not None:
-            sampling = self._sampling.batch(
-                [self._rows[s.request_id] for s, _ in lasts], [s.end for s, _ in lasts], [s.allowed for s, _ in lasts]
-            )
+            sampling = self._sampling.batch(rows, [s.end for s, _ in lasts], [s.allowed for s, _ in lasts])
+        sampled = to_device(np.array([[last for _, last in lasts], rows], dtype=np.int64), self.device)
         return ModelInputs(
             inputs[0],
             inputs[1],
             context,
             [s.request_id for s, _ in lasts],
-            torch.tensor([last for _, last in lasts], dtype=torch.int64).to(self._device),
+            sampled[0],
+            sampled[1],
             sampling,
             [rows for rows in of_prompts if rows is not None],
             firsts,
         )
+
+    def keep(self, inputs: ModelInputs, token_ids: torch.Tensor) -> None:
+        """Feed back what was sampled for a step: `token_ids` [len(inputs.sampled)] int64, with `NO_TOKEN` for some."""
+        if self._latest is not None:
+            # The sequence of a token that cannot be told goes on with any, until that is known.
+            self._latest.index_copy_(0, inputs.sampled_rows, token_ids.clamp_min(0))
+
+    def _feed_back(self, token_ids: torch.Tensor, decodes: list[ScheduledSequence], latest: torch.Tensor) -> None:
+        """Replace, in place, what the host does not know yet of the tokens of decodes."""
+        if any(s.token_ids[0] == LATEST for s in decodes):
+            rows = to_device(np.array([self._rows[s.request_id] for s in decodes], dtype=np.int64), self.device)
+            token_ids.copy_(torch.where(token_ids == LATEST, latest[rows], token_ids))
 
     def _lay_out_decodes(self, decodes: list[ScheduledSequence]) -> tuple[np.ndarray, list[int]]:
         """One token a sequence, at the front of the buffers. Returns their block tables and lengths."""
@@ -177,7 +189,7 @@ class InputBatch:
         token_ids[:] = sequence.token_ids
         all_positions[:] = positions
         slots[:] = table[positions // self._block_size] * self._block_size + positions % self._block_size
-        return PrefillSpan(first, count, sequence.start, torch.from_numpy(table).to(self._device))
+        return PrefillSpan(first, count, sequence.start, to_device(table, self.device))
 
     def _lay_out_lengths(self, sequences: list[ScheduledSequence], rotated_for: np.ndarray) -> None:
         """The length that each token is rotated for: the sequence's, or what it has with the token."""
@@ -201,12 +213,12 @@ class InputBatch:
             if own is not None and sequence.start < own.end:
                 axes[:, first : first + count] = own.of(sequence.start, sequence.end)
             first += count
-        return torch.from_numpy(axes).to(self._device)
+        return to_device(axes, self.device)
 
     def _adapted_rows(self, sequences: list[ScheduledSequence], adapted: np.ndarray) -> torch.Tensor | None:
         """The batch's rows of sequences that are adapted."""
         each = np.repeat(adapted[[self._rows[s.request_id] for s in sequences]], [len(s.token_ids) for s in sequences])
-        return torch.from_numpy(each.nonzero()[0]).to(self._device) if each.any() else None
+        return to_device(each.nonzero()[0], self.device) if each.any() else None
 
     def _rows_of_adapters(
         self, sequences: list[ScheduledSequence], adapters: np.ndarray
@@ -217,7 +229,7 @@ class InputBatch:
             return ()
         each = np.repeat(chosen, [len(s.token_ids) for s in sequences])
         return tuple(
-            (int(number), torch.from_numpy((each == number).nonzero()[0]).to(self._device))
+            (int(number), to_device((each == number).nonzero()[0], self.device))
             for number in np.unique(chosen)
             if number
         )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from quire_engine.core.step import Step
+from quire_engine.kernels.transfer import to_device
 from quire_engine.memory_plan.plan import GATHERED_TOKENS
 from quire_engine.models.language_model import LanguageModel
 
@@ -25,25 +26,29 @@ class KVCache:
 
     def move(self, step: Step) -> None:
         """Carry out the step's copies. The step must not have begun to write."""
+        if not self._device:
+            return  # the model keeps what it needs by itself
         if step.swap_out:
             blocks, pages = _columns(step.swap_out)
+            from_blocks = self._index(blocks)
             for device, host in zip(self._device, self._host, strict=True):
-                _store(device, blocks, host, pages)
+                _store(device, from_blocks, host, pages)
         if step.cleared:
+            cleared = self._index(step.cleared)
             for device in self._device:
-                device.index_fill_(0, torch.tensor(step.cleared, device=device.device), 0.0)
+                device.index_fill_(0, cleared, 0.0)
         if step.swap_in:
             pages, blocks = _columns(step.swap_in)
+            to_blocks = self._index(blocks)
             for device, host in zip(self._device, self._host, strict=True):
-                _load(host, pages, device, blocks)
+                _load(host, pages, device, to_blocks)
         if step.copies:
-            sources, copies = _columns(step.copies)
+            sources, copies = (self._index(column) for column in _columns(step.copies))
             for device in self._device:
-                device.index_copy_(
-                    0,
-                    torch.tensor(copies, device=device.device),
-                    device.index_select(0, torch.tensor(sources, device=device.device)),
-                )
+                device.index_copy_(0, copies, device.index_select(0, sources))
+
+    def _index(self, blocks: list[int]) -> torch.Tensor:
+        return to_device(np.array(blocks, dtype=np.int64), self._device[0].device)
 
 
 def allocate_kv_cache(
@@ -72,19 +77,19 @@ def _columns(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 
-def _store(device: torch.Tensor, blocks: list[int], host: torch.Tensor, pages: list[int]) -> None:
+def _store(device: torch.Tensor, blocks: torch.Tensor, host: torch.Tensor, pages: list[int]) -> None:
     """Copy blocks to host pages, gathered on the device first and then a run of neighbouring pages at a time."""
-    gathered = device.index_select(0, torch.tensor(blocks, device=device.device))
+    gathered = device.index_select(0, blocks)
     for at, first, count in _runs(pages):
         host[first : first + count].copy_(gathered[at : at + count], non_blocking=True)
 
 
-def _load(host: torch.Tensor, pages: list[int], device: torch.Tensor, blocks: list[int]) -> None:
+def _load(host: torch.Tensor, pages: list[int], device: torch.Tensor, blocks: torch.Tensor) -> None:
     """Copy host pages to blocks. In order with the copies to the host, which went down the same stream."""
     gathered = torch.empty((len(pages), *device.shape[1:]), dtype=device.dtype, device=device.device)
     for at, first, count in _runs(pages):
         gathered[at : at + count].copy_(host[first : first + count], non_blocking=True)
-    device.index_copy_(0, torch.tensor(blocks, device=device.device), gathered)
+    device.index_copy_(0, blocks, gathered)
 
 
 def _runs(pages: list[int]) -> Iterator[tuple[int, int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 
 import torch
 
@@ -17,6 +18,7 @@ from quire_engine.execution.device import device_memory
 from quire_engine.execution.image_embedder import ImageEmbedder
 from quire_engine.execution.input_batch import InputBatch, ModelInputs
 from quire_engine.execution.kv_cache import KVCache
+from quire_engine.execution.launched_step import LaunchedStep
 from quire_engine.execution.model_spans import time_parts
 from quire_engine.execution.padded_decodes import LONGEST_SECONDS, PaddedDecodes
 from quire_engine.execution.pooling import Pooler
@@ -24,7 +26,7 @@ from quire_engine.kernels.choice import by_gpu_kernels
 from quire_engine.memory_plan.plan import GIB
 from quire_engine.models.language_model import LanguageModel
 from quire_engine.sampling.logprobs import rank_hidden
-from quire_engine.sampling.sampler import Draw, SamplingBatch, choose, draw_within
+from quire_engine.sampling.sampler import Draw, choose, draw_within
 from quire_engine.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ class ModelRunner:
     """Runs one rank's part of steps: lays a step out, runs the layers, and in the last stage samples.
 
     The executor of an engine that has one rank. Of several, only rank 0 samples. With `pooling` it makes vectors
-    instead.
+    instead. A step that was submitted is the device's. With a `depth` of 2, where `batch` feeds back, so may be the
+    next one, before anybody asked for the first one's result. On a CPU a step ends before `submit` returns.
     """
 
     def __init__(
@@ -51,7 +54,10 @@ class ModelRunner:
         images: ImageEmbedder | None = None,
         adapters: Adapting | None = None,
         padded: PaddedDecodes | None = None,
+        depth: int = 1,
     ) -> None:
+        self.depth = depth
+        self._launched: deque[LaunchedStep] = deque()
         self._model = model
         self._pooler = None if pooling is None else Pooler(pooling)
         self._images = images
@@ -133,32 +139,47 @@ class ModelRunner:
             raise RuntimeError("this model takes no adapters")
         return self._adapters
 
-    @torch.inference_mode()
     def execute(self, step: Step) -> StepResult:
         """Returns nothing of use on ranks that do not sample."""
+        self.submit(step)
+        return self.collect()
+
+    @torch.inference_mode()
+    def submit(self, step: Step) -> None:
+        launched = LaunchedStep(step, self._batch.device)
         with self._profile.span("prepare"):
             self._apply(step)
-        result = StepResult([[] for _ in step.scheduled])
-        if not step.scheduled:
-            return result
-        with self._profile.span("prepare"):
-            inputs = self._batch.lay_out(step)
-        with self._profile.span("model, the rest"):
-            hidden = self._run_layers(inputs)
-        if hidden is None:
-            return result
+        if step.scheduled:
+            with self._profile.span("prepare"):
+                inputs = self._batch.lay_out(step)
+            with self._profile.span("model, the rest"):
+                hidden = self._run_layers(inputs)
+            if hidden is not None:
+                self._finish(inputs, hidden, launched)
+        if self._place.rank == 0:  # nobody waits for what others do
+            launched.mark_end()
+        self._launched.append(launched)
+
+    @torch.inference_mode()
+    def collect(self) -> StepResult:
+        with self._profile.span("wait"):
+            return self._launched.popleft().wait()
+
+    def _finish(self, inputs: ModelInputs, hidden: torch.Tensor, launched: LaunchedStep) -> None:
+        """Make of the last stage's hidden states [num_tokens, hidden_size] what is wanted of them."""
         if self._pooler is not None:
-            result.embeddings = self._pooler.pool(hidden, inputs.firsts)
+            launched.result.embeddings = self._pooler.pool(hidden, inputs.firsts)
         if inputs.sampled:
             # The ranks that share the head compute its logits together, and all get them.
             with self._profile.span("head"):
                 logits = self._model.logits(hidden[inputs.sampled_tokens])
             if inputs.sampling is not None:
                 with self._profile.span("sampling"):
-                    self._choose(step, inputs.sampled, logits, inputs.sampling, result)
+                    chosen = choose(logits, inputs.sampling, drawing_on(logits.device))
+                    self._batch.keep(inputs, chosen.token_ids)
+                    launched.bring(inputs.sampled, chosen)
         if inputs.prompt_logprobs:
-            result.prompt_logprobs = self._rank_prompts(inputs, hidden)
-        return result
+            launched.result.prompt_logprobs = self._rank_prompts(inputs, hidden)
 
     def _apply(self, step: Step) -> None:
         """What the step changes before it runs."""
@@ -188,15 +209,6 @@ class ModelRunner:
             return out
         link.send(out)
         return None
-
-    def _choose(
-        self, step: Step, sampled: list[str], logits: torch.Tensor, sampling: SamplingBatch, result: StepResult
-    ) -> None:
-        """Sample the next token of each of `sampled`, from its row of `logits`, into `result`."""
-        chosen = choose(logits, sampling, drawing_on(logits.device))
-        tokens = dict(zip(sampled, chosen.token_ids, strict=True))
-        result.token_ids = [[tokens[s.request_id]] if s.samples else [] for s in step.scheduled]
-        result.logprobs = {sampled[row]: [entry] for row, entry in chosen.logprobs.items()}
 
     def _rank_prompts(self, inputs: ModelInputs, hidden: torch.Tensor) -> dict[str, list[TokenLogprobs]]:
         """How likely the prompts' tokens are, by request."""

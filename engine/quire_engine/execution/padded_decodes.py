@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from quire_engine.attention.context import AttentionContext, attention_context
+from quire_engine.kernels.transfer import to_device
 from quire_engine.layers.experts import Experts
 from quire_engine.models.decoder import CausalLM
 from quire_engine.models.language_model import LanguageModel
@@ -105,9 +106,7 @@ class PaddedDecodes:
             self._rotated_for[:count] = context.lengths
         self._tables[:count, : context.decode_blocks.shape[1]] = context.decode_blocks
         lengths = torch.tensor(context.decode_lengths + [0] * (size - count), dtype=torch.int32)
-        if self.device.type == "cuda":
-            lengths = lengths.pin_memory()
-        self._lengths[:size].copy_(lengths, non_blocking=True)
+        self._lengths[:size] = to_device(lengths, self.device)
         self._recorded[size]()
         return self._hidden[:count]
 

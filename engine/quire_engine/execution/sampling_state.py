@@ -11,6 +11,7 @@ from quire_engine.core.randomness import uniform
 from quire_engine.core.step import NewSequence, ScheduledSequence
 from quire_engine.execution.forbidden_tokens import ForbiddenTokens
 from quire_engine.execution.token_table import TokenTable
+from quire_engine.kernels.transfer import to_device
 from quire_engine.memory_plan.plan import seen_pages
 from quire_engine.sampling.adjustments import Forbidden
 from quire_engine.sampling.masks import TokenMask, mask_words
@@ -143,4 +144,4 @@ class SamplingState:
         return TokenMask(self._to_device(indices), self._to_device(np.stack([words for _, words in masked])))
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        return to_device(array, self._device)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from quire_engine.core.step import NewSequence
+from quire_engine.kernels.transfer import to_device
 from quire_engine.memory_plan.plan import SEEN_PAGE
 from quire_engine.sampling.adjustments import NEVER_SEEN, Adjustments, SeenTokens
 
@@ -140,4 +141,4 @@ class TokenTable:
         return self._seen
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        return to_device(array, self._device)

@@ -10,7 +10,7 @@ import torch
 from quire_engine.core.step import NO_TOKEN, TokenLogprobs
 from quire_engine.memory_plan.plan import SORTED_ROWS
 from quire_engine.sampling.adjustments import Adjustments, Forbidden, adjust, forbid
-from quire_engine.sampling.logprobs import rank
+from quire_engine.sampling.logprobs import Ranked, rank
 from quire_engine.sampling.masks import TokenMask, apply_mask
 from quire_engine.sampling.radix import where_sums_reach
 
@@ -40,10 +40,18 @@ class SamplingBatch:
 
 @dataclass(slots=True)
 class Chosen:
-    """A token for each row, or `NO_TOKEN`, and, by row, its logprobs where they were asked for."""
+    """A token for each row, or `NO_TOKEN`, and how likely those were for which it was asked. On the logits' device."""
 
-    token_ids: list[int]
-    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    token_ids: torch.Tensor  # [rows] int64
+    ranked: Ranked | None = None  # of the rows of `SamplingBatch.logprobs`
+    asked: list[tuple[int, int]] = field(default_factory=list)  # those
+
+    def logprobs(self) -> dict[int, TokenLogprobs]:
+        """By row, where they were asked for. Waits for the device."""
+        if self.ranked is None:
+            return {}
+        rows, counts = (list(column) for column in zip(*self.asked, strict=True))
+        return dict(zip(rows, self.ranked.as_lists(counts), strict=True))
 
 
 Draw = Callable[[torch.Tensor, SamplingBatch], torch.Tensor]
@@ -59,7 +67,7 @@ def draw_within(probabilities: torch.Tensor, batch: SamplingBatch) -> torch.Tens
 def choose(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_within) -> Chosen:
     """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to."""
     if not batch.logprobs:
-        return Chosen(sample(logits, batch, drawing).tolist())
+        return Chosen(sample(logits, batch, drawing))
     rows, counts = (list(column) for column in zip(*batch.logprobs, strict=True))
     on_device = torch.tensor(rows, dtype=torch.int64).to(logits.device)
     raw = logits[on_device]  # a copy, before anything is forbidden or scaled
@@ -71,7 +79,7 @@ def choose(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_with
         among = raw.clone()
         among[limited] = logits[[rows[i] for i in limited]]
     ranked = rank(raw, token_ids[on_device].clamp_min(0), max(counts), among)
-    return Chosen(token_ids.tolist(), dict(zip(rows, ranked.as_lists(counts), strict=True)))
+    return Chosen(token_ids, ranked, batch.logprobs)
 
 
 def sample(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_within) -> torch.Tensor:

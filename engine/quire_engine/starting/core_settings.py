@@ -61,6 +61,7 @@ def core_settings(
         use_priority=config.scheduling_policy == "priority",
         rotation=spec.rotation if isinstance(spec, DecoderSpec) else None,
         num_stages=config.pipeline_parallel_size,
+        runs_ahead=config.overlaps(device.type),
         max_adapters=config.max_loras if config.enable_lora else 0,
         adapter_room=config.adapter_room if config.enable_lora else 0,
         images=None if spec.vision is None else spec.vision.in_prompts(most),
@@ -89,7 +90,7 @@ def with_pooling(core_config: CoreConfig, shape: ModelShape, pooling: Pooling) -
         budget = max(core_config.max_num_batched_tokens, core_config.max_model_len)
         core_config = replace(core_config, enable_chunked_prefill=False, max_num_batched_tokens=budget)
     caches = core_config.enable_prefix_caching and shape.kv_width > 0 and pooling.over == "last"
-    return replace(core_config, enable_prefix_caching=caches, pooling=pooling)
+    return replace(core_config, enable_prefix_caching=caches, pooling=pooling, runs_ahead=False)
 
 
 def one_at_a_time(core_config: CoreConfig) -> CoreConfig:
@@ -100,4 +101,5 @@ def one_at_a_time(core_config: CoreConfig) -> CoreConfig:
         max_num_batched_tokens=core_config.max_model_len,
         enable_chunked_prefill=False,
         enable_prefix_caching=False,
+        runs_ahead=False,
     )

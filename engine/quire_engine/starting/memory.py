@@ -131,6 +131,7 @@ def model_runner(
         adapts_images=core_config.images is not None and core_config.images.adapted,
         grids=count if isinstance(count, MergedCount) else None,
         adapters=adapted is not None,
+        feeds_back=core_config.runs_ahead,
     )
     padded = None
     if capture is not None and can_be_padded(model):
@@ -149,4 +150,5 @@ def model_runner(
         images = ImageEmbedder(lambda prepared: model.embed_image(on_device(prepared, device)))
     # The results are rank 0's.
     pooling = core_config.pooling if place.rank == 0 else None
-    return ModelRunner(model, batch, cache, place, dtype, pooling, images, adapted, padded)
+    depth = 2 if core_config.runs_ahead else 1
+    return ModelRunner(model, batch, cache, place, dtype, pooling, images, adapted, padded, depth)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from quire_engine.core.core_config import CoreConfig
-from quire_engine.core.step import NO_TOKEN, ScheduledSequence, Step, StepResult, TokenLogprobs
+from quire_engine.core.step import LATEST, NO_TOKEN, ScheduledSequence, Step, StepResult, TokenLogprobs
 
 VOCAB_SIZE = 97
 POISON = 96  # a token whose keys and values are NaN, where an executor takes it for that
@@ -84,14 +84,17 @@ class Stages:
     """An executor as a pipeline: the results come when they are asked for, in order."""
 
     def __init__(self, executor: PagedExecutor, depth: int) -> None:
-        self.depth = depth
+        self.depth = 2 if executor.config.runs_ahead else depth
         self.most_in_flight = 0
         self._executor = executor
         self._submitted: deque[Step] = deque()
 
     def submit(self, step: Step) -> None:
         in_flight = {s.request_id for other in self._submitted for s in other.scheduled}
-        assert not in_flight & {s.request_id for s in step.scheduled}, "a request is in two steps at once"
+        both = in_flight & {s.request_id for s in step.scheduled}
+        assert not both or self._executor.config.runs_ahead, "a request is in two steps at once"
+        for s in step.scheduled:
+            assert LATEST not in s.token_ids or (s.request_id in in_flight and len(s.token_ids) == 1)
         self._submitted.append(step)
         self.most_in_flight = max(self.most_in_flight, len(self._submitted))
         assert len(self._submitted) <= self.depth
@@ -115,6 +118,7 @@ class PagedExecutor:
     tables: dict[str, list[int]] = field(default_factory=dict)
     num_logprobs: dict[str, int] = field(default_factory=dict)  # of the requests that ask for any
     rank_allowed: set[str] = field(default_factory=set)  # of these, those that want them of what is allowed
+    latest: dict[str, int] = field(default_factory=dict)  # what each request last sampled
     pages: list[list[int | None]] = field(default_factory=list)
     host_pages: list[list[int | None]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
@@ -133,6 +137,7 @@ class PagedExecutor:
         for request_id in step.removed:
             del self.tables[request_id]
             self.num_logprobs.pop(request_id, None)
+            self.latest.pop(request_id, None)
             self.rank_allowed.discard(request_id)
         for new in step.new:
             assert new.request_id not in self.tables
@@ -162,8 +167,9 @@ class PagedExecutor:
             table[s.first_new_block : s.first_new_block + len(s.new_block_ids)] = s.new_block_ids
             for position, token in enumerate(s.token_ids, s.start):
                 page, offset = self._slot(s.request_id, position)
-                page[offset] = token
+                page[offset] = self.latest[s.request_id] if token == LATEST else token
         tokens = [[self._sample(s)] if s.samples else [] for s in step.scheduled]
+        self.latest |= {s.request_id: own[0] for s, own in zip(step.scheduled, tokens, strict=True) if own}
         logprobs = {
             s.request_id: [self._rank(s)] for s in step.scheduled if s.samples and s.request_id in self.num_logprobs
         }

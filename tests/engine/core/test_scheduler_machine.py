@@ -88,7 +88,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caches=st.booleans(),
         use_priority=st.booleans(),
         window=st.sampled_from([None, None, 1, 5, 9]),
-        num_stages=st.sampled_from([1, 1, 2, 3]),
+        num_stages=st.sampled_from([0, 0, 1, 1, 2, 3]),
         rotation=st.sampled_from([None, None, RotationByLength("longrope", 9), RotationByLength("dynamic", 6)]),
         max_adapters=st.sampled_from([1, 1, 2]),
     )
@@ -107,6 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         rotation: RotationByLength | None,
         max_adapters: int,
     ) -> None:
+        """With 0 stages there is one, which feeds back."""
         self.config = CoreConfig(
             num_blocks=num_blocks,
             num_swap_blocks=num_swap_blocks,
@@ -118,7 +119,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             enable_prefix_caching=caches,
             use_priority=use_priority,
             window=window,
-            num_stages=num_stages,
+            num_stages=max(1, num_stages),
+            runs_ahead=num_stages == 0,
             rotation=rotation,
             max_adapters=max_adapters,
             adapter_room=len(ADAPTERS),

@@ -18,6 +18,7 @@ ADAPTERS = "abc"
 
 @st.composite
 def configs(draw: st.DrawFn) -> CoreConfig:
+    stages = draw(st.sampled_from([0, 0, 1, 1, 2, 3]))  # 0: one, which feeds back
     return CoreConfig(
         num_blocks=draw(st.integers(2, 24)),
         num_swap_blocks=draw(st.sampled_from([0, 0, 3, 40])),
@@ -28,7 +29,8 @@ def configs(draw: st.DrawFn) -> CoreConfig:
         enable_chunked_prefill=draw(st.booleans()),
         enable_prefix_caching=draw(st.booleans()),
         use_priority=draw(st.booleans()),
-        num_stages=draw(st.sampled_from([1, 1, 2, 3])),
+        num_stages=stages or 1,
+        runs_ahead=stages == 0,
         vocab_size=VOCAB_SIZE,
         max_adapters=draw(st.integers(1, 2)),
         adapter_room=len(ADAPTERS),

@@ -44,7 +44,7 @@ def test_a_row_with_a_nan_or_an_infinity_anywhere_gives_no_token_and_others_give
     state = state_of(params)
     batch = lambda: state.batch(list(range(rows)), [3] * rows)  # noqa: E731  # a fresh one each time
     good = torch.randn(rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(1)) * 3
-    expected = choose(good.clone(), batch()).token_ids
+    expected = choose(good.clone(), batch()).token_ids.tolist()
     for wrong in (NAN, INF, [NAN] * VOCAB_SIZE, [-INF] * VOCAB_SIZE, [INF] * VOCAB_SIZE):
         bad = good.clone()
         places = rng.sample(range(rows), 3)
@@ -52,11 +52,11 @@ def test_a_row_with_a_nan_or_an_infinity_anywhere_gives_no_token_and_others_give
             at = slice(None) if isinstance(wrong, list) else rng.randrange(4, VOCAB_SIZE)
             bad[row, at] = torch.tensor(wrong)
         found = choose(bad, batch())
-        assert found.token_ids == [NO_TOKEN if i in places else token for i, token in enumerate(expected)]
+        assert found.token_ids.tolist() == [NO_TOKEN if i in places else token for i, token in enumerate(expected)]
 
 
 def test_a_few_tokens_that_cannot_come_are_no_fault() -> None:
     state = state_of([SamplingParams(), SamplingParams(temperature=0.0)])
     logits = torch.full((2, VOCAB_SIZE), -INF)
     logits[:, 7] = 1.0
-    assert choose(logits, state.batch([0, 1], [3, 3])).token_ids == [7, 7]
+    assert choose(logits, state.batch([0, 1], [3, 3])).token_ids.tolist() == [7, 7]
