@@ -26,9 +26,11 @@ class Staging:
         self._size = num_bytes
         if on_gpu:  # threads begin with the first GPU, where pinning would take memory too
             torch.cuda.set_device(device)
+        # torch leaves streams untyped
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._buffers = [torch.empty(num_bytes, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(1 + on_gpu)]
         self._views = [buffer.numpy().data for buffer in self._buffers]
+        # and events
         self._copied = [torch.cuda.Event() for _ in self._buffers] if on_gpu else []  # type: ignore[no-untyped-call]
         self._turn = 0
         self.num_bytes = 0  # that were read
