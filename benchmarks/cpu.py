@@ -3,8 +3,9 @@
 `python -m benchmarks.cpu` starts each contender, with a thread on each core of this machine, and puts each load on one
 after the other, `--repeats` times. `--vllm PATH/vllm` names the program of a virtual environment that has vLLM's CPU
 build, `--llama-cpp PATH/python` one that has llama-cpp-python and gguf; they are left out otherwise. Servers are sent
-requests by `bench serve`; llama.cpp and generate take each round of streams as one batch, without HTTP. `--short`
-measures less: one stream and 16. On a machine that others use too threads wait for each other: there `--threads 1`
+requests by `bench serve`; llama.cpp and generate take each round of streams as one batch, without HTTP, and are left
+out where lengths differ or a prefix is shared. `--int8` has a second Quire beside the first, with weights in int8.
+`--short` measures less: one stream, 16, and a shared prefix. On a machine that others use too threads wait for each other: there `--threads 1`
 compares better what the work itself costs. What is written are medians, with the least and the greatest, processor
 time, and how far Quire is ahead.
 """
@@ -52,7 +53,7 @@ CASES: dict[str, Case | Conversations] = {
     "conversations": Conversations(prompts=32, streams=16),
     "shared prefix": Case(prompts=32, streams=8, input_len=64, output_len=64, prefix=1024),
 }
-SHORT = ("one stream", "16 streams")
+SHORT = ("one stream", "16 streams", "shared prefix")
 FIGURES = ("output_throughput", "median_ttft_ms", "median_tpot_ms", "cpu_ms_per_token")
 _READ = """
 import time, torch
@@ -74,7 +75,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of every contender")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every contender")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--short", action="store_true", help="one stream and 16")
+    parser.add_argument("--int8", action="store_true", help="Quire with weights in int8 too")
+    parser.add_argument("--short", action="store_true", help="one stream, 16, and a shared prefix")
     parser.add_argument("--cases", help="some of them, with commas between")
     parser.add_argument("--without-transformers", action="store_true")
     parser.add_argument("--name", default="cpu", help="of the file in results/ (default: cpu)")
@@ -99,8 +101,8 @@ def main() -> None:
                 case = CASES[name]
                 samples = case.requests(tokenizer, seed=100 * repeat + list(CASES).index(name))
                 for who, contender in contenders.items():
-                    if isinstance(case, Conversations) and isinstance(contender, Batched):
-                        continue  # a batch is of one length
+                    if isinstance(contender, Batched) and (isinstance(case, Conversations) or case.prefix):
+                        continue  # a batch is of one length, and shares nothing
                     found = measured(contender, samples, case.streams)
                     runs.setdefault((who, name), []).append(found)
                     print(f"{name}, {who}: " + ", ".join(f"{k} {found[k]:.1f}" for k in FIGURES), flush=True)
@@ -121,6 +123,8 @@ def main() -> None:
 def starts(options: argparse.Namespace, model: Path, folder: Path) -> Iterator[tuple[str, Any]]:
     """The contenders, by name, and what starts each."""
     yield "quire", lambda: quire(model, options.dtype, options.threads, folder)
+    if options.int8:
+        yield "quire int8", lambda: quire(model, options.dtype, options.threads, folder, int8=True)
     if options.vllm is not None:
         yield "vllm", lambda: vllm(options.vllm, model, options.dtype, options.threads, folder)
     if options.llama_cpp is not None:

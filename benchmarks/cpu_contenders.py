@@ -158,7 +158,9 @@ class Batched:
         return found
 
 
-def quire(model: Path, dtype: str, threads: int, folder: Path) -> Served:
+def quire(model: Path, dtype: str, threads: int, folder: Path, *, int8: bool = False) -> Served:
+    """Ours, with `int8` by weights that it quantizes as it loads them."""
+    name = "quire-int8" if int8 else "quire"
     command = [
         sys.executable,
         "-m",
@@ -167,8 +169,9 @@ def quire(model: Path, dtype: str, threads: int, folder: Path) -> Served:
         str(model),
         f"--dtype={dtype}",
         "--max-model-len=8192",
+        *(["--quantization=int8"] if int8 else []),
     ]
-    return Served("quire", command, own_environment(threads) | {"QUIRE_RUN_DIR": str(folder)}, model, folder)
+    return Served(name, command, own_environment(threads) | {"QUIRE_RUN_DIR": str(folder)}, model, folder)
 
 
 def vllm(program: Path, model: Path, dtype: str, threads: int, folder: Path) -> Served:

@@ -20,6 +20,7 @@ from quire_engine.kernels.choice import are_wanted
 log = logging.getLogger(__name__)
 
 NEEDED = frozenset(("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"))
+MULTIPLIES_BYTES = "avx512_vnni"
 MULTIPLY_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16"))  # oneDNN's linears use them
 LARGEST_HEAD = 256
 _NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -37,6 +38,8 @@ class Library:
         self._linear.argtypes, self._linear.restype = [_POINTER] * 5 + [_SIZE] * 3 + [_INT], None
         self._linear_int8 = found.linear_int8
         self._linear_int8.argtypes, self._linear_int8.restype = [_POINTER] * 6 + [_SIZE] * 3 + [_INT], None
+        found.linear_int8_most.restype = _SIZE
+        self._most_inputs: int = found.linear_int8_most()
         self._attention_room, self._keep = found.attention_room, found.keep
         self._attention_room.argtypes, self._attention_room.restype = [_POINTER] + [_SIZE] * 4, _SIZE
         pointer_and_stride: Sequence[type] = (_POINTER, _SIZE)
@@ -66,8 +69,15 @@ class Library:
     def linear_int8(
         self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """As `linear`, for weight [outputs, inputs] int8 times scale [outputs, 1] float32."""
+        """As `linear`, for weight [outputs, inputs] int8 times scale [outputs, 1] float32, if `takes_int8` says so.
+
+        x is taken to 21 bits below the greatest element of each row.
+        """
         return self._multiply(self._linear_int8, x, (weight, scale), bias)
+
+    def takes_int8(self, inputs: int) -> bool:
+        """Whether weights in int8 of so many inputs can be multiplied."""
+        return multiplies_bytes and inputs <= self._most_inputs
 
     def _multiply(
         self, kernel: Callable[..., None], x: torch.Tensor, weight: Sequence[torch.Tensor], bias: torch.Tensor | None
@@ -77,7 +87,7 @@ class Library:
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], outputs))
         rows = x.numel() // inputs
-        room = torch.empty(self._room(rows, inputs), dtype=torch.float32)
+        room = torch.empty(self._room(rows, inputs), dtype=torch.uint8)
         added = None if bias is None else bias.data_ptr()
         pointers = x.data_ptr(), *(tensor.data_ptr() for tensor in weight), added, y.data_ptr(), room.data_ptr()
         kernel(*pointers, rows, inputs, outputs, torch.get_num_threads())
@@ -211,4 +221,5 @@ def _built() -> Library | None:
 
 
 library = _built()
+multiplies_bytes = MULTIPLIES_BYTES in flags_of_processor()
 multiplies = not flags_of_processor() & MULTIPLY_BFLOAT16

@@ -8,7 +8,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
-#include "linears.h"
+#include "int8_linears.h"
 #include "team.h"
 
 namespace {
@@ -67,13 +67,14 @@ struct Room {
 };
 
 struct Between {
-    float *wide, *partial;  // a linear's inputs as floats; sums of attention's parts
+    char *ready;     // a linear's inputs as its tiles meet them
+    float *partial;  // sums of attention's parts
     bfloat16 *normed, *qkv, *attended, *both, *inner, *more;
 
     Between(const Decoder &decoder, const Decodes &batch, Room &room) {
         const Layer &one = decoder.layers[0];
         int64_t widest = most(most(one.qkv.inputs, one.out.inputs), one.down.inputs), tokens = batch.tokens;
-        wide = room.take<float>(tokens * stride_of(widest));
+        ready = room.take<char>(tokens * row_bytes(widest));
         partial = room.take<float>(room_for(batch.lengths, tokens, 1, decoder.heads, decoder.size));
         normed = room.take<bfloat16>(tokens * decoder.hidden);
         qkv = room.take<bfloat16>(tokens * one.qkv.outputs);
@@ -101,24 +102,24 @@ struct Worker {
     }
 
     // Row t of x as the tiles of `matrix` meet it.
-    void widen_for(const Matrix &matrix, const bfloat16 *x, int64_t t) {
-        float *to = between.wide + t * stride_of(matrix.inputs);
+    void make_ready(const Matrix &matrix, const bfloat16 *x, int64_t t) {
+        x += t * matrix.inputs;
         if (matrix.scales)
-            widen<Int8>(x + t * matrix.inputs, matrix.inputs, to);
+            to_digits(x, matrix.inputs, (Digits *)(between.ready + t * digits_bytes(matrix.inputs)));
         else
-            widen<Bfloat16>(x + t * matrix.inputs, matrix.inputs, to);
+            widen(x, matrix.inputs, (float *)between.ready + t * stride_of(matrix.inputs));
     }
 
-    // Of the rows that were widened.
+    // Of the rows that were made ready.
     void product(const Matrix &m, bfloat16 *y) {
-        int64_t stride = stride_of(m.inputs), rows = batch.tokens;
+        int64_t rows = batch.tokens;
         team.share(panels_of(m.outputs), [&](int64_t one) {
             if (m.scales)
-                panel<Int8>(between.wide, stride, (const int8_t *)m.weights, m.scales, m.bias, y, rows, m.inputs,
-                            m.outputs, one * PANEL);
+                byte_panel(between.ready, (const int8_t *)m.weights, m.scales, m.bias, y, rows, m.inputs, m.outputs,
+                           one * PANEL);
             else
-                panel<Bfloat16>(between.wide, stride, (const bfloat16 *)m.weights, nullptr, m.bias, y, rows, m.inputs,
-                                m.outputs, one * PANEL);
+                panel((const float *)between.ready, stride_of(m.inputs), (const bfloat16 *)m.weights, m.bias, y, rows,
+                      m.inputs, m.outputs, one * PANEL);
         });
         spend(LINEARS);
     }
@@ -126,7 +127,7 @@ struct Worker {
     void norm_of(const bfloat16 *weight, const Matrix &next, int64_t t) {
         bfloat16 *to = between.normed + t * decoder.hidden;
         rms_norm(batch.x + t * decoder.hidden, weight, to, decoder.hidden, decoder.eps, decoder.offset);
-        widen_for(next, between.normed, t);
+        make_ready(next, between.normed, t);
     }
 
     void turn(const bfloat16 *norm, bfloat16 *x, int64_t heads, int64_t t) {
@@ -170,7 +171,7 @@ struct Worker {
             spend(REST);
             product(layer.qkv, between.qkv);
             attend(layer);
-            team.share(tokens, [&](int64_t t) { widen_for(layer.out, between.attended, t); });
+            team.share(tokens, [&](int64_t t) { make_ready(layer.out, between.attended, t); });
             product(layer.out, between.more);
             team.share(tokens, [&](int64_t t) {
                 add(batch.x + t * hidden, between.more + t * hidden, hidden);
@@ -182,7 +183,7 @@ struct Worker {
                 int64_t size = layer.down.inputs;
                 const bfloat16 *gate = between.both + 2 * t * size;
                 silu_and_mul(gate, gate + size, between.inner + t * size, size);
-                widen_for(layer.down, between.inner, t);
+                make_ready(layer.down, between.inner, t);
             });
             spend(REST);
             product(layer.down, between.more);

@@ -50,7 +50,7 @@ def layers_together(layers: Sequence[nn.Module], library: cpu.Library) -> Layers
     """
     if not cpu.multiplies:
         return None
-    tensors = [_tensors(layer) for layer in layers]
+    tensors = [_tensors(layer, library) for layer in layers]
     plain = [one for one in tensors if one is not None]
     if not plain or len(plain) < len(tensors) or len({_sizes(one) for one in plain}) > 1:
         return None
@@ -64,13 +64,13 @@ def layers_together(layers: Sequence[nn.Module], library: cpu.Library) -> Layers
     return LayersTogether(library, plain, norms, heads[0])
 
 
-def _tensors(layer: nn.Module) -> LayerTensors | None:
+def _tensors(layer: nn.Module, library: cpu.Library) -> LayerTensors | None:
     if type(layer) is not PreNormLayer or type(layer.self_attn) is not Attention or type(layer.mlp) is not GatedMLP:
         return None
     attention, mlp = layer.self_attn, layer.mlp
     paged = attention.attend
     linears = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
-    matrices = [_matrix(linear) for linear in linears]
+    matrices = [_matrix(linear, library) for linear in linears]
     found = [matrix for matrix in matrices if matrix is not None]
     if type(paged) is not PagedAttention or len(found) < len(matrices) or mlp.activation is not ACTIVATIONS["silu"]:
         return None
@@ -101,7 +101,7 @@ def _tensors(layer: nn.Module) -> LayerTensors | None:
     )
 
 
-def _matrix(linear: Linear) -> Matrix | None:
+def _matrix(linear: Linear, library: cpu.Library) -> Matrix | None:
     """None where ranks share the linear, its method is another, or something was hung on it."""
     ranks = getattr(linear, "ranks", None)
     if (ranks is not None and ranks.size > 1) or not isinstance(linear.method, ByKernel):
@@ -109,6 +109,7 @@ def _matrix(linear: Linear) -> Matrix | None:
     weight, scale = linear.method.operands(linear)
     tensors = [weight, *(t for t in (scale, linear.bias) if t is not None)]
     fits = weight.dtype == (torch.bfloat16 if scale is None else torch.int8)
+    fits = fits and (scale is None or library.takes_int8(linear.in_features))
     fits = fits and (linear.bias is None or linear.bias.dtype == torch.bfloat16)
     fits = fits and all(t.is_contiguous() and t.device.type == "cpu" for t in tensors)
     return Matrix(weight, scale, linear.bias) if fits else None

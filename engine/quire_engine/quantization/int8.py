@@ -33,7 +33,7 @@ class Int8WhileLoading(Fp8WhileLoading):
 
     def multiply(self, layer: Linear, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         library = cpu.library_for(x) if x.dtype == torch.bfloat16 else None
-        if library is not None:
+        if library is not None and library.takes_int8(layer.in_features):
             return library.linear_int8(x, layer.weight, layer.get_parameter("weight_scale"), bias)
         if by_gpu_kernels(x.device) and layer.in_features % 4 == 0:
             from quire_engine.kernels.gpu.packed import PackedWeight, multiply_packed

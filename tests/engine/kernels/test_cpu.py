@@ -68,17 +68,75 @@ def test_products_are_right_past_the_bounds_of_its_tiles(
     close_to(found, x, weight, None)
 
 
-@settings(max_examples=40, deadline=None)
-@given(rows=SIZES, inputs=SIZES, outputs=SIZES, biased=st.booleans(), seed=st.integers(0, 999))
-def test_products_with_weights_in_int8_are_right_for_every_size(
-    library: cpu.Library, rows: int, inputs: int, outputs: int, biased: bool, seed: int
-) -> None:
-    x = drawn(rows, inputs, seed=seed)
+@pytest.fixture(scope="module")
+def of_bytes(library: cpu.Library) -> cpu.Library:
+    if not library.takes_int8(1):
+        pytest.skip("the processor does not multiply bytes")  # and torch does the work there, as a test below has it
+    return library
+
+
+def bytes_and_scale(outputs: int, inputs: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randint(-127, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
-    scale = torch.rand(outputs, 1, generator=generator)
+    weight = torch.randint(-128, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
+    return weight, torch.rand(outputs, 1, generator=generator)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=SIZES,
+    inputs=st.integers(1, 200),
+    outputs=SIZES,
+    biased=st.booleans(),
+    power=st.integers(-100, 90),
+    seed=st.integers(0, 999),
+)
+def test_products_with_weights_in_int8_are_right_for_every_size(
+    of_bytes: cpu.Library, rows: int, inputs: int, outputs: int, biased: bool, power: int, seed: int
+) -> None:
+    x, (weight, scale) = drawn(rows, inputs, seed=seed) * 2.0**power, bytes_and_scale(outputs, inputs, seed)
     bias = drawn(outputs, seed=seed + 2) if biased else None
-    close_to(library.linear_int8(x, weight, scale, bias), x, weight.double() * scale.double(), bias)
+    close_to(of_bytes.linear_int8(x, weight, scale, bias), x, weight.double() * scale.double(), bias)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 2816, 64), (97, 1024, 48), (3, 1 << 16, 5), (0, 64, 16)])
+def test_products_with_weights_in_int8_are_right_past_the_bounds_of_its_tiles(
+    of_bytes: cpu.Library, rows: int, inputs: int, outputs: int
+) -> None:
+    x, (weight, scale) = drawn(rows, inputs, seed=1), bytes_and_scale(outputs, inputs, 2)
+    found = of_bytes.linear_int8(x, weight, scale)
+    assert found.shape == (rows, outputs)
+    close_to(found, x, weight.double() * scale.double(), None)
+
+
+def test_weights_in_int8_meet_the_greatest_sums_and_elements_of_all_sizes(of_bytes: cpu.Library) -> None:
+    weight, scale = torch.full((4, 1 << 16), -128, dtype=torch.int8), torch.ones(4, 1)
+    for sign in (1, -1):  # sums that are as far from 0 as they can be
+        x = torch.full((1, 1 << 16), sign * 1.9921875).bfloat16()
+        close_to(of_bytes.linear_int8(x, weight, scale), x, weight, None)
+    spread = torch.cat([drawn(1, 64, seed=1) * 2.0**-power for power in range(0, 40, 4)], 1)
+    weight, scale = bytes_and_scale(7, spread.shape[1], 3)
+    close_to(of_bytes.linear_int8(spread, weight, scale), spread, weight.double() * scale.double(), None)
+
+
+def test_rows_beside_weights_in_int8_keep_to_themselves_whatever_they_hold(of_bytes: cpu.Library) -> None:
+    weight, scale = bytes_and_scale(40, 96, 4)
+    x = drawn(6, 96, seed=3)
+    alone = [of_bytes.linear_int8(row, weight, scale) for row in x]
+    x[1, 5], x[3, 95], x[4] = float("nan"), float("inf"), 0.0
+    found = of_bytes.linear_int8(x, weight, scale)
+    assert found[[1, 3]].isnan().all()
+    assert (found[4] == 0).all()
+    for row in (0, 2, 5):
+        assert torch.equal(found[row], alone[row])
+
+
+@pytest.mark.usefixtures("in_use")
+def test_torch_multiplies_bytes_where_the_processor_does_not(
+    library: cpu.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "multiplies_bytes", False)
+    assert not library.takes_int8(64)
+    test_a_layer_in_int8_gives_the_same_with_the_library(monkeypatch)
 
 
 @pytest.mark.usefixtures("in_use")
