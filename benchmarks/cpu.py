@@ -5,9 +5,9 @@ after the other, `--repeats` times. `--vllm PATH/vllm` names the program of a vi
 build, `--llama-cpp PATH/python` one that has llama-cpp-python and gguf; they are left out otherwise. Servers are sent
 requests by `bench serve`; llama.cpp and generate take each round of streams as one batch, without HTTP, and are left
 out where lengths differ or a prefix is shared. `--int8` has a second Quire beside the first, with weights in int8.
-`--short` measures less: one stream, 16, and a shared prefix. On a machine that others use too threads wait for each other: there `--threads 1`
-compares better what the work itself costs. What is written are medians, with the least and the greatest, processor
-time, and how far Quire is ahead.
+`--short` measures less: one stream, 16, and a shared prefix. On a machine that others use too threads wait for each
+other: there `--threads 1` compares better what the work itself costs. What is written are medians, with the least and
+the greatest, processor time, and how far Quire is ahead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write the figures of bench.md and their drawing from benchmarks/results: `python docs/write_speed.py` (`make crds`)."""
+"""Write figures into bench.md, and draw them, from benchmarks/results: `python docs/write_speed.py` (`make crds`)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ ROWS = (
 DRAWN = (("one stream", "One stream"), ("16 streams", "16 streams"), ("shared prefix", "Shared prefix, 8 streams"))
 
 
-def table(figures: dict[str, Any]) -> str:
-    """A Markdown table: each figure's median, its least and greatest, and for rivals how far Quire is ahead."""
-    names = list(figures["first_token_after_s"])
+def table(figures: dict[str, Any], names: list[str]) -> str:
+    """A Markdown table: each figure's median, its least and greatest, and for others how far Quire is ahead."""
     lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for load, figure, title, more in ROWS:
         found = {name: figures[load][name][figure] for name in names if name in figures.get(load, {})}
@@ -62,15 +61,19 @@ def drawing(figures: dict[str, Any]) -> str:
             parts.append(f'<text x="{left + length + 6}" y="{y + 13}">{value:.1f}</text>')
             y += bar
         y += gap - bar
+    y += bar - gap
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" font-family="sans-serif" font-size="13">'
     background = f'<rect width="{width}" height="{y}" fill="white"/>'
     return "\n".join([head, background, *parts, "</svg>\n"])
 
 
 def with_tables(page: str) -> str:
-    """The page with what stands between `<!-- figures: NAME -->` and `<!-- end -->` written anew."""
-    pattern = re.compile(r"(<!-- figures: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda found: found[1] + table(_figures(found[2])) + found[3], page)
+    """The page with what stands between `<!-- figures: FILE ENGINES -->` and `<!-- end -->` written anew.
+
+    `ENGINES`, with commas between, leaves others out.
+    """
+    pattern = re.compile(r"(<!-- figures: (\w+) ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda found: f"{found[1]}{table(_figures(found[2]), found[3].split(','))}\n{found[4]}", page)
 
 
 def _figures(name: str) -> dict[str, Any]:
@@ -80,5 +83,5 @@ def _figures(name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     PAGE.write_text(with_tables(PAGE.read_text()))
-    short, prefix = _figures("cpu_short"), _figures("cpu_prefix")
-    DRAWING.write_text(drawing(short | {"shared prefix": prefix["shared prefix"]}))
+    prefix = {name: one for name, one in _figures("cpu_prefix")["shared prefix"].items() if name in ("quire", "vllm")}
+    DRAWING.write_text(drawing(_figures("cpu_short") | {"shared prefix": prefix}))
