@@ -45,6 +45,8 @@ struct Decodes {
     int64_t tables_stride, tokens;
 };
 
+constexpr int64_t WORTH_GATING = 4;  // rows: of fewer, memory is read better without the turns between gate and up
+
 enum Part { LINEARS, ATTENTION, REST, PARTS_OF_TIME };
 
 inline int64_t nanoseconds() {
@@ -67,14 +69,15 @@ struct Room {
 };
 
 struct Between {
-    char *ready;     // a linear's inputs as its tiles meet them
-    float *partial;  // sums of attention's parts
+    char *ready, *next_ready;  // a linear's inputs as its tiles meet them, and those of the one behind it
+    float *partial;            // sums of attention's parts
     bfloat16 *normed, *qkv, *attended, *both, *inner, *more;
 
     Between(const Decoder &decoder, const Decodes &batch, Room &room) {
         const Layer &one = decoder.layers[0];
         int64_t widest = most(most(one.qkv.inputs, one.out.inputs), one.down.inputs), tokens = batch.tokens;
         ready = room.take<char>(tokens * row_bytes(widest));
+        next_ready = room.take<char>(tokens * row_bytes(widest));
         partial = room.take<float>(room_for(batch.lengths, tokens, 1, decoder.heads, decoder.size));
         normed = room.take<bfloat16>(tokens * decoder.hidden);
         qkv = room.take<bfloat16>(tokens * one.qkv.outputs);
@@ -89,7 +92,7 @@ struct Between {
 struct Worker {
     const Decoder &decoder;
     const Decodes &batch;
-    const Between &between;
+    Between between;  // a copy, whose rooms are everybody's
     Team &team;
     int64_t *spent;  // nanoseconds by `Part`, or null
     int64_t since;
@@ -110,17 +113,26 @@ struct Worker {
             widen(x, matrix.inputs, (float *)between.ready + t * stride_of(matrix.inputs));
     }
 
-    // Of the rows that were made ready.
+    // Whether tiles meet parts of a row of so many features as they would alone.
+    static bool come_in_parts(const Matrix &matrix, int64_t features) { return !matrix.scales && features % STEP == 0; }
+
+    // Features from `from` on of row t of x, which come in parts, made ready in `room`.
+    void make_part_ready(const Matrix &matrix, const bfloat16 *x, char *room, int64_t t, int64_t from, int64_t features) {
+        widen(x + t * matrix.inputs + from, features, (float *)room + t * stride_of(matrix.inputs) + from);
+    }
+
+    // The outputs from `output` on of the rows that were made ready.
+    void panel_of(const Matrix &m, bfloat16 *y, int64_t output) {
+        if (m.scales)
+            byte_panel(between.ready, (const int8_t *)m.weights, m.scales, m.bias, y, batch.tokens, m.inputs, m.outputs,
+                       output);
+        else
+            panel((const float *)between.ready, stride_of(m.inputs), (const bfloat16 *)m.weights, m.bias, y,
+                  batch.tokens, m.inputs, m.outputs, output);
+    }
+
     void product(const Matrix &m, bfloat16 *y) {
-        int64_t rows = batch.tokens;
-        team.share(panels_of(m.outputs), [&](int64_t one) {
-            if (m.scales)
-                byte_panel(between.ready, (const int8_t *)m.weights, m.scales, m.bias, y, rows, m.inputs, m.outputs,
-                           one * PANEL);
-            else
-                panel((const float *)between.ready, stride_of(m.inputs), (const bfloat16 *)m.weights, m.bias, y, rows,
-                      m.inputs, m.outputs, one * PANEL);
-        });
+        team.share(panels_of(m.outputs), [&](int64_t one) { panel_of(m, y, one * PANEL); });
         spend(LINEARS);
     }
 
@@ -130,33 +142,76 @@ struct Worker {
         make_ready(next, between.normed, t);
     }
 
-    void turn(const bfloat16 *norm, bfloat16 *x, int64_t heads, int64_t t) {
+    // Token t's query heads that share a KV head, and its key, are turned, and its key and value kept.
+    void turn_and_keep(const Layer &layer, int64_t t, int64_t kv_head) {
         const Decoder &d = decoder;
-        const bfloat16 *cos = batch.cos + t * batch.half, *sin = batch.sin + t * batch.half;
-        for (int64_t h = 0; h < heads; h++, x += d.size) {
-            if (norm) rms_norm(x, norm, x, d.size, d.head_eps, d.head_offset);
-            rotate(x, cos, sin, x, batch.half, d.size);
-        }
+        int64_t group = d.heads / d.kv_heads, slot = (batch.slots[t] * d.kv_heads + kv_head) * d.size;
+        bfloat16 *q = between.qkv + t * layer.qkv.outputs;
+        bfloat16 *k = q + (d.heads + kv_head) * d.size, *v = k + d.kv_heads * d.size;
+        for (int64_t h = 0; h < group; h++) turn(layer.q_norm, q + (kv_head * group + h) * d.size, t);
+        turn(layer.k_norm, k, t);
+        memcpy(layer.k_cache + slot, k, d.size * sizeof(bfloat16));
+        memcpy(layer.v_cache + slot, v, d.size * sizeof(bfloat16));
     }
 
+    void turn(const bfloat16 *norm, bfloat16 *head, int64_t t) {
+        if (norm) rms_norm(head, norm, head, decoder.size, decoder.head_eps, decoder.head_offset);
+        const bfloat16 *cos = batch.cos + t * batch.half, *sin = batch.sin + t * batch.half;
+        rotate(head, cos, sin, head, batch.half, decoder.size);
+    }
+
+    // Attention, with what comes before and behind it, of a KV head and token at a time where no other needs it.
     void attend(const Layer &layer) {
         const Decoder &d = decoder;
-        int64_t width = d.kv_heads * d.size, stride = layer.qkv.outputs;
-        team.share(batch.tokens, [&](int64_t t) {
-            bfloat16 *q = between.qkv + t * stride, *k = q + d.heads * d.size, *v = k + width;
-            turn(layer.q_norm, q, d.heads, t);
-            turn(layer.k_norm, k, d.kv_heads, t);
-            memcpy(layer.k_cache + batch.slots[t] * width, k, width * sizeof(bfloat16));
-            memcpy(layer.v_cache + batch.slots[t] * width, v, width * sizeof(bfloat16));
-        });
-        spend(REST);
         Shape shape = {d.heads, d.kv_heads, d.size, d.page, layer.window, layer.scale, layer.softcap};
-        Batch<bfloat16> all = {between.qkv,  stride,        layer.k_cache,       layer.v_cache, between.attended,
-                               batch.tables, batch.tables_stride, batch.lengths, batch.tokens,  1, shape};
+        Batch<bfloat16> all = {between.qkv,  layer.qkv.outputs, layer.k_cache, layer.v_cache, between.attended,
+                               batch.tables, batch.tables_stride, batch.lengths, batch.tokens, 1, shape};
         Items<bfloat16> items(all, between.partial);
-        team.share(items.count, items);
+        int64_t features = d.heads / d.kv_heads * d.size;
+        bool alone = items.count == batch.tokens * d.kv_heads, by_parts = alone && come_in_parts(layer.out, features);
+        if (!alone) {
+            team.share(batch.tokens * d.kv_heads, [&](int64_t i) { turn_and_keep(layer, i / d.kv_heads, i % d.kv_heads); });
+            spend(REST);
+        }
+        team.share(items.count, [&](int64_t item) {
+            int64_t t = item / d.kv_heads, kv_head = item % d.kv_heads;
+            if (alone) turn_and_keep(layer, t, kv_head);
+            items(item);
+            if (by_parts) make_part_ready(layer.out, between.attended, between.ready, t, kv_head * features, features);
+        });
         if (items.parts > 1) team.share(batch.tokens * d.heads, [&](int64_t row) { items.join_row(row); });
         spend(ATTENTION);
+        if (!by_parts) team.share(batch.tokens, [&](int64_t t) { make_ready(layer.out, between.attended, t); });
+    }
+
+    // The gated MLP's linears but the last. Of many rows the gate is applied to what has just been multiplied.
+    void gate_and_up(const Layer &layer) {
+        int64_t size = layer.down.inputs, rows = batch.tokens;
+        const Matrix &m = layer.gate_up;
+        if (rows < WORTH_GATING || m.scales || !come_in_parts(layer.down, 2 * PANEL) || size % (2 * PANEL)) {
+            product(m, between.both);
+            team.share(rows, [&](int64_t t) {
+                const bfloat16 *gate = between.both + 2 * t * size;
+                silu_and_mul(gate, gate + size, between.inner + t * size, size);
+                make_ready(layer.down, between.inner, t);
+            });
+            spend(REST);
+            return;
+        }
+        team.share(size / (2 * PANEL), [&](int64_t one) {
+            int64_t from = one * 2 * PANEL;
+            for (int64_t part = 0; part < 4; part++)
+                panel_of(m, between.both, part / 2 * size + from + part % 2 * PANEL);
+            for (int64_t t = 0; t < rows; t++) {
+                const bfloat16 *gate = between.both + 2 * t * size + from;
+                silu_and_mul(gate, gate + size, between.inner + t * size + from, 2 * PANEL);
+                make_part_ready(layer.down, between.inner, between.next_ready, t, from, 2 * PANEL);
+            }
+        });
+        char *done = between.ready;
+        between.ready = between.next_ready;
+        between.next_ready = done;
+        spend(LINEARS);
     }
 
     void work() {
@@ -171,21 +226,13 @@ struct Worker {
             spend(REST);
             product(layer.qkv, between.qkv);
             attend(layer);
-            team.share(tokens, [&](int64_t t) { make_ready(layer.out, between.attended, t); });
             product(layer.out, between.more);
             team.share(tokens, [&](int64_t t) {
                 add(batch.x + t * hidden, between.more + t * hidden, hidden);
                 norm_of(layer.attention_norm, layer.gate_up, t);
             });
             spend(REST);
-            product(layer.gate_up, between.both);
-            team.share(tokens, [&](int64_t t) {
-                int64_t size = layer.down.inputs;
-                const bfloat16 *gate = between.both + 2 * t * size;
-                silu_and_mul(gate, gate + size, between.inner + t * size, size);
-                make_ready(layer.down, between.inner, t);
-            });
-            spend(REST);
+            gate_and_up(layer);
             product(layer.down, between.more);
             more = between.more;
         }

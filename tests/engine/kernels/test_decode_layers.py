@@ -36,7 +36,7 @@ def checkpoint(family: str, directory: Path) -> Path:
     cls, config = FAMILIES[family]
     settings = config()
     settings.hidden_size, settings.head_dim, settings.max_position_embeddings = 64, 16, 2048
-    settings.num_attention_heads, settings.num_key_value_heads = 4, 2
+    settings.num_attention_heads, settings.num_key_value_heads, settings.intermediate_size = 4, 2, 96
     save(make_model(cls, settings), directory)
     return directory
 
@@ -57,24 +57,31 @@ def answers(model: Path, prompts: dict[str, list[int]], **flags: Any) -> dict[st
 
 
 PROMPTS = {"a": list(range(3, 60)), "b": [7], "c": [i % 50 + 3 for i in range(1100)]}  # keys of the last are cut up
+SHORT = {str(i): list(range(3 + i, 12 + 3 * i)) for i in range(7)}  # enough for gates to be applied within the linear
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, SHORT], ids=["long", "many"])
 @pytest.mark.parametrize(
     ("family", "flags"),
     [("llama", {}), ("llama", {"quantization": "int8"}), ("mistral", {}), ("qwen2", {}), ("qwen3", {})],
 )
 def test_answers_are_the_same_as_by_layers_one_by_one(
-    library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, flags: dict[str, Any]
+    library: cpu.Library,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    flags: dict[str, Any],
+    prompts: dict[str, list[int]],
 ) -> None:
     model = checkpoint(family, tmp_path)
     monkeypatch.setattr(cpu, "multiplies", True)
     found = []
-    for most, threads in ((0, 1), (96, 1), (96, 3), (2, 1)):  # three sequences are more than two
+    for most, threads in ((0, 1), (96, 1), (96, 3), (2, 1)):  # there are more than two sequences
         watched = Watched(library, most)
         monkeypatch.setattr(cpu, "library", watched)
         torch.set_num_threads(threads)
         try:
-            found.append(answers(model, PROMPTS, **flags))
+            found.append(answers(model, prompts, **flags))
         finally:
             torch.set_num_threads(1)
         assert (watched.calls > 0) == (most > 0)
