@@ -121,22 +121,48 @@ inline void weigh(float *scores, int64_t from, int64_t to, const Shape &shape, S
     sums.greatest[r] = now;
 }
 
+// Where a chunk's keys and values are. Those past its end are the last one, and not seen.
+template <typename T>
+struct Chunk {
+    const T *key[CHUNK], *value[CHUNK];
+    int64_t count;
+
+    void find(const T *keys, const T *values, const int64_t *table, int64_t start, int64_t to, const Shape &shape) {
+        int64_t slot = shape.kv_heads * shape.size;
+        count = least(CHUNK, to - start);
+        for (int64_t k = 0; k < CHUNK; k++) {
+            int64_t at = start + least(k, count - 1), page = at / shape.page;
+            int64_t offset = (table[page] * shape.page + at - page * shape.page) * slot;
+            key[k] = keys + offset;
+            value[k] = values + offset;
+        }
+    }
+};
+
+// The processor does not foresee where pages are by itself.
+template <typename T>
+inline void read_ahead(const T *const *rows, int64_t count, int64_t size) {
+    for (int64_t k = 0; k < count; k++)
+        for (int64_t d = 0; d < size; d += 64 / (int64_t)sizeof(T)) _mm_prefetch((const char *)(rows[k] + d), _MM_HINT_T0);
+}
+
 // All of a tile's keys from `from` to `to`. `keys` and `values` are those of its KV head in the first slot.
 template <typename T>
 void attend(const float *q, int rows, const T *keys, const T *values, const int64_t *table, int64_t from, int64_t to,
             const Bounds &bounds, const Shape &shape, Sums &sums) {
     alignas(64) float scores[TILE * CHUNK];
-    int64_t size = shape.size, slot = shape.kv_heads * size;
+    int64_t size = shape.size;
+    Chunk<T> chunks[2];
     for (int r = 0; r < rows; r++) sums.greatest[r] = -__builtin_inff(), sums.weights[r] = 0;
     memset(sums.values, 0, rows * size * sizeof(float));
-    for (int64_t start = from; start < to; start += CHUNK) {
-        int64_t count = least(CHUNK, to - start);
-        const T *key[CHUNK], *value[CHUNK];
-        for (int64_t k = 0; k < CHUNK; k++) {  // those past the end are the last one, and not seen
-            int64_t at = start + least(k, count - 1), page = at / shape.page;
-            int64_t offset = (table[page] * shape.page + at - page * shape.page) * slot;
-            key[k] = keys + offset;
-            value[k] = values + offset;
+    if (from < to) chunks[0].find(keys, values, table, from, to, shape);
+    for (int64_t start = from, turn = 0; start < to; start += CHUNK, turn = 1 - turn) {
+        const auto &[key, value, count] = chunks[turn];
+        read_ahead(value, count, size);
+        if (start + CHUNK < to) {
+            Chunk<T> &next = chunks[1 - turn];
+            next.find(keys, values, table, start + CHUNK, to, shape);
+            read_ahead(next.key, next.count, size);
         }
         for (int r = 0; r < rows; r += 4) {
             const float *query = q + r * size;
