@@ -128,6 +128,10 @@ class Recording(Protocol):
         """Record them, in `room` bytes of the device. Returns how many there are, 0 where they cannot be."""
         ...
 
+    def forget_recordings(self) -> None:
+        """To be called before ranks part: NCCL does not end while a CUDA graph holds one of its sums."""
+        ...
+
 
 @runtime_checkable
 class Closing(Protocol):

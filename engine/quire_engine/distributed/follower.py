@@ -113,32 +113,36 @@ class Follower:
         poller = zmq.Poller()
         for socket in (self._steps, *([] if beside is None else [beside])):
             poller.register(socket, zmq.POLLIN)
-        while True:
-            ready = dict(poller.poll())
-            if beside in ready and beside is not None and not heed(beside.recv()):
-                return None
-            if self._steps in ready:
-                match decode_to_rank(self._steps.recv()):
-                    case Run(step):
-                        executor.execute(step)
-                    case Record(room):
-                        assert isinstance(executor, Recording)
-                        executor.record_decodes(room)
-                    case Prepare(number, adapter):
-                        assert isinstance(executor, Adapting)
-                        preparing[number] = preparer.submit(executor.prepare_adapter, number, adapter)
-                        del adapter  # not to be kept until the next one
-                    case Adopt(number):
-                        assert isinstance(executor, Adapting)
-                        preparing.pop(number).result()
-                        executor.adopt_adapter(number)
-                    case Unload(number):
-                        assert isinstance(executor, Adapting)
-                        if number in preparing:
-                            wait([preparing.pop(number)])
-                        executor.unload_adapter(number)
-                    case Release(cause):
-                        return cause
+        try:
+            while True:
+                ready = dict(poller.poll())
+                if beside in ready and beside is not None and not heed(beside.recv()):
+                    return None
+                if self._steps in ready:
+                    match decode_to_rank(self._steps.recv()):
+                        case Run(step):
+                            executor.execute(step)
+                        case Record(room):
+                            assert isinstance(executor, Recording)
+                            executor.record_decodes(room)
+                        case Prepare(number, adapter):
+                            assert isinstance(executor, Adapting)
+                            preparing[number] = preparer.submit(executor.prepare_adapter, number, adapter)
+                            del adapter  # not to be kept until the next one
+                        case Adopt(number):
+                            assert isinstance(executor, Adapting)
+                            preparing.pop(number).result()
+                            executor.adopt_adapter(number)
+                        case Unload(number):
+                            assert isinstance(executor, Adapting)
+                            if number in preparing:
+                                wait([preparing.pop(number)])
+                            executor.unload_adapter(number)
+                        case Release(cause):
+                            return cause
+        finally:
+            if isinstance(executor, Recording):
+                executor.forget_recordings()
 
     def fail(self, error: Exception) -> None:
         """Tell rank 0 that this rank cannot go on."""

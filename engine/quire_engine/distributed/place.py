@@ -24,6 +24,7 @@ from quire_engine.memory_plan.stages import Stage
 
 # A rank waits so long for one that still loads. One that has died is told of by others.
 _PATIENCE = timedelta(hours=1)
+_MEETING = timedelta(minutes=1)  # of ranks that are all there
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 _SIOCGIFADDR = 0x8915
 
@@ -105,7 +106,10 @@ def join(
     peers = layout.ranks_of_stage(stage.index)
     one_node = layout.node(peers[0]) == layout.node(peers[-1])
     gpus = range(layout.local_rank(peers[0]), layout.local_rank(peers[0]) + layout.tensor)
+    store.set_timeout(_MEETING)
     added = one_shot_for(group, device, gpus, wanted=one_shot, one_node=one_node)
+    # NCCL asks for its ids when ranks first have something for each other, and one may have kernels to compile first.
+    store.set_timeout(_PATIENCE)
     share = TensorRanks(rank % layout.tensor, layout.tensor, group, layout.expert_parallel, added)
     return Place(layout, rank, share, StageLink(before, after, layout.pipeline))
 

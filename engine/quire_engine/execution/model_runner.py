@@ -84,6 +84,8 @@ class ModelRunner:
         padded = self._padded
         if not self._place.least(int(padded is not None)) or padded is None:
             return 0
+        if padded.device.type == "cuda":
+            torch.cuda.empty_cache()  # as a recording does at first: what it frees is not taken from what is taken
         before, until = device_memory(padded.device).used, time.monotonic() + LONGEST_SECONDS
         count = 0
         for size in reversed(padded.sizes):
@@ -110,18 +112,23 @@ class ModelRunner:
         return count
 
     def _record(self, padded: PaddedDecodes, size: int) -> str | None:
-        """Returns why it cannot be done: whatever a driver has to say, or that memory ran out."""
+        """Returns why it cannot be done: whatever a driver or Triton has to say, or that memory ran out."""
         try:
             padded.rehearse(size)
-        except RuntimeError as error:
+        except Exception as error:
             if self._place.layout.size > 1:  # others wait for this one's part of it
                 raise
             return str(error)
         try:
             padded.record(size)  # runs nothing: nobody waits
-        except RuntimeError as error:
+        except Exception as error:
             return str(error)
         return None
+
+    def forget_recordings(self) -> None:
+        """Run all steps as before."""
+        if self._padded is not None:
+            self._padded.forget()
 
     @torch.inference_mode()
     def prepare_adapter(self, number: int, adapter: StoredAdapter) -> None:

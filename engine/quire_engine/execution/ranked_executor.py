@@ -26,7 +26,7 @@ class RankedExecutor:
         self._runner = runner
         self._leader = leader
         self._in_flight: deque[Step] = deque()
-        self._close = weakref.finalize(self, leader.close)
+        self._close = weakref.finalize(self, _part, runner, leader)
 
     def submit(self, step: Step) -> None:
         """Have the other ranks begin with a step. Raises `RanksLostError`."""
@@ -40,13 +40,17 @@ class RankedExecutor:
         except Exception as error:
             blamed = self._leader.blame(error)
             self._close.detach()
-            self._leader.close(failure_of(blamed))
+            _part(self._runner, self._leader, failure_of(blamed))
             raise blamed from error
 
     def record_decodes(self, room: int) -> int:
         """As `ModelRunner` does, on all ranks. Raises `RanksLostError`."""
         self._leader.tell(Record(room))
         return self._runner.record_decodes(room)
+
+    def forget_recordings(self) -> None:
+        """This rank's. Others forget theirs when they are released."""
+        self._runner.forget_recordings()
 
     def prepare_adapter(self, number: int, adapter: StoredAdapter) -> None:
         """Raises `RanksLostError` too, and `ValueError` for one beyond a message."""
@@ -75,3 +79,8 @@ class RankedExecutor:
     def execute(self, step: Step) -> StepResult:
         self.submit(step)
         return self.collect()
+
+
+def _part(runner: ModelRunner, leader: Leader, cause: str | None = None) -> None:
+    runner.forget_recordings()
+    leader.close(cause)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +57,11 @@ class Read:
 def read_all(reads: Sequence[Read], device: torch.device, readers: int) -> None:
     """Fill all places, which are on `device`. Raises `ValueError`, which names the file and the tensor."""
     begun = time.monotonic()
-    with ExitStack() as opened:
-        files = {file: _open(file, opened) for file in dict.fromkeys(read.file for read in reads)}
-        left = deque(reads)
-        if readers == 1:
-            sizes = [_read(left, files, device)]
-        else:
-            with ThreadPoolExecutor(readers, "reader") as pool:
-                tasks = [pool.submit(_read, left, files, device) for _ in range(readers)]
-                try:
-                    wait(tasks)
-                finally:
-                    left.clear()
-            sizes = [task.result() for task in tasks]
+    if readers == 1:  # one file at a time: a mapped one may count as memory that is promised
+        by_file = groupby(sorted(reads, key=lambda read: read.file), key=lambda read: read.file)
+        sizes = [_read_side_by_side(list(group), device, 1) for _, group in by_file]
+    else:
+        sizes = [_read_side_by_side(reads, device, readers)]
     if device.type == "cuda":
         torch.cuda.empty_cache()
         give_back = getattr(torch.accelerator, "empty_host_cache", None)  # torch 2.6 has none yet
@@ -77,6 +70,22 @@ def read_all(reads: Sequence[Read], device: torch.device, readers: int) -> None:
     size, seconds = sum(sizes) / 1e9, time.monotonic() - begun
     threads = "one thread" if readers == 1 else f"{readers} threads"
     log.info("read %.2f GB at %.2f GB/s, by %s", size, size / seconds, threads)
+
+
+def _read_side_by_side(reads: Sequence[Read], device: torch.device, readers: int) -> int:
+    """All files are open meanwhile. Returns how many bytes were read."""
+    with ExitStack() as opened:
+        files = {file: _open(file, opened) for file in dict.fromkeys(read.file for read in reads)}
+        left = deque(reads)
+        if readers == 1:
+            return _read(left, files, device)
+        with ThreadPoolExecutor(readers, "reader") as pool:
+            tasks = [pool.submit(_read, left, files, device) for _ in range(readers)]
+            try:
+                wait(tasks)
+            finally:
+                left.clear()
+        return sum(task.result() for task in tasks)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,9 @@ from quire_engine.layers.shard import Packed, Shard
 from quire_engine.loading.file_tensor import FileTensor, Reader
 from quire_engine.memory_plan.safetensors_header import TensorHeader
 from quire_engine.models.naming import Naming, Source
+
+_ROUNDING = threading.Lock()
+"""What is rounded is whole on the device first, several times over: one tensor of all readers' at a time."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I32", "U32")
@@ -108,7 +112,16 @@ def _fill_rows(
     if len(spans) == 1 and source.rows is None and shard.place is not None:
         reader.read(stored, where, _as_stored(source, shard.place))
         return
-    tensor = reader.get(stored, where)
+    if all(target.place is not None for _, (_, target) in spans):
+        _fill_from(spans, reader.get(stored, where), rows)
+        return
+    with _ROUNDING:
+        _fill_from(spans, reader.get(stored, where), rows)
+        reader.finish()
+
+
+def _fill_from(spans: Sequence[tuple[slice, tuple[Source, Shard]]], tensor: torch.Tensor, rows: slice) -> None:
+    source = spans[0][1][0]
     tensor = tensor if source.matrix is None else tensor[0]
     tensor = tensor.t() if source.transposed else tensor
     for span, (own, target) in spans:
