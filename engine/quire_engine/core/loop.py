@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -161,9 +162,10 @@ class EngineCore:
 
     def close(self) -> None:
         """End the executor's other processes, where it has any, once the steps under way have ended."""
-        while self._in_flight and not self._within_step:
-            self._in_flight.popleft()
-            self._pipeline.collect()
+        with contextlib.suppress(Exception):  # what is wrong with the device has been said, or nobody asks any more
+            while self._in_flight and not self._within_step:
+                self._in_flight.popleft()
+                self._pipeline.collect()
         if isinstance(self._executor, Closing):
             self._executor.close()
 

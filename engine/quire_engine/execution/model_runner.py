@@ -147,7 +147,8 @@ class ModelRunner:
         return self._adapters
 
     def execute(self, step: Step) -> StepResult:
-        """Returns nothing of use on ranks that do not sample."""
+        """Returns nothing of use on ranks that do not sample. No other step may be under way."""
+        assert not self._launched, "a step is under way: its result would come first"
         self.submit(step)
         return self.collect()
 
