@@ -131,8 +131,14 @@ struct Worker {
                   batch.tokens, m.inputs, m.outputs, output);
     }
 
-    void product(const Matrix &m, bfloat16 *y) {
-        team.share(panels_of(m.outputs), [&](int64_t one) { panel_of(m, y, one * PANEL); });
+    // `norm`, unless it is null, are the weights of the norm behind it: all that passed meanwhile has left no room for
+    // them in the caches.
+    void product(const Matrix &m, bfloat16 *y, const bfloat16 *norm = nullptr) {
+        team.share(
+            panels_of(m.outputs), [&](int64_t one) { panel_of(m, y, one * PANEL); },
+            [&] {
+                for (int64_t d = 0; norm && d < decoder.hidden; d += 32) _mm_prefetch((const char *)(norm + d), _MM_HINT_T0);
+            });
         spend(LINEARS);
     }
 
@@ -226,14 +232,14 @@ struct Worker {
             spend(REST);
             product(layer.qkv, between.qkv);
             attend(layer);
-            product(layer.out, between.more);
+            product(layer.out, between.more, layer.attention_norm);
             team.share(tokens, [&](int64_t t) {
                 add(batch.x + t * hidden, between.more + t * hidden, hidden);
                 norm_of(layer.attention_norm, layer.gate_up, t);
             });
             spend(REST);
             gate_and_up(layer);
-            product(layer.down, between.more);
+            product(layer.down, between.more, i + 1 < decoder.num_layers ? decoder.layers[i + 1].input_norm : nullptr);
             more = between.more;
         }
         team.share(tokens, [&](int64_t t) { add(batch.x + t * hidden, more + t * hidden, hidden); });

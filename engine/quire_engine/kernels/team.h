@@ -21,12 +21,18 @@ class Team {
    public:
     int size = 1;  // threads, which all call the same functions in the same order
 
-    // Does one(0) .. one(items - 1), and returns on each thread when all are done.
-    template <typename F>
-    void share(int64_t items, F one) {
+    // Does one(0) .. one(items - 1), and returns on each thread when all are done. Before it waits, each does `last`.
+    template <typename F, typename G>
+    void share(int64_t items, F one, G last) {
         for (int64_t from, to; take(items, from, to);)
             for (int64_t i = from; i < to; i++) one(i);
+        last();
         wait();
+    }
+
+    template <typename F>
+    void share(int64_t items, F one) {
+        share(items, one, [] {});
     }
 
    private:
