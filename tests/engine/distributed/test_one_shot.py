@@ -119,7 +119,8 @@ def found_by(count: int, **changes: Any) -> list[bool]:
 @pytest.mark.usefixtures("gpus")
 def test_sums_that_are_right_are_taken_and_the_log_says_up_to_which_size(caplog: pytest.LogCaptureFixture) -> None:
     assert found_by(2) == [True, True]
-    assert caplog.messages == ["sums of up to 16 KiB over 2 GPUs take one step"] * 2
+    tried = "trying sums over 2 GPUs in one step (--disable-custom-all-reduce: without)"
+    assert sorted(caplog.messages) == ["sums of up to 16 KiB over 2 GPUs take one step"] * 2 + [tried] * 2
 
 
 @pytest.mark.usefixtures("gpus")
@@ -140,7 +141,8 @@ def test_sums_that_are_wrong_are_left_to_nccl(
 ) -> None:
     monkeypatch.setattr(one_shot, "is_right", lambda *_: False)
     assert found_by(2) == [False, False]
-    assert set(caplog.messages) == {"all sums over GPUs are NCCL's: its sums are not NCCL's"}
+    answers = {message for message in caplog.messages if not message.startswith("trying")}
+    assert answers == {"all sums over GPUs are NCCL's: its sums are not NCCL's"}
 
 
 @pytest.mark.usefixtures("gpus")
