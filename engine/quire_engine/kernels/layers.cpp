@@ -45,8 +45,6 @@ struct Decodes {
     int64_t tables_stride, tokens;
 };
 
-constexpr int64_t WORTH_GATING = 4;  // rows: of fewer, memory is read better without the turns between gate and up
-
 enum Part { LINEARS, ATTENTION, REST, PARTS_OF_TIME };
 
 inline int64_t nanoseconds() {
@@ -69,15 +67,14 @@ struct Room {
 };
 
 struct Between {
-    char *ready, *next_ready;  // a linear's inputs as its tiles meet them, and those of the one behind it
-    float *partial;            // sums of attention's parts
+    char *ready;     // a linear's inputs as its tiles meet them
+    float *partial;  // sums of attention's parts
     bfloat16 *normed, *qkv, *attended, *both, *inner, *more;
 
     Between(const Decoder &decoder, const Decodes &batch, Room &room) {
         const Layer &one = decoder.layers[0];
         int64_t widest = most(most(one.qkv.inputs, one.out.inputs), one.down.inputs), tokens = batch.tokens;
         ready = room.take<char>(tokens * row_bytes(widest));
-        next_ready = room.take<char>(tokens * row_bytes(widest));
         partial = room.take<float>(room_for(batch.lengths, tokens, 1, decoder.heads, decoder.size));
         normed = room.take<bfloat16>(tokens * decoder.hidden);
         qkv = room.take<bfloat16>(tokens * one.qkv.outputs);
@@ -92,7 +89,7 @@ struct Between {
 struct Worker {
     const Decoder &decoder;
     const Decodes &batch;
-    Between between;  // a copy, whose rooms are everybody's
+    const Between &between;
     Team &team;
     int64_t *spent;  // nanoseconds by `Part`, or null
     int64_t since;
@@ -116,26 +113,24 @@ struct Worker {
     // Whether tiles meet parts of a row of so many features as they would alone.
     static bool come_in_parts(const Matrix &matrix, int64_t features) { return !matrix.scales && features % STEP == 0; }
 
-    // Features from `from` on of row t of x, which come in parts, made ready in `room`.
-    void make_part_ready(const Matrix &matrix, const bfloat16 *x, char *room, int64_t t, int64_t from, int64_t features) {
-        widen(x + t * matrix.inputs + from, features, (float *)room + t * stride_of(matrix.inputs) + from);
+    // Features from `from` on of row t of x, which come in parts.
+    void make_part_ready(const Matrix &matrix, const bfloat16 *x, int64_t t, int64_t from, int64_t features) {
+        widen(x + t * matrix.inputs + from, features, (float *)between.ready + t * stride_of(matrix.inputs) + from);
     }
 
-    // The outputs from `output` on of the rows that were made ready.
-    void panel_of(const Matrix &m, bfloat16 *y, int64_t output) {
-        if (m.scales)
-            byte_panel(between.ready, (const int8_t *)m.weights, m.scales, m.bias, y, batch.tokens, m.inputs, m.outputs,
-                       output);
-        else
-            panel((const float *)between.ready, stride_of(m.inputs), (const bfloat16 *)m.weights, m.bias, y,
-                  batch.tokens, m.inputs, m.outputs, output);
-    }
-
-    // `norm`, unless it is null, are the weights of the norm behind it: all that passed meanwhile has left no room for
+    // Of the rows that were made ready. `norm`, unless it is null, are the weights of the norm behind it: all that passed meanwhile has left no room for
     // them in the caches.
     void product(const Matrix &m, bfloat16 *y, const bfloat16 *norm = nullptr) {
         team.share(
-            panels_of(m.outputs), [&](int64_t one) { panel_of(m, y, one * PANEL); },
+            panels_of(m.outputs),
+            [&](int64_t one) {
+                if (m.scales)
+                    byte_panel(between.ready, (const int8_t *)m.weights, m.scales, m.bias, y, batch.tokens, m.inputs,
+                               m.outputs, one * PANEL);
+                else
+                    panel((const float *)between.ready, stride_of(m.inputs), (const bfloat16 *)m.weights, m.bias, y,
+                          batch.tokens, m.inputs, m.outputs, one * PANEL);
+            },
             [&] {
                 for (int64_t d = 0; norm && d < decoder.hidden; d += 32) _mm_prefetch((const char *)(norm + d), _MM_HINT_T0);
             });
@@ -183,41 +178,11 @@ struct Worker {
             int64_t t = item / d.kv_heads, kv_head = item % d.kv_heads;
             if (alone) turn_and_keep(layer, t, kv_head);
             items(item);
-            if (by_parts) make_part_ready(layer.out, between.attended, between.ready, t, kv_head * features, features);
+            if (by_parts) make_part_ready(layer.out, between.attended, t, kv_head * features, features);
         });
         if (items.parts > 1) team.share(batch.tokens * d.heads, [&](int64_t row) { items.join_row(row); });
         spend(ATTENTION);
         if (!by_parts) team.share(batch.tokens, [&](int64_t t) { make_ready(layer.out, between.attended, t); });
-    }
-
-    // The gated MLP's linears but the last. Of many rows the gate is applied to what has just been multiplied.
-    void gate_and_up(const Layer &layer) {
-        int64_t size = layer.down.inputs, rows = batch.tokens;
-        const Matrix &m = layer.gate_up;
-        if (rows < WORTH_GATING || m.scales || !come_in_parts(layer.down, 2 * PANEL) || size % (2 * PANEL)) {
-            product(m, between.both);
-            team.share(rows, [&](int64_t t) {
-                const bfloat16 *gate = between.both + 2 * t * size;
-                silu_and_mul(gate, gate + size, between.inner + t * size, size);
-                make_ready(layer.down, between.inner, t);
-            });
-            spend(REST);
-            return;
-        }
-        team.share(size / (2 * PANEL), [&](int64_t one) {
-            int64_t from = one * 2 * PANEL;
-            for (int64_t part = 0; part < 4; part++)
-                panel_of(m, between.both, part / 2 * size + from + part % 2 * PANEL);
-            for (int64_t t = 0; t < rows; t++) {
-                const bfloat16 *gate = between.both + 2 * t * size + from;
-                silu_and_mul(gate, gate + size, between.inner + t * size + from, 2 * PANEL);
-                make_part_ready(layer.down, between.inner, between.next_ready, t, from, 2 * PANEL);
-            }
-        });
-        char *done = between.ready;
-        between.ready = between.next_ready;
-        between.next_ready = done;
-        spend(LINEARS);
     }
 
     void work() {
@@ -238,7 +203,14 @@ struct Worker {
                 norm_of(layer.attention_norm, layer.gate_up, t);
             });
             spend(REST);
-            gate_and_up(layer);
+            product(layer.gate_up, between.both);
+            team.share(tokens, [&](int64_t t) {
+                int64_t size = layer.down.inputs;
+                const bfloat16 *gate = between.both + 2 * t * size;
+                silu_and_mul(gate, gate + size, between.inner + t * size, size);
+                make_ready(layer.down, between.inner, t);
+            });
+            spend(REST);
             product(layer.down, between.more, i + 1 < decoder.num_layers ? decoder.layers[i + 1].input_norm : nullptr);
             more = between.more;
         }

@@ -57,7 +57,7 @@ def answers(model: Path, prompts: dict[str, list[int]], **flags: Any) -> dict[st
 
 
 PROMPTS = {"a": list(range(3, 60)), "b": [7], "c": [i % 50 + 3 for i in range(1100)]}  # keys of the last are cut up
-SHORT = {str(i): list(range(3 + i, 12 + 3 * i)) for i in range(7)}  # enough for gates to be applied within the linear
+SHORT = {str(i): list(range(3 + i, 12 + 3 * i)) for i in range(7)}
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, SHORT], ids=["long", "many"])
