@@ -31,7 +31,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> cpu.Library:
+def library_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library of kernels for CPUs, as pyproject.toml has it built."""
     from quire_engine.kernels import cpu
 
@@ -44,7 +44,19 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> cpu.Library:
     file = tmp_path_factory.mktemp("kernels") / "cpu.so"
     sources = [REPOSITORY / source for source in extension["sources"]]
     subprocess.run(["g++", "-fPIC", "-shared", *extension["extra-compile-args"], *sources, "-o", file], check=True)
-    return cpu.Library(file)
+    return file
+
+
+@pytest.fixture(scope="session", params=["floats", "tiles"])
+def library(library_file: Path, request: pytest.FixtureRequest) -> cpu.Library:
+    """Linears in bfloat16 by floats, and by the processor's tiles where it has any."""
+    from quire_engine.kernels import cpu
+
+    if request.param == "tiles" and not cpu.flags_of_processor() >= cpu.MULTIPLY_TILES:
+        pytest.skip("the processor has no tiles")  # and its linears go by floats, which the other half of the tests hold
+    found = cpu.Library(library_file, tiles=request.param == "tiles")
+    assert found.tiles == (request.param == "tiles")
+    return found
 
 
 @pytest.fixture

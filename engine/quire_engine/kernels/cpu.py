@@ -1,8 +1,8 @@
 """Kernels for CPUs: a small library in C++ that is built with the package and used where it is faster.
 
 Each function does what torch would, by the library where that is loaded and takes the tensors, else by torch. It is
-faster on processors with AVX-512, by measurement; for linears in bfloat16 only where these have no instructions for
-bfloat16: see benchmarks/linears.py.
+faster on processors with AVX-512, by measurement; for linears in bfloat16 where these multiply it by tiles (AMX), or
+have no instructions for it at all: see benchmarks/linears.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 NEEDED = frozenset(("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"))
 MULTIPLIES_BYTES = "avx512_vnni"
 MULTIPLY_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16"))  # oneDNN's linears use them
+MULTIPLY_TILES = frozenset(("amx_tile", "amx_bf16"))
 LARGEST_HEAD = 256
 _NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -30,11 +31,17 @@ _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, c
 class Library:
     """The kernels. Threads are those of torch, whose OpenMP it shares. Tensors are on the CPU."""
 
-    def __init__(self, file: Path) -> None:
-        """Raises `OSError` or `AttributeError` where the file is none of this machine's libraries."""
+    def __init__(self, file: Path, *, tiles: bool) -> None:
+        """With `tiles` linears in bfloat16 go by the processor's tiles, if Linux lets them.
+
+        Raises `OSError` or `AttributeError` where the file is none of this machine's libraries.
+        """
         found = ctypes.CDLL(str(file))
-        self._room, self._linear = found.linear_room, found.linear_bfloat16
-        self._room.argtypes, self._room.restype = [_SIZE] * 2, _SIZE
+        self.tiles = tiles and bool(found.allow_tiles())
+        self._room, self._tiles_room = found.linear_room, found.linear_tiles_room
+        for room in (self._room, self._tiles_room):
+            room.argtypes, room.restype = [_SIZE] * 2, _SIZE
+        self._linear = found.linear_tiles if self.tiles else found.linear_bfloat16
         self._linear.argtypes, self._linear.restype = [_POINTER] * 5 + [_SIZE] * 3 + [_INT], None
         self._linear_int8 = found.linear_int8
         self._linear_int8.argtypes, self._linear_int8.restype = [_POINTER] * 6 + [_SIZE] * 3 + [_INT], None
@@ -52,10 +59,10 @@ class Library:
         self._attention = _by_dtype(found, "attention", attention)
         self._rms_norm = _by_dtype(found, "rms_norm", norm)
         self.decode_room, self.decode_layers = found.decode_room, found.decode_layers  # see cpu_layers.py
-        self.decode_room.argtypes, self.decode_room.restype = [_POINTER] * 2, _SIZE
+        self.decode_room.argtypes, self.decode_room.restype = [_POINTER] * 2 + [_INT], _SIZE
         self.decode_layers.argtypes = [_POINTER] * 3 + [_INT, _POINTER]
         self.decode_layers.restype, found.decode_most.restype = None, _SIZE
-        self.most_decodes: int = found.decode_most()
+        self.most_decodes: int = found.decode_most(self.tiles)
         self._silu_and_mul = _by_dtype(found, "silu_and_mul", [_POINTER, _POINTER, _SIZE, _SIZE, _INT])
         self._rotate = _by_dtype(found, "rotate", rotation)
 
@@ -64,7 +71,7 @@ class Library:
 
         Sums are float32 and in the same order whatever the number of rows: a row's result depends on that row alone.
         """
-        return self._multiply(self._linear, x, (weight,), bias)
+        return self._multiply(self._linear, self._tiles_room if self.tiles else self._room, x, (weight,), bias)
 
     def linear_int8(
         self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
@@ -73,21 +80,26 @@ class Library:
 
         x is taken to 21 bits below the greatest element of each row.
         """
-        return self._multiply(self._linear_int8, x, (weight, scale), bias)
+        return self._multiply(self._linear_int8, self._room, x, (weight, scale), bias)
 
     def takes_int8(self, inputs: int) -> bool:
         """Whether weights in int8 of so many inputs can be multiplied."""
         return multiplies_bytes and inputs <= self._most_inputs
 
     def _multiply(
-        self, kernel: Callable[..., None], x: torch.Tensor, weight: Sequence[torch.Tensor], bias: torch.Tensor | None
+        self,
+        kernel: Callable[..., None],
+        room_for: Callable[[int, int], int],
+        x: torch.Tensor,
+        weight: Sequence[torch.Tensor],
+        bias: torch.Tensor | None,
     ) -> torch.Tensor:
         """By a kernel that takes the tensors of `weight` behind `x`; the first is [outputs, inputs]."""
         outputs, inputs = weight[0].shape
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], outputs))
         rows = x.numel() // inputs
-        room = torch.empty(self._room(rows, inputs), dtype=torch.uint8)
+        room = torch.empty(room_for(rows, inputs), dtype=torch.uint8)
         added = None if bias is None else bias.data_ptr()
         pointers = x.data_ptr(), *(tensor.data_ptr() for tensor in weight), added, y.data_ptr(), room.data_ptr()
         kernel(*pointers, rows, inputs, outputs, torch.get_num_threads())
@@ -213,7 +225,7 @@ def _built() -> Library | None:
         return None
     for file in Path(__file__).parent.glob("_cpu.*.so"):
         try:
-            return Library(file)
+            return Library(file, tiles=flags_of_processor() >= MULTIPLY_TILES)
         except (OSError, AttributeError) as error:
             log.warning("the library of kernels for CPUs cannot be used, torch does its work: %s", error)
             return None
@@ -222,4 +234,4 @@ def _built() -> Library | None:
 
 library = _built()
 multiplies_bytes = MULTIPLIES_BYTES in flags_of_processor()
-multiplies = not flags_of_processor() & MULTIPLY_BFLOAT16
+multiplies = (library is not None and library.tiles) or not flags_of_processor() & MULTIPLY_BFLOAT16

@@ -68,7 +68,7 @@ class _Decoder(ctypes.Structure):
         ("layers", _POINTER),
         *((name, _SIZE) for name in ("num_layers", "hidden", "heads", "kv_heads", "size", "page")),
         *((name, _FLOAT) for name in ("eps", "head_eps")),
-        *((name, _INT) for name in ("offset", "head_offset")),
+        *((name, _INT) for name in ("offset", "head_offset", "tiles")),
     )
 
 
@@ -96,7 +96,7 @@ class DecodeLayers:
         self._decoder = _Decoder(
             ctypes.addressof(self._array),
             *(len(layers), len(first.input_norm), first.out.weight.shape[1] // size, kv_heads, size, page),
-            *(norms.eps, own.eps, norms.offset, own.offset),
+            *(norms.eps, own.eps, norms.offset, own.offset, library.tiles),
         )
         self._room = torch.empty(0, dtype=torch.uint8)
         self.nanoseconds = torch.zeros(3, dtype=torch.int64)
@@ -120,7 +120,8 @@ class DecodeLayers:
             *(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[-1]),
             *(slots.data_ptr(), tables.data_ptr(), lengths.data_ptr(), tables.stride(0), len(x)),
         )
-        wanted = self._library.decode_room(ctypes.byref(self._decoder), ctypes.byref(batch)) + _ALIGNMENT
+        threads = torch.get_num_threads()
+        wanted = self._library.decode_room(ctypes.byref(self._decoder), ctypes.byref(batch), threads) + _ALIGNMENT
         if len(self._room) < wanted:
             self._room = torch.empty(wanted, dtype=torch.uint8)
         room = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT
@@ -129,7 +130,7 @@ class DecodeLayers:
             ctypes.byref(self._decoder),
             ctypes.byref(batch),
             room,
-            torch.get_num_threads(),
+            threads,
             self.nanoseconds.data_ptr(),
         )
         return x

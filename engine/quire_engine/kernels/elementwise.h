@@ -35,15 +35,18 @@ void add(T *x, const T *more, int64_t size) {
     }
 }
 
-// silu(gate) * up
+// silu(gate) * up, where silu(gate) is rounded as a T.
+template <typename T>
+inline __m512 gated(const T *like, __m512 gate, __m512 up) {
+    __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
+    return _mm512_mul_ps(rounded(like, _mm512_div_ps(gate, below)), up);
+}
+
 template <typename T>
 void silu_and_mul(const T *gate, const T *up, T *out, int64_t size) {
-    const __m512 one = _mm512_set1_ps(1.0f);
     for (int64_t d = 0; d < size; d += 16) {
         __mmask16 which = first(size - d);
-        __m512 x = load(gate + d, which);
-        __m512 below = _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x)));
-        store(out + d, _mm512_mul_ps(rounded(gate, _mm512_div_ps(x, below)), load(up + d, which)), which);
+        store(out + d, gated(gate, load(gate + d, which), load(up + d, which)), which);
     }
 }
 

@@ -10,6 +10,7 @@
 #include "elementwise.h"
 #include "int8_linears.h"
 #include "team.h"
+#include "tiles.h"
 
 namespace {
 
@@ -34,6 +35,7 @@ struct Decoder {
     int64_t num_layers, hidden, heads, kv_heads, size, page;
     float eps, head_eps;
     int offset, head_offset;  // whether norms' weights are 1 + weight
+    int tiles;                // whether bfloat16 is multiplied by tiles
 };
 
 // One token of each sequence. x [tokens, hidden] is changed in place.
@@ -67,14 +69,16 @@ struct Room {
 };
 
 struct Between {
-    char *ready;     // a linear's inputs as its tiles meet them
+    char *ready;     // a linear's inputs as its weights meet them; by tiles, for each thread
+    int64_t each;    // bytes of it for a thread
     float *partial;  // sums of attention's parts
     bfloat16 *normed, *qkv, *attended, *both, *inner, *more;
 
-    Between(const Decoder &decoder, const Decodes &batch, Room &room) {
+    Between(const Decoder &decoder, const Decodes &batch, int threads, Room &room) {
         const Layer &one = decoder.layers[0];
         int64_t widest = most(most(one.qkv.inputs, one.out.inputs), one.down.inputs), tokens = batch.tokens;
-        ready = room.take<char>(tokens * row_bytes(widest));
+        each = most(tokens * row_bytes(widest), (Tiles::bytes(tokens, widest) + 63) / 64 * 64);
+        ready = room.take<char>(decoder.tiles && tokens <= SIDE ? threads * each : each);
         partial = room.take<float>(room_for(batch.lengths, tokens, 1, decoder.heads, decoder.size));
         normed = room.take<bfloat16>(tokens * decoder.hidden);
         qkv = room.take<bfloat16>(tokens * one.qkv.outputs);
@@ -91,8 +95,10 @@ struct Worker {
     const Decodes &batch;
     const Between &between;
     Team &team;
+    int thread;
     int64_t *spent;  // nanoseconds by `Part`, or null
     int64_t since;
+    TileSums sums;
 
     void spend(Part part) {
         if (!spent) return;
@@ -101,8 +107,11 @@ struct Worker {
         since = now;
     }
 
-    // Row t of x as the tiles of `matrix` meet it.
+    bool by_tiles(const Matrix &matrix) const { return decoder.tiles && !matrix.scales; }
+
+    // Row t of x as the weights of `matrix` meet it. Those that do by tiles take whole rows, and pack them.
     void make_ready(const Matrix &matrix, const bfloat16 *x, int64_t t) {
+        if (by_tiles(matrix)) return;
         x += t * matrix.inputs;
         if (matrix.scales)
             to_digits(x, matrix.inputs, (Digits *)(between.ready + t * digits_bytes(matrix.inputs)));
@@ -110,31 +119,72 @@ struct Worker {
             widen(x, matrix.inputs, (float *)between.ready + t * stride_of(matrix.inputs));
     }
 
-    // Whether tiles meet parts of a row of so many features as they would alone.
-    static bool come_in_parts(const Matrix &matrix, int64_t features) { return !matrix.scales && features % STEP == 0; }
+    // Whether weights meet parts of a row of so many features as they would alone.
+    bool come_in_parts(const Matrix &matrix, int64_t features) const {
+        return !matrix.scales && (decoder.tiles || features % STEP == 0);
+    }
 
     // Features from `from` on of row t of x, which come in parts.
     void make_part_ready(const Matrix &matrix, const bfloat16 *x, int64_t t, int64_t from, int64_t features) {
+        if (by_tiles(matrix)) return;
         widen(x + t * matrix.inputs + from, features, (float *)between.ready + t * stride_of(matrix.inputs) + from);
     }
 
-    // Of the rows that were made ready. `norm`, unless it is null, are the weights of the norm behind it: all that passed meanwhile has left no room for
-    // them in the caches.
-    void product(const Matrix &m, bfloat16 *y, const bfloat16 *norm = nullptr) {
-        team.share(
-            panels_of(m.outputs),
-            [&](int64_t one) {
-                if (m.scales)
-                    byte_panel(between.ready, (const int8_t *)m.weights, m.scales, m.bias, y, batch.tokens, m.inputs,
-                               m.outputs, one * PANEL);
-                else
-                    panel((const float *)between.ready, stride_of(m.inputs), (const bfloat16 *)m.weights, m.bias, y,
-                          batch.tokens, m.inputs, m.outputs, one * PANEL);
-            },
-            [&] {
-                for (int64_t d = 0; norm && d < decoder.hidden; d += 32) _mm_prefetch((const char *)(norm + d), _MM_HINT_T0);
-            });
+    // y [tokens, outputs] of x, whose rows were made ready. `norm`, unless it is null, are the weights of the norm behind it:
+    // all that passed meanwhile has left no room for them in the caches.
+    void product(const Matrix &m, const bfloat16 *x, bfloat16 *y, const bfloat16 *norm = nullptr) {
+        auto last = [&] {
+            for (int64_t d = 0; norm && d < decoder.hidden; d += 32) _mm_prefetch((const char *)(norm + d), _MM_HINT_T0);
+        };
+        if (by_tiles(m)) {
+            Tiles tiles = packed(m, x);
+            team.share((m.outputs + TILE_PANEL - 1) / TILE_PANEL, [&](int64_t one) {
+                tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, y, m.outputs, one * TILE_PANEL, sums);
+            }, last);
+        } else {
+            team.share(panels_of(m.outputs), [&](int64_t one) { panel_of(m, y, one * PANEL); }, last);
+        }
         spend(LINEARS);
+    }
+
+    void panel_of(const Matrix &m, bfloat16 *y, int64_t output) {
+        if (m.scales)
+            byte_panel(between.ready, (const int8_t *)m.weights, m.scales, m.bias, y, batch.tokens, m.inputs, m.outputs, output);
+        else
+            panel((const float *)between.ready, stride_of(m.inputs), (const bfloat16 *)m.weights, m.bias, y, batch.tokens,
+                  m.inputs, m.outputs, output);
+    }
+
+    // Few rows are packed by each thread for itself, which takes less time than to wait for others.
+    Tiles packed(const Matrix &m, const bfloat16 *x) {
+        if (batch.tokens <= SIDE) {
+            Tiles own = {batch.tokens, m.inputs, (uint32_t *)(between.ready + thread * between.each)};
+            own.pack(x);
+            return own;
+        }
+        Tiles all = {batch.tokens, m.inputs, (uint32_t *)between.ready};
+        team.share(all.count * all.steps, [&](int64_t i) { all.pack(x, i / all.steps, i % all.steps); });
+        return all;
+    }
+
+    // silu(gate) * up of x, whose rows were made ready: between.inner.
+    void gate(const Layer &layer) {
+        const Matrix &m = layer.gate_up;
+        int64_t size = layer.down.inputs;
+        if (by_tiles(m) && size % SIDE == 0) {
+            Tiles tiles = packed(m, between.normed);
+            team.share(size / SIDE, [&](int64_t one) {
+                gated_tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, between.inner, size, one * SIDE, sums);
+            });
+            return spend(LINEARS);
+        }
+        product(m, between.normed, between.both);
+        team.share(batch.tokens, [&](int64_t t) {
+            const bfloat16 *gate = between.both + 2 * t * size;
+            silu_and_mul(gate, gate + size, between.inner + t * size, size);
+            make_ready(layer.down, between.inner, t);
+        });
+        spend(REST);
     }
 
     void norm_of(const bfloat16 *weight, const Matrix &next, int64_t t) {
@@ -195,23 +245,17 @@ struct Worker {
                 norm_of(layer.input_norm, layer.qkv, t);
             });
             spend(REST);
-            product(layer.qkv, between.qkv);
+            product(layer.qkv, between.normed, between.qkv);
             attend(layer);
-            product(layer.out, between.more, layer.attention_norm);
+            product(layer.out, between.attended, between.more, layer.attention_norm);
             team.share(tokens, [&](int64_t t) {
                 add(batch.x + t * hidden, between.more + t * hidden, hidden);
                 norm_of(layer.attention_norm, layer.gate_up, t);
             });
             spend(REST);
-            product(layer.gate_up, between.both);
-            team.share(tokens, [&](int64_t t) {
-                int64_t size = layer.down.inputs;
-                const bfloat16 *gate = between.both + 2 * t * size;
-                silu_and_mul(gate, gate + size, between.inner + t * size, size);
-                make_ready(layer.down, between.inner, t);
-            });
-            spend(REST);
-            product(layer.down, between.more, i + 1 < decoder.num_layers ? decoder.layers[i + 1].input_norm : nullptr);
+            gate(layer);
+            bool last = i + 1 == decoder.num_layers;
+            product(layer.down, between.inner, between.more, last ? nullptr : decoder.layers[i + 1].input_norm);
             more = between.more;
         }
         team.share(tokens, [&](int64_t t) { add(batch.x + t * hidden, more + t * hidden, hidden); });
@@ -224,27 +268,29 @@ struct Worker {
 extern "C" {
 
 // Tokens that `decode_layers` takes at most.
-int64_t decode_most() { return BLOCK; }
+int64_t decode_most(int tiles) { return tiles ? TILE_BLOCK : BLOCK; }
 
 // Bytes that `decode_layers` needs room for, at an address that 64 divides.
-int64_t decode_room(const Decoder *decoder, const Decodes *batch) {
+int64_t decode_room(const Decoder *decoder, const Decodes *batch, int threads) {
     Room room = {nullptr};
-    Between between(*decoder, *batch, room);
+    Between between(*decoder, *batch, threads, room);
     return room.used;
 }
 
 // `spent`, where it is not null, gains the nanoseconds of linears, attention and the rest.
 void decode_layers(const Decoder *decoder, const Decodes *batch, char *start, int threads, int64_t *spent) {
     Room room = {start};
-    Between between(*decoder, *batch, room);
+    Between between(*decoder, *batch, threads, room);
     Team team;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp single
         team.size = omp_get_num_threads();  // there may be fewer than were asked for
-        bool first = omp_get_thread_num() == 0;
-        Worker worker = {*decoder, *batch, between, team, first ? spent : nullptr, nanoseconds()};
+        int thread = omp_get_thread_num();
+        Worker worker = {*decoder, *batch, between, team, thread, thread == 0 ? spent : nullptr, nanoseconds()};
+        if (decoder->tiles) TileSums::begin({batch->tokens, 0, nullptr});
         worker.work();
+        if (decoder->tiles) TileSums::done();
     }
 }
 }

@@ -1,7 +1,11 @@
 // Linear layers as calls of their own.
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include "int8_linears.h"
 #include "linears.h"
+#include "tiles.h"
 
 namespace {
 
@@ -39,6 +43,34 @@ void linear_bfloat16(const bfloat16 *x, const bfloat16 *weights, const bfloat16 
         [&](int64_t from, int64_t count, int64_t output) {
             panel(room, stride, weights, bias, y + from * outputs, count, inputs, outputs, output);
         });
+}
+
+// Whether the kernel lets this process use the processor's tiles, which it has to be asked for.
+int allow_tiles() {
+    constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+
+// As `linear_room` and `linear_bfloat16`, by tiles.
+int64_t linear_tiles_room(int64_t rows, int64_t inputs) { return Tiles::bytes(least(rows, TILE_BLOCK), inputs); }
+
+void linear_tiles(const bfloat16 *x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, uint32_t *room,
+                  int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+    for (int64_t from = 0; from < rows; from += TILE_BLOCK) {
+        Tiles tiles = {least(TILE_BLOCK, rows - from), inputs, room};
+        int64_t parts = tiles.count * tiles.steps, panels = (outputs + TILE_PANEL - 1) / TILE_PANEL;
+#pragma omp parallel num_threads(threads) if (tiles.rows * inputs * outputs > WORTH_THREADS)
+        {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < parts; i++) tiles.pack(x + from * inputs, i / tiles.steps, i % tiles.steps);
+            TileSums sums;
+            sums.begin(tiles);
+#pragma omp for schedule(static)
+            for (int64_t one = 0; one < panels; one++)
+                tile_panel(tiles, weights, bias, y + from * outputs, outputs, one * TILE_PANEL, sums);
+            sums.done();
+        }
+    }
 }
 
 // As above, for weights int8 x scales [outputs].

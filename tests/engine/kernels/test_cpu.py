@@ -58,7 +58,7 @@ def test_products_are_right_for_every_size(
     close_to(library.linear(x, weight, bias), x, weight, bias)
 
 
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 2816, 64), (97, 1024, 48), (200, 2080, 33), (0, 64, 16)])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 2816, 64), (97, 1024, 48), (300, 2080, 33), (0, 64, 16)])
 def test_products_are_right_past_the_bounds_of_its_tiles(
     library: cpu.Library, rows: int, inputs: int, outputs: int
 ) -> None:
@@ -193,7 +193,7 @@ def test_torch_multiplies_what_the_library_does_not() -> None:
 
 
 def test_a_processor_without_the_instructions_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "Library", lambda file: pytest.fail("it was loaded"))
+    monkeypatch.setattr(cpu, "Library", lambda file, tiles: pytest.fail("it was loaded"))
     for flags in (cpu.NEEDED - {"avx512bw"}, frozenset()):
         monkeypatch.setattr(cpu, "flags_of_processor", lambda flags=flags: flags)
         assert cpu._built() is None

@@ -1,0 +1,259 @@
+// Linear layers by the processor's products of tiles (AMX), for weights in bfloat16 and sums in float32.
+//
+// y^T = W x^T: a tile of weights, 16 outputs by 32 inputs, is read where the checkpoint has it. Tiles of x are packed for
+// it, 32 inputs by up to 16 rows: two neighbouring inputs of a row are one lane, and rows are neighbours. A row's sums
+// are taken in the order of its inputs, whatever other rows there are. Only processors that have these products may call
+// `Tiles`' functions, and only once the kernel allows it, see `allow_tiles`.
+
+#pragma once
+
+#include "elementwise.h"
+
+#define WITH_TILES __attribute__((target("amx-tile,amx-bf16")))
+
+namespace {
+
+constexpr int64_t SIDE = 16;               // rows of a tile, and its columns of 32 bits
+constexpr int64_t TILE_INPUTS = 2 * SIDE;  // a step
+constexpr int64_t TILE_PANEL = 2 * SIDE;   // outputs that are multiplied at once
+constexpr int64_t TILE_BLOCK = 256;        // rows of x that stay in the second-level cache while all weights pass
+constexpr int64_t TILE_DEPTH = 16;         // steps whose weights are copied, to stay in the first-level cache
+
+inline void transpose(__m512 *rows) {  // 16 x 16
+    __m512 pairs[16];
+    for (int i = 0; i < 16; i += 4) {
+        __m512d low[2], high[2];
+        for (int j = 0; j < 2; j++) {
+            low[j] = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i + 2 * j], rows[i + 2 * j + 1]));
+            high[j] = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i + 2 * j], rows[i + 2 * j + 1]));
+        }
+        pairs[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low[0], low[1]));
+        pairs[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low[0], low[1]));
+        pairs[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high[0], high[1]));
+        pairs[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high[0], high[1]));
+    }
+    constexpr int EVEN = 0x88, ODD = 0xdd;  // of the four lanes of 128 bits
+    for (int i = 0; i < 4; i++) {
+        __m512 *from = pairs + i;
+        __m512 a = _mm512_shuffle_f32x4(from[0], from[4], EVEN), b = _mm512_shuffle_f32x4(from[0], from[4], ODD);
+        __m512 c = _mm512_shuffle_f32x4(from[8], from[12], EVEN), d = _mm512_shuffle_f32x4(from[8], from[12], ODD);
+        rows[i] = _mm512_shuffle_f32x4(a, c, EVEN);
+        rows[4 + i] = _mm512_shuffle_f32x4(b, d, EVEN);
+        rows[8 + i] = _mm512_shuffle_f32x4(a, c, ODD);
+        rows[12 + i] = _mm512_shuffle_f32x4(b, d, ODD);
+    }
+}
+
+// The compiler does not know what memory the instructions for tiles read.
+inline void all_is_written() { __asm__ volatile("" ::: "memory"); }
+
+// 32 neighbours, of which those past `count` are 0.
+inline __m512i neighbours(const bfloat16 *from, int64_t count) {
+    return _mm512_maskz_loadu_epi16(count >= TILE_INPUTS ? 0xffffffff : (1u << count) - 1, from);
+}
+
+// Rows of x, at most TILE_BLOCK, packed: [tiles, steps, 16 pairs of inputs, rows of a tile], in lanes of 32 bits.
+struct Tiles {
+    int64_t rows, inputs;
+    uint32_t *start;
+    int64_t count = most(1, (rows + SIDE - 1) / SIDE), each = (rows + count - 1) / count;  // tiles, and rows of each
+    int64_t steps = (inputs + TILE_INPUTS - 1) / TILE_INPUTS;
+
+    static int64_t bytes(int64_t rows, int64_t inputs) {
+        Tiles tiles = {rows, inputs, nullptr};
+        return tiles.count * tiles.steps * SIDE * tiles.each * sizeof(uint32_t);
+    }
+
+    uint32_t *at(int64_t tile, int64_t step) const { return start + (tile * steps + step) * SIDE * each; }
+
+    // Of [rows, inputs], the part that is one step of one tile.
+    void pack(const bfloat16 *x, int64_t tile, int64_t step) const {
+        int64_t from = tile * each, k = step * TILE_INPUTS;
+        uint32_t *to = at(tile, step);
+        __m512 lanes[SIDE];
+        for (int64_t r = 0; r < SIDE; r++) {
+            bool is_row = r < each && from + r < rows;
+            lanes[r] = is_row ? _mm512_castsi512_ps(neighbours(x + (from + r) * inputs + k, inputs - k)) : _mm512_setzero_ps();
+        }
+        if (each == 1) return _mm512_storeu_ps(to, lanes[0]);
+        transpose(lanes);
+        for (int64_t pair = 0; pair < SIDE; pair++) _mm512_mask_storeu_ps(to + pair * each, first(each), lanes[pair]);
+    }
+
+    void pack(const bfloat16 *x) const {
+        for (int64_t i = 0; i < count * steps; i++) pack(x, i / steps, i % steps);
+    }
+};
+
+// What is multiplied at once: two tiles' outputs, which need not be neighbours.
+struct TilePanel {
+    const bfloat16 *half[2];
+    int64_t width[2];  // outputs of each, at most SIDE
+    int64_t inputs;
+    int64_t ahead;  // elements from here to the weights that come next
+
+    // Of [outputs, inputs], the outputs from `output` on.
+    static TilePanel of(const bfloat16 *weights, int64_t inputs, int64_t outputs, int64_t output) {
+        int64_t width = least(TILE_PANEL, outputs - output);
+        const bfloat16 *from = weights + output * inputs;
+        return {{from, from + SIDE * inputs}, {least(SIDE, width), most(0, width - SIDE)}, inputs, TILE_PANEL * inputs};
+    }
+
+    // Of gates [size, inputs] with as many factors behind them, SIDE each.
+    static TilePanel gated(const bfloat16 *weights, int64_t inputs, int64_t size, int64_t output) {
+        const bfloat16 *from = weights + output * inputs;
+        return {{from, from + size * inputs}, {SIDE, SIDE}, inputs, SIDE * inputs};
+    }
+
+    bool is_whole() const { return width[0] == SIDE && width[1] == SIDE && inputs % TILE_INPUTS == 0; }
+
+    // `steps` of them from `step` on, [steps, 2, 16 outputs, 32 inputs]: zeros past the last output and the last input.
+    void copy(int64_t step, int64_t steps, bfloat16 *to) const {
+        for (int64_t k = step * TILE_INPUTS; steps > 0; steps--, k += TILE_INPUTS)
+            for (int h = 0; h < 2; h++)
+                for (int64_t o = 0; o < SIDE; o++, to += TILE_INPUTS) {
+                    __m512i some = o < width[h] ? neighbours(half[h] + o * inputs + k, inputs - k) : _mm512_setzero_si512();
+                    _mm512_store_si512(to, some);
+                }
+    }
+
+};
+
+// What is read ahead of its use: the weights that come next, from their first to their last, which the processor's own
+// reading ahead then follows. Lines asked for here and there would leave no room for those that tiles wait for.
+struct AheadOfTiles {
+    const char *next[2];
+
+    explicit AheadOfTiles(const TilePanel &w) : next{(const char *)(w.half[0] + w.ahead), (const char *)(w.half[1] + w.ahead)} {}
+
+    void read(int64_t lines) {
+        for (int h = 0; h < 2; h++)
+            for (int64_t i = 0; i < lines; i++, next[h] += 64) _mm_prefetch(next[h], _MM_HINT_T0);
+    }
+};
+
+// Products of a panel with rows of x, of one thread.
+class TileSums {
+   public:
+    // To be called on each thread before others are, for the x that all of them are for; `done` after.
+    WITH_TILES static void begin(const Tiles &x) {
+        struct {
+            uint8_t palette = 1, start = 0, unused[14] = {};
+            uint16_t bytes[16] = {};
+            uint8_t rows[16] = {};
+        } shapes;
+        for (int t = 0; t < 8; t++) {
+            shapes.bytes[t] = 4 * (t == 4 || t == 5 ? SIDE : x.each);
+            shapes.rows[t] = SIDE;
+        }
+        all_is_written();
+        _tile_loadconfig(&shapes);
+    }
+    WITH_TILES static void done() { _tile_release(); }
+
+    void multiply(const Tiles &x, const TilePanel &w) {
+        bool in_place = w.is_whole();
+        int64_t depth = in_place ? x.steps : TILE_DEPTH;
+        AheadOfTiles ahead(w);
+        for (int64_t step = 0; step < x.steps; step += depth) {
+            int64_t steps = least(depth, x.steps - step);
+            if (!in_place) w.copy(step, steps, copied);
+            for (int64_t tile = 0; tile < x.count; tile += 2) {
+                bool two = tile + 1 < x.count;
+                if (in_place)
+                    two ? add<true, true>(x, tile, w, step, steps, ahead) : add<false, true>(x, tile, w, step, steps, ahead);
+                else
+                    two ? add<true, false>(x, tile, w, step, steps, ahead) : add<false, false>(x, tile, w, step, steps, ahead);
+            }
+        }
+    }
+
+    // The sums of one half of the panel and one tile of x, turned: rows of x, each a lane an output.
+    void rows_of(int64_t tile, int half, __m512 *rows, int64_t each) const {
+        for (int64_t o = 0; o < SIDE; o++) rows[o] = _mm512_maskz_loadu_ps(first(each), sums[tile][half] + o * SIDE);
+        transpose(rows);
+    }
+
+   private:
+    // Adds the products of a tile of x, or of two. The processor's tiles 0 to 3 are sums, 4 and 5 weights, 6 and 7 x.
+    template <bool TWO, bool IN_PLACE>
+    WITH_TILES void add(const Tiles &x, int64_t tile, const TilePanel &w, int64_t step, int64_t steps, AheadOfTiles &ahead) {
+        const int64_t line = 4 * x.each, row = 2 * (IN_PLACE ? w.inputs : TILE_INPUTS);
+        auto &mine = sums[tile], &more = sums[tile + TWO];
+        all_is_written();
+        if (step == 0) {
+            _tile_zero(0);
+            _tile_zero(1);
+            if (TWO) _tile_zero(2);
+            if (TWO) _tile_zero(3);
+        } else {
+            _tile_loadd(0, mine[0], 4 * SIDE);
+            _tile_loadd(1, mine[1], 4 * SIDE);
+            if (TWO) _tile_loadd(2, more[0], 4 * SIDE);
+            if (TWO) _tile_loadd(3, more[1], 4 * SIDE);
+        }
+        int64_t turns = (x.count + 1) / 2, turn = tile / 2;  // all pairs of tiles take part in reading ahead
+        int64_t lines = SIDE * (turn + 1) / turns - SIDE * turn / turns;
+        for (int64_t s = 0; s < steps; s++) {
+            int64_t k = (step + s) * TILE_INPUTS;
+            const bfloat16 *near = copied + s * TILE_PANEL * TILE_INPUTS;
+            const uint32_t *rows = x.at(tile, step + s);
+            ahead.read(lines);
+            _tile_loadd(4, IN_PLACE ? w.half[0] + k : near, row);
+            _tile_loadd(6, rows, line);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(5, IN_PLACE ? w.half[1] + k : near + SIDE * TILE_INPUTS, row);
+            _tile_dpbf16ps(1, 5, 6);
+            if (!TWO) continue;
+            _tile_loadd(7, rows + x.steps * SIDE * x.each, line);
+            _tile_dpbf16ps(2, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, mine[0], 4 * SIDE);
+        _tile_stored(1, mine[1], 4 * SIDE);
+        if (TWO) _tile_stored(2, more[0], 4 * SIDE);
+        if (TWO) _tile_stored(3, more[1], 4 * SIDE);
+    }
+
+    alignas(64) float sums[TILE_BLOCK / SIDE][2][SIDE * SIDE];  // of each tile of x: [outputs, rows]
+    alignas(64) bfloat16 copied[TILE_DEPTH * TILE_PANEL * TILE_INPUTS];
+};
+
+// y [rows, outputs], the outputs of a panel from `output` on. `bias` [outputs] may be null.
+inline void tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, int64_t outputs,
+                       int64_t output, TileSums &sums) {
+    TilePanel panel = TilePanel::of(weights, x.inputs, outputs, output);
+    sums.multiply(x, panel);
+    for (int h = 0; h < 2; h++, output += SIDE) {
+        __mmask16 which = first(panel.width[h]);
+        __m512 added = bias ? load(bias + output, which) : _mm512_setzero_ps();
+        for (int64_t tile = 0; tile < x.count; tile++) {
+            __m512 lanes[SIDE];
+            sums.rows_of(tile, h, lanes, x.each);
+            int64_t from = tile * x.each, count = least(x.each, x.rows - from);
+            for (int64_t r = 0; r < count; r++)
+                store(y + (from + r) * outputs + output, _mm512_add_ps(lanes[r], added), which);
+        }
+    }
+}
+
+// silu(gate) * up for SIDE outputs from `output` on, of weights [2 * size, inputs]: y [rows, size]. As `tile_panel` and
+// `silu_and_mul` behind it, to the last bit.
+inline void gated_tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, int64_t size,
+                             int64_t output, TileSums &sums) {
+    sums.multiply(x, TilePanel::gated(weights, x.inputs, size, output));
+    __m512 added[2];
+    for (int h = 0; h < 2; h++) added[h] = bias ? load(bias + h * size + output) : _mm512_setzero_ps();
+    for (int64_t tile = 0; tile < x.count; tile++) {
+        __m512 gates[SIDE], factors[SIDE];
+        sums.rows_of(tile, 0, gates, x.each);
+        sums.rows_of(tile, 1, factors, x.each);
+        int64_t from = tile * x.each, count = least(x.each, x.rows - from);
+        for (int64_t r = 0; r < count; r++) {
+            __m512 gate = rounded(y, _mm512_add_ps(gates[r], added[0])), factor = rounded(y, _mm512_add_ps(factors[r], added[1]));
+            store(y + (from + r) * size + output, gated(y, gate, factor));
+        }
+    }
+}
+
+}  // namespace
