@@ -27,6 +27,10 @@ class PrefillSpan:
     start: int
     blocks: torch.Tensor  # [num_blocks] int64, up to the span's last token
 
+    def length_on_host(self) -> torch.Tensor:
+        """[1] int64: its sequence's tokens up to its last one."""
+        return torch.tensor([self.start + self.count])
+
 
 @dataclass(slots=True)
 class AttentionContext:

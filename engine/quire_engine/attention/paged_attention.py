@@ -138,12 +138,16 @@ class PagedAttention(nn.Module):
         if context.num_decodes:
             attend(slice(0, context.num_decodes), context.decode_blocks, context.ends_on_host())
         for span in context.prefills:
-            rows, length = slice(span.first, span.first + span.count), span.start + span.count
-            if self.fused and self.window is None and span.count * length >= LONG:
+            rows = slice(span.first, span.first + span.count)
+            if self.leaves_to_torch(span):
                 self._prefill(q[rows], k[rows], v[rows], out[rows], span)
             else:
-                attend(rows, span.blocks[None], torch.tensor([length]))
+                attend(rows, span.blocks[None], span.length_on_host())
         return out
+
+    def leaves_to_torch(self, span: PrefillSpan) -> bool:
+        """Whether torch's attention takes less time for it than the CPU's library."""
+        return self.fused and self.window is None and span.count * (span.start + span.count) >= LONG
 
     def _decode(self, q: torch.Tensor, out: torch.Tensor, context: AttentionContext) -> None:
         """One query a sequence. The query heads of a KV head take the place of the query length."""

@@ -7,7 +7,7 @@ from torch import nn
 from quire_engine.attention.paged_attention import PagedAttention
 from quire_engine.core.step_profile import StepProfile
 from quire_engine.layers.linear import Linear
-from quire_engine.models.decode_layers import LayersTogether
+from quire_engine.models.layers_together import LayersTogether
 
 
 def time_parts(model: nn.Module, profile: StepProfile) -> None:

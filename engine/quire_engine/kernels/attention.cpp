@@ -9,13 +9,14 @@ constexpr int64_t WORTH_THREADS = 1 << 15;  // elements of keys: for fewer, waki
 template <typename T>
 void attend_all(const Batch<T> &batch, float *room, int threads) {
     const Shape &shape = batch.shape;
-    Items<T> items(batch, room);
+    Cut cut(batch.lengths, batch.sequences, batch.tokens, shape.heads, shape.kv_heads);
+    Items<T> items = {batch, cut, room};
     int64_t elements = 0;
     for (int64_t s = 0; s < batch.sequences; s++)
-        elements += batch.lengths[s] * shape.kv_heads * shape.size * items.tiles;
+        elements += batch.lengths[s] * shape.kv_heads * shape.size * cut.tiles;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (elements > WORTH_THREADS)
-    for (int64_t item = 0; item < items.count; item++) items(item);
-    if (items.parts == 1) return;
+    for (int64_t item = 0; item < cut.count; item++) items(item);
+    if (cut.parts == 1) return;
     for (int64_t row = 0; row < batch.sequences * shape.heads; row++) items.join_row(row);
 }
 
@@ -25,7 +26,7 @@ extern "C" {
 
 // Floats that `attention_*` needs room for.
 int64_t attention_room(const int64_t *lengths, int64_t sequences, int64_t tokens, int64_t heads, int64_t size) {
-    return room_for(lengths, sequences, tokens, heads, size);
+    return Cut(lengths, sequences, tokens, heads, heads).room(sequences, heads, size);
 }
 
 // The last `tokens` tokens of each of `sequences` see their own and those before them.

@@ -283,36 +283,38 @@ inline int64_t parts_of(const int64_t *lengths, int64_t sequences, int64_t token
     return parts;
 }
 
-// A batch's work as items that threads share: tiles of rows of a sequence and KV head, over parts of its keys.
+// How a batch's work is cut into items that threads share: tiles of rows of a sequence and KV head, over parts of its keys.
+struct Cut {
+    int64_t tiles, parts, count;
+
+    Cut(const int64_t *lengths, int64_t sequences, int64_t tokens, int64_t heads, int64_t kv_heads) {
+        tiles = (tokens * (heads / kv_heads) + TILE - 1) / TILE;
+        parts = parts_of(lengths, sequences, tokens);
+        count = sequences * kv_heads * tiles * parts;
+    }
+
+    // Floats for the sums of parts.
+    int64_t room(int64_t sequences, int64_t heads, int64_t size) const {
+        return parts == 1 ? 0 : sequences * heads * parts * (size + 16);
+    }
+};
+
 template <typename T>
 struct Items {
     const Batch<T> &batch;
-    float *room;  // for the sums of parts, see `room_for`
-    int64_t tiles, parts, count;
-
-    Items(const Batch<T> &batch, float *room) : batch(batch), room(room) {
-        const Shape &shape = batch.shape;
-        tiles = (batch.tokens * (shape.heads / shape.kv_heads) + TILE - 1) / TILE;
-        parts = parts_of(batch.lengths, batch.sequences, batch.tokens);
-        count = batch.sequences * shape.kv_heads * tiles * parts;
-    }
+    Cut cut;
+    float *room;  // for the sums of parts
 
     void operator()(int64_t item) const {
-        int64_t rest = item / parts, tile = rest % tiles, kv_heads = batch.shape.kv_heads;
-        one_tile(batch, rest / tiles / kv_heads, rest / tiles % kv_heads, tile * TILE, item % parts, parts, room);
+        int64_t rest = item / cut.parts, tile = rest % cut.tiles, kv_heads = batch.shape.kv_heads;
+        one_tile(batch, rest / cut.tiles / kv_heads, rest / cut.tiles % kv_heads, tile * TILE, item % cut.parts, cut.parts, room);
     }
 
     // Puts the parts of one of the [sequences x heads] rows together, where there are parts.
     void join_row(int64_t row) const {
         int64_t size = batch.shape.size;
-        join(room + row * parts * (size + 16), parts, size, batch.out + row * size);
+        join(room + row * cut.parts * (size + 16), cut.parts, size, batch.out + row * size);
     }
 };
-
-// Floats for the sums of parts.
-inline int64_t room_for(const int64_t *lengths, int64_t sequences, int64_t tokens, int64_t heads, int64_t size) {
-    int64_t parts = parts_of(lengths, sequences, tokens);
-    return parts == 1 ? 0 : sequences * heads * parts * (size + 16);
-}
 
 }  // namespace

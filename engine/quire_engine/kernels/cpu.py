@@ -31,6 +31,9 @@ _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, c
 class Library:
     """The kernels. Threads are those of torch, whose OpenMP it shares. Tensors are on the CPU."""
 
+    most_together = 4096
+    """Tokens of a step that `AllLayers` takes at most, by the room that it keeps for them."""
+
     def __init__(self, file: Path, *, tiles: bool) -> None:
         """With `tiles` linears in bfloat16 go by the processor's tiles, if Linux lets them.
 
@@ -58,11 +61,9 @@ class Library:
         rotation = [*pointer_and_stride, *[_POINTER] * 3, *[_SIZE] * 4, _INT]
         self._attention = _by_dtype(found, "attention", attention)
         self._rms_norm = _by_dtype(found, "rms_norm", norm)
-        self.decode_room, self.decode_layers = found.decode_room, found.decode_layers  # see cpu_layers.py
-        self.decode_room.argtypes, self.decode_room.restype = [_POINTER] * 2 + [_INT], _SIZE
-        self.decode_layers.argtypes = [_POINTER] * 3 + [_INT, _POINTER]
-        self.decode_layers.restype, found.decode_most.restype = None, _SIZE
-        self.most_decodes: int = found.decode_most(self.tiles)
+        self.layers_room, self.run_layers = found.layers_room, found.run_layers  # see cpu_layers.py
+        self.layers_room.argtypes, self.layers_room.restype = [_POINTER] * 2 + [_INT], _SIZE
+        self.run_layers.argtypes, self.run_layers.restype = [_POINTER] * 3 + [_INT, _POINTER], None
         self._silu_and_mul = _by_dtype(found, "silu_and_mul", [_POINTER, _POINTER, _SIZE, _SIZE, _INT])
         self._rotate = _by_dtype(found, "rotate", rotation)
 

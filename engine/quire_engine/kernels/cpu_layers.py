@@ -1,4 +1,4 @@
-"""All layers of a plain decoder in one call of the library of kernels for CPUs, for tokens that decode."""
+"""All layers of a plain decoder in one call of the library of kernels for CPUs."""
 
 from __future__ import annotations
 
@@ -42,6 +42,19 @@ class LayerTensors:
     softcap: float | None
 
 
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Sequences whose last `tokens` tokens are rows of a batch, from `first` on.
+
+    `tables` [sequences, blocks] and `lengths` [sequences] int64, on the CPU.
+    """
+
+    first: int
+    tokens: int
+    tables: torch.Tensor
+    lengths: torch.Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Norms:
     """All norms of one kind, of `RMSNorm` or with `offset` of `OffsetRMSNorm`."""
@@ -72,16 +85,21 @@ class _Decoder(ctypes.Structure):
     )
 
 
-class _Decodes(ctypes.Structure):
+class _Span(ctypes.Structure):
     _fields_ = (
-        *((name, _POINTER) for name in ("x", "cos", "sin")),
-        ("half", _SIZE),
-        *((name, _POINTER) for name in ("slots", "tables", "lengths")),
-        *((name, _SIZE) for name in ("tables_stride", "tokens")),
+        *((name, _SIZE) for name in ("first", "sequences", "tokens")),
+        *(("tables", _POINTER), ("stride", _SIZE), ("lengths", _POINTER)),
     )
 
 
-class DecodeLayers:
+class _Tokens(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("x", "cos", "sin")),
+        *(("half", _SIZE), ("slots", _POINTER), ("count", _SIZE), ("spans", _POINTER), ("num_spans", _SIZE)),
+    )
+
+
+class AllLayers:
     """Layers of one shape, with pointers to their tensors, which stay where they are."""
 
     def __init__(
@@ -107,32 +125,26 @@ class DecodeLayers:
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
         slots: torch.Tensor,
-        tables: torch.Tensor,
-        lengths: torch.Tensor,
+        spans: Sequence[Span],
     ) -> torch.Tensor:
-        """[tokens, hidden] bfloat16, one token a sequence, at most `Library.most_decodes` -> the same, in its place.
+        """[tokens, hidden] bfloat16 -> the same, in its place. `spans` have each token once.
 
-        `rotation` are cosines and sines [tokens, 1, half], `slots` [tokens], `tables` [tokens, blocks] and `lengths`
-        [tokens] int64, as in `AttentionContext`.
+        `rotation` are cosines and sines [tokens, 1, half], and `slots` [tokens] int64 as in `AttentionContext`.
         """
         x, cos, sin = x.contiguous(), rotation[0].contiguous(), rotation[1].contiguous()
-        batch = _Decodes(
+        array = (_Span * len(spans))(*(_span(one) for one in spans))
+        batch = _Tokens(
             *(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[-1]),
-            *(slots.data_ptr(), tables.data_ptr(), lengths.data_ptr(), tables.stride(0), len(x)),
+            *(slots.data_ptr(), len(x), ctypes.addressof(array), len(spans)),
         )
+        pointers = ctypes.byref(self._decoder), ctypes.byref(batch)
         threads = torch.get_num_threads()
-        wanted = self._library.decode_room(ctypes.byref(self._decoder), ctypes.byref(batch), threads) + _ALIGNMENT
+        wanted = self._library.layers_room(*pointers, threads) + _ALIGNMENT
         if len(self._room) < wanted:
             self._room = torch.empty(wanted, dtype=torch.uint8)
         room = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT
         self.nanoseconds.zero_()
-        self._library.decode_layers(
-            ctypes.byref(self._decoder),
-            ctypes.byref(batch),
-            room,
-            threads,
-            self.nanoseconds.data_ptr(),
-        )
+        self._library.run_layers(*pointers, room, threads, self.nanoseconds.data_ptr())
         return x
 
 
@@ -142,6 +154,11 @@ def _layer(layer: LayerTensors) -> _Layer:
         *(_matrix(m) for m in (layer.qkv, layer.out, layer.gate_up, layer.down)),
         *(layer.k_cache.data_ptr(), layer.v_cache.data_ptr(), layer.window or 0, layer.scale, layer.softcap or 0.0),
     )
+
+
+def _span(span: Span) -> _Span:
+    tables, lengths = span.tables, span.lengths
+    return _Span(span.first, len(lengths), span.tokens, tables.data_ptr(), tables.stride(0), lengths.data_ptr())
 
 
 def _matrix(matrix: Matrix) -> _Matrix:

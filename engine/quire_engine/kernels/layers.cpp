@@ -1,7 +1,8 @@
-// All layers of a plain decoder for tokens that decode, in one call: RMSNorm, attention with keys and values in pages,
+// All layers of a plain decoder for the tokens of a step, in one call: RMSNorm, attention with keys and values in pages,
 // RMSNorm, and an MLP gated by SiLU. Each part does what its own call does, to the last bit.
 //
-// Called one by one the parts of a small model take the interpreter longer than the processor.
+// Called one by one the parts of a small model take the interpreter longer than the processor, and prompts spend as long
+// again on threads that are woken for each part and on memory that is new to each.
 
 #include <omp.h>
 #include <time.h>
@@ -38,13 +39,23 @@ struct Decoder {
     int tiles;                // whether bfloat16 is multiplied by tiles
 };
 
-// One token of each sequence. x [tokens, hidden] is changed in place.
-struct Decodes {
+// Sequences of which the last `tokens` tokens attend, rows of x from `first` on.
+struct Span {
+    int64_t first, sequences, tokens;
+    const int64_t *tables;  // [sequences, ...], rows `stride` apart
+    int64_t stride;
+    const int64_t *lengths;
+};
+
+// What a step computes. x [tokens, hidden] is changed in place.
+struct Tokens {
     bfloat16 *x;
     const bfloat16 *cos, *sin;  // [tokens, half]
     int64_t half;
-    const int64_t *slots, *tables, *lengths;
-    int64_t tables_stride, tokens;
+    const int64_t *slots;
+    int64_t count;
+    const Span *spans;  // which together have all tokens
+    int64_t num_spans;
 };
 
 enum Part { LINEARS, ATTENTION, REST, PARTS_OF_TIME };
@@ -68,22 +79,44 @@ struct Room {
     }
 };
 
+// A span's part of attention.
+struct Share {
+    Cut cut;
+    int64_t first;  // item
+    float *sums;    // of parts
+};
+
 struct Between {
-    char *ready;     // a linear's inputs as its weights meet them; by tiles, for each thread
-    int64_t each;    // bytes of it for a thread
-    float *partial;  // sums of attention's parts
+    char *ready;     // a linear's inputs as its weights meet them, where that is not by tiles
+    char *packed;    // and by tiles: of each thread where it packs for itself
+    int64_t each;    // bytes of that
+    Share *shares;   // of each span
     bfloat16 *normed, *qkv, *attended, *both, *inner, *more;
 
-    Between(const Decoder &decoder, const Decodes &batch, int threads, Room &room) {
+    Between(const Decoder &decoder, const Tokens &batch, int threads, Room &room) {
         const Layer &one = decoder.layers[0];
-        int64_t widest = most(most(one.qkv.inputs, one.out.inputs), one.down.inputs), tokens = batch.tokens;
-        each = most(tokens * row_bytes(widest), (Tiles::bytes(tokens, widest) + 63) / 64 * 64);
-        ready = room.take<char>(decoder.tiles && tokens <= SIDE ? threads * each : each);
-        partial = room.take<float>(room_for(batch.lengths, tokens, 1, decoder.heads, decoder.size));
+        int64_t widest = most(most(one.qkv.inputs, one.out.inputs), one.down.inputs), tokens = batch.count;
+        bool all_by_tiles = decoder.tiles;
+        for (int64_t i = 0; i < decoder.num_layers; i++) {
+            const Layer &layer = decoder.layers[i];
+            const Matrix *matrices[] = {&layer.qkv, &layer.out, &layer.gate_up, &layer.down};
+            for (const Matrix *m : matrices) all_by_tiles &= !m->scales;
+        }
+        ready = room.take<char>(all_by_tiles ? 0 : tokens * row_bytes(widest));
+        each = (Tiles::bytes(least(tokens, TILE_BLOCK), widest) + 63) / 64 * 64;
+        packed = room.take<char>(!decoder.tiles ? 0 : tokens <= SIDE ? threads * each : each);
+        shares = room.take<Share>(batch.num_spans);
+        for (int64_t s = 0, count = 0; s < batch.num_spans; s++) {
+            const Span &span = batch.spans[s];
+            Cut cut(span.lengths, span.sequences, span.tokens, decoder.heads, decoder.kv_heads);
+            float *sums = room.take<float>(cut.room(span.sequences, decoder.heads, decoder.size));
+            if (room.start) shares[s] = {cut, count, sums};
+            count += cut.count;
+        }
         normed = room.take<bfloat16>(tokens * decoder.hidden);
         qkv = room.take<bfloat16>(tokens * one.qkv.outputs);
         attended = room.take<bfloat16>(tokens * one.out.inputs);
-        both = room.take<bfloat16>(tokens * one.gate_up.outputs);
+        both = room.take<bfloat16>(all_by_tiles && one.down.inputs % SIDE == 0 ? 0 : tokens * one.gate_up.outputs);
         inner = room.take<bfloat16>(tokens * one.down.inputs);
         more = room.take<bfloat16>(tokens * decoder.hidden);
     }
@@ -92,7 +125,7 @@ struct Between {
 // What one thread of the team does.
 struct Worker {
     const Decoder &decoder;
-    const Decodes &batch;
+    const Tokens &batch;
     const Between &between;
     Team &team;
     int thread;
@@ -137,34 +170,47 @@ struct Worker {
             for (int64_t d = 0; norm && d < decoder.hidden; d += 32) _mm_prefetch((const char *)(norm + d), _MM_HINT_T0);
         };
         if (by_tiles(m)) {
-            Tiles tiles = packed(m, x);
-            team.share((m.outputs + TILE_PANEL - 1) / TILE_PANEL, [&](int64_t one) {
-                tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, y, m.outputs, one * TILE_PANEL, sums);
-            }, last);
+            by_tile_panels(m, x, m.outputs, TILE_PANEL, [&](const Tiles &tiles, int64_t from, int64_t output) {
+                bfloat16 *to = y + from * m.outputs;
+                tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, to, m.outputs, output, sums);
+            });
+            last();
         } else {
-            team.share(panels_of(m.outputs), [&](int64_t one) { panel_of(m, y, one * PANEL); }, last);
+            for (int64_t from = 0; from < batch.count; from += BLOCK)
+                team.share(panels_of(m.outputs), [&](int64_t one) { panel_of(m, y, from, one * PANEL); }, last);
         }
         spend(LINEARS);
     }
 
-    void panel_of(const Matrix &m, bfloat16 *y, int64_t output) {
-        if (m.scales)
-            byte_panel(between.ready, (const int8_t *)m.weights, m.scales, m.bias, y, batch.tokens, m.inputs, m.outputs, output);
-        else
-            panel((const float *)between.ready, stride_of(m.inputs), (const bfloat16 *)m.weights, m.bias, y, batch.tokens,
-                  m.inputs, m.outputs, output);
+    // y from row `from` on, a block of rows, and from output `output` on, a panel.
+    void panel_of(const Matrix &m, bfloat16 *y, int64_t from, int64_t output) {
+        int64_t rows = least(BLOCK, batch.count - from);
+        y += from * m.outputs;
+        if (m.scales) {
+            const char *x = between.ready + from * digits_bytes(m.inputs);
+            byte_panel(x, (const int8_t *)m.weights, m.scales, m.bias, y, rows, m.inputs, m.outputs, output);
+        } else {
+            const float *x = (const float *)between.ready + from * stride_of(m.inputs);
+            panel(x, stride_of(m.inputs), (const bfloat16 *)m.weights, m.bias, y, rows, m.inputs, m.outputs, output);
+        }
     }
 
-    // Few rows are packed by each thread for itself, which takes less time than to wait for others.
-    Tiles packed(const Matrix &m, const bfloat16 *x) {
-        if (batch.tokens <= SIDE) {
-            Tiles own = {batch.tokens, m.inputs, (uint32_t *)(between.ready + thread * between.each)};
-            own.pack(x);
-            return own;
+    // one(tiles of x, their first row, output) for all blocks of rows and all panels of so many outputs. Few rows are packed
+    // by each thread for itself, which takes less time than to wait for others.
+    template <typename F>
+    void by_tile_panels(const Matrix &m, const bfloat16 *x, int64_t outputs, int64_t panel, F one) {
+        for (int64_t from = 0; from < batch.count; from += TILE_BLOCK) {
+            bool own = batch.count <= SIDE;
+            char *room = between.packed + (own ? thread * between.each : 0);
+            Tiles tiles = {least(TILE_BLOCK, batch.count - from), m.inputs, (uint32_t *)room};
+            const bfloat16 *rows = x + from * m.inputs;
+            if (own)
+                tiles.pack(rows);
+            else
+                team.share(tiles.count * tiles.steps, [&](int64_t i) { tiles.pack(rows, i / tiles.steps, i % tiles.steps); });
+            sums.begin(tiles);
+            team.share((outputs + panel - 1) / panel, [&](int64_t i) { one(tiles, from, i * panel); });
         }
-        Tiles all = {batch.tokens, m.inputs, (uint32_t *)between.ready};
-        team.share(all.count * all.steps, [&](int64_t i) { all.pack(x, i / all.steps, i % all.steps); });
-        return all;
     }
 
     // silu(gate) * up of x, whose rows were made ready: between.inner.
@@ -172,14 +218,17 @@ struct Worker {
         const Matrix &m = layer.gate_up;
         int64_t size = layer.down.inputs;
         if (by_tiles(m) && size % SIDE == 0) {
-            Tiles tiles = packed(m, between.normed);
-            team.share(size / SIDE, [&](int64_t one) {
-                gated_tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, between.inner, size, one * SIDE, sums);
+            by_tile_panels(m, between.normed, size, SIDE, [&](const Tiles &tiles, int64_t from, int64_t output) {
+                bfloat16 *to = between.inner + from * size;
+                gated_tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, to, size, output, sums);
             });
-            return spend(LINEARS);
+            spend(LINEARS);
+            if (by_tiles(layer.down)) return;
+            team.share(batch.count, [&](int64_t t) { make_ready(layer.down, between.inner, t); });
+            return spend(REST);
         }
         product(m, between.normed, between.both);
-        team.share(batch.tokens, [&](int64_t t) {
+        team.share(batch.count, [&](int64_t t) {
             const bfloat16 *gate = between.both + 2 * t * size;
             silu_and_mul(gate, gate + size, between.inner + t * size, size);
             make_ready(layer.down, between.inner, t);
@@ -211,33 +260,51 @@ struct Worker {
         rotate(head, cos, sin, head, batch.half, decoder.size);
     }
 
+    Batch<bfloat16> attention_of(const Layer &layer, const Span &span) const {
+        const Decoder &d = decoder;
+        Shape shape = {d.heads, d.kv_heads, d.size, d.page, layer.window, layer.scale, layer.softcap};
+        const bfloat16 *q = between.qkv + span.first * layer.qkv.outputs;
+        bfloat16 *out = between.attended + span.first * layer.out.inputs;
+        return {q,          layer.qkv.outputs, layer.k_cache,  layer.v_cache, out, span.tables, span.stride,
+                span.lengths, span.sequences,    span.tokens, shape};
+    }
+
     // Attention, with what comes before and behind it, of a KV head and token at a time where no other needs it.
     void attend(const Layer &layer) {
         const Decoder &d = decoder;
-        Shape shape = {d.heads, d.kv_heads, d.size, d.page, layer.window, layer.scale, layer.softcap};
-        Batch<bfloat16> all = {between.qkv,  layer.qkv.outputs, layer.k_cache, layer.v_cache, between.attended,
-                               batch.tables, batch.tables_stride, batch.lengths, batch.tokens, 1, shape};
-        Items<bfloat16> items(all, between.partial);
-        int64_t features = d.heads / d.kv_heads * d.size;
-        bool alone = items.count == batch.tokens * d.kv_heads, by_parts = alone && come_in_parts(layer.out, features);
+        int64_t features = d.heads / d.kv_heads * d.size, pieces = batch.count * d.kv_heads, last = batch.num_spans - 1;
+        int64_t count = between.shares[last].first + between.shares[last].cut.count;
+        bool alone = last == 0 && batch.spans[0].tokens == 1 && count == pieces;
+        bool by_parts = alone && come_in_parts(layer.out, features);
         if (!alone) {
-            team.share(batch.tokens * d.kv_heads, [&](int64_t i) { turn_and_keep(layer, i / d.kv_heads, i % d.kv_heads); });
+            team.share(pieces, [&](int64_t i) { turn_and_keep(layer, i / d.kv_heads, i % d.kv_heads); });
             spend(REST);
         }
-        team.share(items.count, [&](int64_t item) {
+        int64_t s = 0;
+        team.share(count, [&](int64_t item) {
+            while (s < last && item >= between.shares[s + 1].first) s++;  // the items of a thread ascend
+            const Share &share = between.shares[s];
             int64_t t = item / d.kv_heads, kv_head = item % d.kv_heads;
             if (alone) turn_and_keep(layer, t, kv_head);
-            items(item);
+            Batch<bfloat16> all = attention_of(layer, batch.spans[s]);
+            Items<bfloat16>{all, share.cut, share.sums}(item - share.first);
             if (by_parts) make_part_ready(layer.out, between.attended, t, kv_head * features, features);
         });
-        if (items.parts > 1) team.share(batch.tokens * d.heads, [&](int64_t row) { items.join_row(row); });
+        for (s = 0; s <= last; s++) {
+            const Share &share = between.shares[s];
+            if (share.cut.parts == 1) continue;
+            Batch<bfloat16> all = attention_of(layer, batch.spans[s]);
+            Items<bfloat16> items = {all, share.cut, share.sums};
+            team.share(all.sequences * d.heads, [&](int64_t row) { items.join_row(row); });
+        }
         spend(ATTENTION);
-        if (!by_parts) team.share(batch.tokens, [&](int64_t t) { make_ready(layer.out, between.attended, t); });
+        if (!by_parts && !by_tiles(layer.out))
+            team.share(batch.count, [&](int64_t t) { make_ready(layer.out, between.attended, t); });
     }
 
     void work() {
         const bfloat16 *more = nullptr;  // what the layer before adds
-        int64_t hidden = decoder.hidden, tokens = batch.tokens;
+        int64_t hidden = decoder.hidden, tokens = batch.count;
         for (int64_t i = 0; i < decoder.num_layers; i++) {
             const Layer &layer = decoder.layers[i];
             team.share(tokens, [&](int64_t t) {
@@ -267,18 +334,15 @@ struct Worker {
 
 extern "C" {
 
-// Tokens that `decode_layers` takes at most.
-int64_t decode_most(int tiles) { return tiles ? TILE_BLOCK : BLOCK; }
-
-// Bytes that `decode_layers` needs room for, at an address that 64 divides.
-int64_t decode_room(const Decoder *decoder, const Decodes *batch, int threads) {
+// Bytes that `run_layers` needs room for, at an address that 64 divides.
+int64_t layers_room(const Decoder *decoder, const Tokens *batch, int threads) {
     Room room = {nullptr};
     Between between(*decoder, *batch, threads, room);
     return room.used;
 }
 
 // `spent`, where it is not null, gains the nanoseconds of linears, attention and the rest.
-void decode_layers(const Decoder *decoder, const Decodes *batch, char *start, int threads, int64_t *spent) {
+void run_layers(const Decoder *decoder, const Tokens *batch, char *start, int threads, int64_t *spent) {
     Room room = {start};
     Between between(*decoder, *batch, threads, room);
     Team team;
@@ -288,7 +352,6 @@ void decode_layers(const Decoder *decoder, const Decodes *batch, char *start, in
         team.size = omp_get_num_threads();  // there may be fewer than were asked for
         int thread = omp_get_thread_num();
         Worker worker = {*decoder, *batch, between, team, thread, thread == 0 ? spent : nullptr, nanoseconds()};
-        if (decoder->tiles) TileSums::begin({batch->tokens, 0, nullptr});
         worker.work();
         if (decoder->tiles) TileSums::done();
     }

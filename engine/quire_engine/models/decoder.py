@@ -17,7 +17,7 @@ from quire_engine.layers.norm import NormSpec
 from quire_engine.layers.rotary import RopeSettings, RotaryEmbedding, rotary_embedding
 from quire_engine.memory_plan.context_length import longest_context
 from quire_engine.memory_plan.model_shape import ModelShape
-from quire_engine.models.decode_layers import LayersTogether, layers_together
+from quire_engine.models.layers_together import LayersTogether, layers_together
 from quire_engine.models.decoder_layer import LayerSpec
 from quire_engine.models.language_model import ImageInputs, ImageRows, LanguageModel
 from quire_engine.models.naming import LLAMA_NAMES, Naming
@@ -169,12 +169,12 @@ class Decoder(nn.Module):
         library = cpu.library_for(x)
         if library is None or x.dtype != torch.bfloat16 or len(set(self.rotary_of)) != 1:
             return None
-        context = current_context()
-        if not 0 < context.num_decodes == len(x) <= library.most_decodes:
+        if not 0 < len(x) <= library.most_together:
             return None
         if self.together_by is not library:  # the first time, when weights and caches are where they stay
             self.together, self.together_by = layers_together([*self.layers.values()], library), library
-        return self.together
+        together = self.together
+        return together if together is not None and together.takes(current_context()) else None
 
     def _embedded(self, token_ids: torch.Tensor, positions: torch.Tensor, images: ImageRows | None) -> torch.Tensor:
         assert self.embed_tokens is not None

@@ -1,4 +1,4 @@
-"""Which decoders have their layers run by one call of the library for CPUs where a step only decodes."""
+"""Which decoders have their layers run by one call of the library for CPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from quire_engine.attention.context import AttentionContext
 from quire_engine.attention.paged_attention import PagedAttention
 from quire_engine.kernels import cpu
-from quire_engine.kernels.cpu_layers import DecodeLayers, LayerTensors, Matrix, Norms
+from quire_engine.kernels.cpu_layers import AllLayers, LayerTensors, Matrix, Norms, Span
 from quire_engine.layers.activation import ACTIVATIONS
 from quire_engine.layers.linear import ByKernel, Linear
 from quire_engine.layers.norm import OffsetRMSNorm, RMSNorm
@@ -22,14 +22,15 @@ _NORMS = (RMSNorm, OffsetRMSNorm)
 
 
 class LayersTogether(nn.Module):
-    """Runs the layers of a decoder for a step in which each sequence has one token, as they would one by one.
+    """Runs the layers of a decoder as they would one by one.
 
     A module, so that what profiles a model can hook it: `nanoseconds` says where the time of its last call went.
     """
 
-    def __init__(self, library: cpu.Library, layers: Sequence[LayerTensors], norms: Norms, heads: Norms | None) -> None:
+    def __init__(self, run: AllLayers, attention: PagedAttention) -> None:
+        """`attention` is that of any of the layers."""
         super().__init__()
-        self.run = DecodeLayers(library, layers, norms, heads)
+        self.run, self.leaves_to_torch = run, attention.leaves_to_torch
 
     @property
     def nanoseconds(self) -> dict[str, int]:
@@ -40,7 +41,14 @@ class LayersTogether(nn.Module):
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], context: AttentionContext
     ) -> torch.Tensor:
         """[num_tokens, hidden_size] -> the same, in its place."""
-        return self.run(x, rotation, context.slots, context.decode_blocks, context.ends_on_host())
+        spans = [Span(one.first, one.count, one.blocks[None], one.length_on_host()) for one in context.prefills]
+        if context.num_decodes:
+            spans.insert(0, Span(0, 1, context.decode_blocks, context.ends_on_host()))
+        return self.run(x, rotation, context.slots, spans)
+
+    def takes(self, context: AttentionContext) -> bool:
+        """Whether nothing of a batch goes faster layer by layer."""
+        return not any(self.leaves_to_torch(span) for span in context.prefills)
 
 
 def layers_together(layers: Sequence[nn.Module], library: cpu.Library) -> LayersTogether | None:
@@ -61,7 +69,9 @@ def layers_together(layers: Sequence[nn.Module], library: cpu.Library) -> Layers
         return None
     if plain[0].q_norm is not None and heads[0] is None:  # they differ
         return None
-    return LayersTogether(library, plain, norms, heads[0])
+    attention = layers[0].get_submodule("self_attn").attend
+    assert isinstance(attention, PagedAttention)
+    return LayersTogether(AllLayers(library, plain, norms, heads[0]), attention)
 
 
 def _tensors(layer: nn.Module, library: cpu.Library) -> LayerTensors | None:

@@ -13,7 +13,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineRequest
 from quire_engine.engine import build_engine
 from quire_engine.kernels import cpu
-from quire_engine.models.decode_layers import layers_together
+from quire_engine.models.layers_together import layers_together
 from tests.engine.models.checkpoints import FAMILIES, make_model, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,13 +22,13 @@ Answer = list[tuple[int, float]]
 
 
 class Watched:
-    """The library, and how often it ran all layers at once, for batches of up to `most` sequences."""
+    """The library, and how often it ran all layers at once, for batches of up to `most` tokens."""
 
     def __init__(self, library: cpu.Library, most: int) -> None:
-        self._library, self.most_decodes, self.calls = library, most, 0
+        self._library, self.most_together, self.calls = library, most, 0
 
     def __getattr__(self, name: str) -> Any:
-        self.calls += name == "decode_layers"
+        self.calls += name == "run_layers"
         return getattr(self._library, name)
 
 
