@@ -33,13 +33,13 @@ int64_t attention_room(const int64_t *lengths, int64_t sequences, int64_t tokens
 //
 // q [sequences * tokens, heads, size], rows `q_stride` elements apart; keys and values [pages, page, kv_heads, size];
 // tables [sequences, ...] of pages, rows `tables_stride` apart; lengths [sequences] -> out, as q, contiguous.
-// `size` is a multiple of 16, at most 256.
+// `size` is a multiple of 16, at most 256; `tiles` says whether bfloat16 is multiplied by tiles.
 #define ATTENTION(T)                                                                                                  \
     void attention_##T(const T *q, int64_t q_stride, const T *keys, const T *values, T *out, const int64_t *tables,   \
                        int64_t tables_stride, const int64_t *lengths, int64_t sequences, int64_t tokens,              \
                        int64_t heads, int64_t kv_heads, int64_t size, int64_t page, int64_t window, float scale,      \
-                       float softcap, float *room, int threads) {                                                     \
-        Shape shape = {heads, kv_heads, size, page, window, scale, softcap};                                          \
+                       float softcap, int tiles, float *room, int threads) {                                          \
+        Shape shape = {heads, kv_heads, size, page, window, scale, softcap, tiles != 0};                              \
         attend_all(Batch<T>{q, q_stride, keys, values, out, tables, tables_stride, lengths, sequences, tokens, shape}, \
                    room, threads);                                                                                    \
     }

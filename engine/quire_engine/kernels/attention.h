@@ -1,38 +1,15 @@
 // Attention over the pages of a KV cache, which are read where they are.
 //
 // A row is one query head of one token. Rows that share a KV head are taken together: a tile of them goes over the keys
-// in chunks, and keeps the greatest score, the sum of weights and the weighted values as it goes (Milakov and
-// Gimelshein, "Online normalizer calculation for softmax"). A token that decodes has its keys cut into parts, which
+// in chunks, see online_softmax.h. A token that decodes has its keys cut into parts, which
 // threads share and which are put together at the end (Flash-Decoding). Neither tiles of other sequences nor threads
 // change a row's result.
 
 #pragma once
 
-#include "lanes.h"
+#include "tile_attention.h"
 
 namespace {
-
-constexpr int TILE = 32;                    // rows
-constexpr int CHUNK = 64;                   // keys
-constexpr int64_t WIDEST = 256;             // features of a head
-constexpr int64_t PARTS = 8;                // of the keys of one token, at most
-constexpr int64_t PART = 512;               // keys, at least
-
-struct Shape {
-    int64_t heads, kv_heads, size, page;  // features of a head; tokens of a page
-    int64_t window;                       // latest positions that a token sees; 0 for all
-    float scale, softcap;                 // softcap 0 for none
-};
-
-// What a tile of rows has summed up so far.
-struct Sums {
-    alignas(64) float values[TILE * WIDEST];
-    float greatest[TILE], weights[TILE];
-};
-
-struct Bounds {
-    int64_t from[TILE], to[TILE];  // the keys that each row sees
-};
 
 // Scores of R rows and four keys.
 template <int R, typename T>
@@ -83,44 +60,6 @@ void chunk_values(const float *weights, const T *const *values, int64_t keys, fl
     for (; d < size; d += 16) add_values<R, 1>(weights, values, d, keys, sums + d, size);
 }
 
-inline __m512 capped(__m512 scores, float softcap) {  // softcap * tanh(scores / softcap)
-    __m512 twice = exponential(_mm512_mul_ps(scores, _mm512_set1_ps(2.0f / softcap)));
-    __m512 one = _mm512_set1_ps(1.0f);
-    __m512 rest = _mm512_div_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(twice, one));
-    return _mm512_mul_ps(_mm512_sub_ps(one, rest), _mm512_set1_ps(softcap));
-}
-
-// Scores of one row become weights, of which those of keys outside `from` .. `to` are 0; the row's sums follow.
-inline void weigh(float *scores, int64_t from, int64_t to, const Shape &shape, Sums &sums, int r) {
-    const __m512 nothing = _mm512_set1_ps(-__builtin_inff());
-    __m512 score[CHUNK / 16], greatest = nothing;
-    __mmask16 seen[CHUNK / 16];
-    for (int v = 0; v < CHUNK / 16; v++) {
-        seen[v] = first(most(0, to - 16 * v)) & ~first(most(0, from - 16 * v));
-        score[v] = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * v), _mm512_set1_ps(shape.scale));
-        if (shape.softcap > 0) score[v] = capped(score[v], shape.softcap);
-        greatest = _mm512_mask_max_ps(greatest, seen[v], greatest, score[v]);
-    }
-    float before = sums.greatest[r], now = _mm512_reduce_max_ps(greatest);
-    if (!(now > before)) now = before;
-    // Scores that are all -inf so far have no weight; less by -inf they would be no numbers.
-    __m512 total = _mm512_setzero_ps(), base = _mm512_set1_ps(now == -__builtin_inff() ? 0 : now);
-    for (int v = 0; v < CHUNK / 16; v++) {
-        __m512 weight = _mm512_maskz_mov_ps(seen[v], exponential(_mm512_sub_ps(score[v], base)));
-        total = _mm512_add_ps(total, weight);
-        _mm512_storeu_ps(scores + 16 * v, weight);
-    }
-    if (now != before) {
-        __m512 less = exponential(_mm512_set1_ps(before - now));  // of nothing yet: of zeros
-        sums.weights[r] *= _mm512_cvtss_f32(less);
-        float *values = sums.values + r * shape.size;
-        for (int64_t d = 0; d < shape.size; d += 16)
-            _mm512_storeu_ps(values + d, _mm512_mul_ps(_mm512_loadu_ps(values + d), less));
-    }
-    sums.weights[r] += _mm512_reduce_add_ps(total);
-    sums.greatest[r] = now;
-}
-
 // Where a chunk's keys and values are. Those past its end are the last one, and not seen.
 template <typename T>
 struct Chunk {
@@ -153,8 +92,7 @@ void attend(const float *q, int rows, const T *keys, const T *values, const int6
     alignas(64) float scores[TILE * CHUNK];
     int64_t size = shape.size;
     Chunk<T> chunks[2];
-    for (int r = 0; r < rows; r++) sums.greatest[r] = -__builtin_inff(), sums.weights[r] = 0;
-    memset(sums.values, 0, rows * size * sizeof(float));
+    sums.begin(rows, rows, size);
     if (from < to) chunks[0].find(keys, values, table, from, to, shape);
     for (int64_t start = from, turn = 0; start < to; start += CHUNK, turn = 1 - turn) {
         const auto &[key, value, count] = chunks[turn];
@@ -215,6 +153,8 @@ void one_tile(const Batch<T> &batch, int64_t sequence, int64_t kv_head, int64_t 
     int64_t group = shape.heads / shape.kv_heads, size = shape.size, length = batch.lengths[sequence];
     int rows = (int)least(TILE, batch.tokens * group - first_row);
     alignas(64) float q[TILE * WIDEST];
+    alignas(64) T unchanged[TILE * WIDEST];
+    const bool by_tiles = sizeof(T) == sizeof(bfloat16) && TileAttention::takes(shape);
     Sums sums;
     Bounds bounds;
     int64_t from = length, to = 0, places[TILE];
@@ -226,8 +166,9 @@ void one_tile(const Batch<T> &batch, int64_t sequence, int64_t kv_head, int64_t 
         from = least(from, bounds.from[r]);
         to = most(to, bounds.to[r]);
         places[r] = (row * shape.heads + head) * size;
-        for (int64_t d = 0; d < size; d += 16)
-            _mm512_storeu_ps(q + r * size + d, load(batch.q + row * batch.q_stride + head * size + d));
+        const T *query = batch.q + row * batch.q_stride + head * size;
+        if (by_tiles) memcpy(unchanged + r * size, query, size * sizeof(T));
+        for (int64_t d = 0; d < size && !by_tiles; d += 16) _mm512_storeu_ps(q + r * size + d, load(query + d));
     }
     if (parts > 1) {
         int64_t each = part_of(length);
@@ -236,7 +177,11 @@ void one_tile(const Batch<T> &batch, int64_t sequence, int64_t kv_head, int64_t 
     }
     int64_t offset = kv_head * size;
     const int64_t *table = batch.tables + sequence * batch.tables_stride;
-    attend(q, rows, batch.keys + offset, batch.values + offset, table, from, to, bounds, shape, sums);
+    const T *keys = batch.keys + offset, *values = batch.values + offset;
+    if constexpr (sizeof(T) == sizeof(bfloat16)) {
+        if (by_tiles) TileAttention::attend(unchanged, rows, keys, values, table, from, to, bounds, shape, sums);
+    }
+    if (!by_tiles) attend(q, rows, keys, values, table, from, to, bounds, shape, sums);
     for (int r = 0; r < rows; r++) {
         float *values = sums.values + r * size;
         if (parts > 1) {
@@ -307,7 +252,27 @@ struct Items {
 
     void operator()(int64_t item) const {
         int64_t rest = item / cut.parts, tile = rest % cut.tiles, kv_heads = batch.shape.kv_heads;
+        if (cut.count == batch.sequences * kv_heads) read_ahead_of_next(rest / kv_heads, rest % kv_heads);
         one_tile(batch, rest / cut.tiles / kv_heads, rest / cut.tiles % kv_heads, tile * TILE, item % cut.parts, cut.parts, room);
+    }
+
+    // The keys and values of the sequence that comes next, of which each KV head of this one has its share read: a head's
+    // own would come too late.
+    void read_ahead_of_next(int64_t sequence, int64_t kv_head) const {
+        if (++sequence == batch.sequences) return;
+        const Shape &shape = batch.shape;
+        int64_t length = batch.lengths[sequence], start = shape.window ? most(0, length - shape.window) : 0;
+        int64_t from = start + (length - start) * kv_head / shape.kv_heads;
+        int64_t to = start + (length - start) * (kv_head + 1) / shape.kv_heads, slot = shape.kv_heads * shape.size;
+        const int64_t *table = batch.tables + sequence * batch.tables_stride;
+        for (int64_t at = from; at < to;) {
+            int64_t page = at / shape.page, within = at - page * shape.page, count = least(shape.page - within, to - at);
+            int64_t offset = (table[page] * shape.page + within) * slot, bytes = count * slot * sizeof(T);
+            const T *both[] = {batch.keys, batch.values};
+            for (const T *of : both)
+                for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch((const char *)(of + offset) + line, _MM_HINT_T2);
+            at += count;
+        }
     }
 
     // Puts the parts of one of the [sequences x heads] rows together, where there are parts.

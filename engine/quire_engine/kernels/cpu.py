@@ -56,7 +56,7 @@ class Library:
         self._keep.argtypes = [*pointer_and_stride, *pointer_and_stride, *[_POINTER] * 3, _SIZE, _SIZE]
         self._keep.restype = None
         attention = [*pointer_and_stride, *[_POINTER] * 3, *pointer_and_stride, _POINTER, *[_SIZE] * 7]
-        attention += [_FLOAT, _FLOAT, _POINTER, _INT]
+        attention += [_FLOAT, _FLOAT, _INT, _POINTER, _INT]
         norm = [*pointer_and_stride, _POINTER, _POINTER, _SIZE, _SIZE, _FLOAT, _INT, _INT]
         rotation = [*pointer_and_stride, *[_POINTER] * 3, *[_SIZE] * 4, _INT]
         self._attention = _by_dtype(found, "attention", attention)
@@ -141,6 +141,7 @@ class Library:
             *(sequences, tokens, heads, kv_heads, size, page, window or 0),
             scale,
             softcap or 0.0,
+            self.tiles,
             room.data_ptr(),
             torch.get_num_threads(),
         )

@@ -23,15 +23,16 @@ inline __m512 widened(__m256i halves) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-// To nearest, ties to even; NaN stays NaN.
-inline __m256i narrowed(__m512 values) {
+// To nearest, ties to even, in the upper half of each lane; NaN stays NaN.
+inline __m512i narrow(__m512 values) {
     __m512i bits = _mm512_castps_si512(values);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     __mmask16 nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
-    rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    return _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
 }
+
+inline __m256i narrowed(__m512 values) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(narrow(values), 16)); }
 
 // What `which` leaves out is read as 0, and not written.
 inline __m512 load(const bfloat16 *from, __mmask16 which = 0xffff) {
@@ -44,7 +45,9 @@ inline void store(bfloat16 *to, __m512 values, __mmask16 which = 0xffff) {
 inline void store(float *to, __m512 values, __mmask16 which = 0xffff) { _mm512_mask_storeu_ps(to, which, values); }
 
 // As one element of T would hold them.
-inline __m512 rounded(const bfloat16 *, __m512 values) { return widened(narrowed(values)); }
+inline __m512 rounded(const bfloat16 *, __m512 values) {
+    return _mm512_castsi512_ps(_mm512_and_si512(narrow(values), _mm512_set1_epi32((int)0xffff0000)));
+}
 inline __m512 rounded(const float *, __m512 values) { return values; }
 
 // The sums of the lanes of four vectors.

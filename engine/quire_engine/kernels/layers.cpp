@@ -262,7 +262,7 @@ struct Worker {
 
     Batch<bfloat16> attention_of(const Layer &layer, const Span &span) const {
         const Decoder &d = decoder;
-        Shape shape = {d.heads, d.kv_heads, d.size, d.page, layer.window, layer.scale, layer.softcap};
+        Shape shape = {d.heads, d.kv_heads, d.size, d.page, layer.window, layer.scale, layer.softcap, d.tiles != 0};
         const bfloat16 *q = between.qkv + span.first * layer.qkv.outputs;
         bfloat16 *out = between.attended + span.first * layer.out.inputs;
         return {q,          layer.qkv.outputs, layer.k_cache,  layer.v_cache, out, span.tables, span.stride,

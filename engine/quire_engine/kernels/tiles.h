@@ -47,6 +47,21 @@ inline void transpose(__m512 *rows) {  // 16 x 16
 // The compiler does not know what memory the instructions for tiles read.
 inline void all_is_written() { __asm__ volatile("" ::: "memory"); }
 
+// Shapes of the processor's eight tiles, with columns of 32 bits.
+WITH_TILES inline void configure(const int64_t *rows, const int64_t *columns) {
+    struct {
+        uint8_t palette = 1, start = 0, unused[14] = {};
+        uint16_t bytes[16] = {};
+        uint8_t rows[16] = {};
+    } shapes;
+    for (int t = 0; t < 8; t++) {
+        shapes.bytes[t] = 4 * columns[t];
+        shapes.rows[t] = rows[t];
+    }
+    all_is_written();
+    _tile_loadconfig(&shapes);
+}
+
 // 32 neighbours, of which those past `count` are 0.
 inline __m512i neighbours(const bfloat16 *from, int64_t count) {
     return _mm512_maskz_loadu_epi16(count >= TILE_INPUTS ? 0xffffffff : (1u << count) - 1, from);
@@ -128,7 +143,7 @@ struct AheadOfTiles {
 
     void read(int64_t lines) {
         for (int h = 0; h < 2; h++)
-            for (int64_t i = 0; i < lines; i++, next[h] += 64) _mm_prefetch(next[h], _MM_HINT_T0);
+            for (int64_t i = 0; i < lines; i++, next[h] += 64) _mm_prefetch(next[h], _MM_HINT_T2);
     }
 };
 
@@ -137,17 +152,9 @@ class TileSums {
    public:
     // To be called on each thread before others are, for the x that all of them are for; `done` after.
     WITH_TILES static void begin(const Tiles &x) {
-        struct {
-            uint8_t palette = 1, start = 0, unused[14] = {};
-            uint16_t bytes[16] = {};
-            uint8_t rows[16] = {};
-        } shapes;
-        for (int t = 0; t < 8; t++) {
-            shapes.bytes[t] = 4 * (t == 4 || t == 5 ? SIDE : x.each);
-            shapes.rows[t] = SIDE;
-        }
-        all_is_written();
-        _tile_loadconfig(&shapes);
+        int64_t rows[] = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE};
+        int64_t columns[] = {x.each, x.each, x.each, x.each, SIDE, SIDE, x.each, x.each};
+        configure(rows, columns);
     }
     WITH_TILES static void done() { _tile_release(); }
 
@@ -168,11 +175,8 @@ class TileSums {
         }
     }
 
-    // The sums of one half of the panel and one tile of x, turned: rows of x, each a lane an output.
-    void rows_of(int64_t tile, int half, __m512 *rows, int64_t each) const {
-        for (int64_t o = 0; o < SIDE; o++) rows[o] = _mm512_maskz_loadu_ps(first(each), sums[tile][half] + o * SIDE);
-        transpose(rows);
-    }
+    // Of one half of the panel and one tile of x: for each output the sums of 16 rows of x.
+    const float *of(int64_t tile, int half) const { return sums[tile][half]; }
 
    private:
     // Adds the products of a tile of x, or of two. The processor's tiles 0 to 3 are sums, 4 and 5 weights, 6 and 7 x.
@@ -219,22 +223,53 @@ class TileSums {
     alignas(64) bfloat16 copied[TILE_DEPTH * TILE_PANEL * TILE_INPUTS];
 };
 
+// Writes `width` of 16 outputs, each with `rows` rows of x, to the rows of y, `stride` elements apart.
+inline void store_turned(const __m512 *outputs, bfloat16 *y, int64_t stride, int64_t rows, int64_t width) {
+    __m512i pairs[8], fours[8], all[8];  // two neighbouring outputs are a lane
+    for (int i = 0; i < 8; i++) {
+        __m512i odd = _mm512_and_si512(narrow(outputs[2 * i + 1]), _mm512_set1_epi32((int)0xffff0000));
+        pairs[i] = _mm512_or_si512(_mm512_srli_epi32(narrow(outputs[2 * i]), 16), odd);
+    }
+    for (int i = 0; i < 8; i += 2) {
+        fours[i] = _mm512_unpacklo_epi32(pairs[i], pairs[i + 1]);
+        fours[i + 1] = _mm512_unpackhi_epi32(pairs[i], pairs[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            all[i + 2 * j] = _mm512_unpacklo_epi64(fours[i + j], fours[i + 2 + j]);
+            all[i + 2 * j + 1] = _mm512_unpackhi_epi64(fours[i + j], fours[i + 2 + j]);
+        }
+    __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    __mmask16 which = first(width);
+    for (int64_t j = 0; j < 4; j++) {  // rows j, 4 + j, 8 + j and 12 + j
+        __m512i two[] = {_mm512_permutex2var_epi64(all[j], low, all[4 + j]), _mm512_permutex2var_epi64(all[j], high, all[4 + j])};
+        for (int64_t i = 0; i < 2; i++) {
+            int64_t row = 8 * i + j;
+            if (row < rows) _mm256_mask_storeu_epi16(y + row * stride, which, _mm512_castsi512_si256(two[i]));
+            if (row + 4 < rows) _mm256_mask_storeu_epi16(y + (row + 4) * stride, which, _mm512_extracti64x4_epi64(two[i], 1));
+        }
+    }
+}
+
+// Output `i`, with its bias [outputs], which may be null.
+inline __m512 with_bias(const float *sums, const bfloat16 *bias, int64_t i) {
+    __m512 sum = _mm512_loadu_ps(sums + i * SIDE);
+    return bias ? _mm512_add_ps(sum, widened(_mm256_set1_epi16(bias[i]))) : sum;
+}
+
 // y [rows, outputs], the outputs of a panel from `output` on. `bias` [outputs] may be null.
 inline void tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, int64_t outputs,
                        int64_t output, TileSums &sums) {
     TilePanel panel = TilePanel::of(weights, x.inputs, outputs, output);
     sums.multiply(x, panel);
-    for (int h = 0; h < 2; h++, output += SIDE) {
-        __mmask16 which = first(panel.width[h]);
-        __m512 added = bias ? load(bias + output, which) : _mm512_setzero_ps();
-        for (int64_t tile = 0; tile < x.count; tile++) {
-            __m512 lanes[SIDE];
-            sums.rows_of(tile, h, lanes, x.each);
-            int64_t from = tile * x.each, count = least(x.each, x.rows - from);
-            for (int64_t r = 0; r < count; r++)
-                store(y + (from + r) * outputs + output, _mm512_add_ps(lanes[r], added), which);
+    for (int64_t tile = 0, from = 0; tile < x.count; tile++, from += x.each)
+        for (int h = 0; h < 2 && panel.width[h]; h++) {
+            int64_t at = output + h * SIDE;
+            __m512 turned[SIDE];
+            for (int64_t i = 0; i < SIDE; i++)
+                turned[i] = with_bias(sums.of(tile, h), bias && i < panel.width[h] ? bias + at : nullptr, i);
+            store_turned(turned, y + from * outputs + at, outputs, least(x.each, x.rows - from), panel.width[h]);
         }
-    }
 }
 
 // silu(gate) * up for SIDE outputs from `output` on, of weights [2 * size, inputs]: y [rows, size]. As `tile_panel` and
@@ -242,17 +277,14 @@ inline void tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *
 inline void gated_tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, int64_t size,
                              int64_t output, TileSums &sums) {
     sums.multiply(x, TilePanel::gated(weights, x.inputs, size, output));
-    __m512 added[2];
-    for (int h = 0; h < 2; h++) added[h] = bias ? load(bias + h * size + output) : _mm512_setzero_ps();
-    for (int64_t tile = 0; tile < x.count; tile++) {
-        __m512 gates[SIDE], factors[SIDE];
-        sums.rows_of(tile, 0, gates, x.each);
-        sums.rows_of(tile, 1, factors, x.each);
-        int64_t from = tile * x.each, count = least(x.each, x.rows - from);
-        for (int64_t r = 0; r < count; r++) {
-            __m512 gate = rounded(y, _mm512_add_ps(gates[r], added[0])), factor = rounded(y, _mm512_add_ps(factors[r], added[1]));
-            store(y + (from + r) * size + output, gated(y, gate, factor));
+    const bfloat16 *added[] = {bias ? bias + output : nullptr, bias ? bias + size + output : nullptr};
+    for (int64_t tile = 0, from = 0; tile < x.count; tile++, from += x.each) {
+        __m512 turned[SIDE];
+        for (int64_t i = 0; i < SIDE; i++) {
+            __m512 gate = rounded(y, with_bias(sums.of(tile, 0), added[0], i));
+            turned[i] = gated(y, gate, rounded(y, with_bias(sums.of(tile, 1), added[1], i)));
         }
+        store_turned(turned, y + from * size + output, size, least(x.each, x.rows - from), SIDE);
     }
 }
 

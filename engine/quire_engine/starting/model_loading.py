@@ -7,6 +7,7 @@ import torch
 from quire_engine.config import EngineConfig
 from quire_engine.distributed.place import Place
 from quire_engine.distributed.ranks import build_for
+from quire_engine.kernels.large_pages import move_to_large_pages
 from quire_engine.layers.linear import create_weights, finish_weights
 from quire_engine.loading.checkpoint import Checkpoint
 from quire_engine.loading.image_adapter import MethodFor, image_adapter, with_adapter
@@ -46,6 +47,7 @@ def load_model(
         with torch.device(device), build_for(place.tensor_ranks, place.stage):
             model = CausalLM(spec).eval()
             create_weights(model, method_for)
+        move_to_large_pages(model)
         whole = model
         if place.layout.size > 1:  # a rank need not have a part of every tensor
             with torch.device("meta"):

@@ -42,16 +42,17 @@ def check(
     window: int | None = None,
     softcap: float | None = None,
     threads: int = 1,
+    page: int = PAGE,
 ) -> torch.Tensor:
     """The last `tokens` tokens of sequences of `lengths`. What nobody wrote is NaN."""
     torch.manual_seed(sum(lengths))
-    widest = -(-max(lengths) // PAGE)
+    widest = -(-max(lengths) // page)
     tables = torch.randperm(len(lengths) * widest).view(len(lengths), widest)
-    caches = torch.full((2, len(lengths) * widest, PAGE, heads[1], size), float("nan"), dtype=dtype)
+    caches = torch.full((2, len(lengths) * widest, page, heads[1], size), float("nan"), dtype=dtype)
     queries, expected = [], []
     for table, length in zip(tables, lengths, strict=True):
         positions = torch.arange(length)
-        slots = table[positions // PAGE] * PAGE + positions % PAGE
+        slots = table[positions // page] * page + positions % page
         k, v = (torch.randn(length, heads[1], size).to(dtype) for _ in range(2))
         library.keep(k, v, caches[0], caches[1], slots)
         queries.append((torch.randn(tokens, heads[0], size) * 2).to(dtype))
@@ -78,6 +79,7 @@ def check(
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     window=st.sampled_from([None, 1, 5, 64, 300]),
     softcap=st.sampled_from([None, 2.0, 50.0]),
+    page=st.sampled_from([8, 16, 48]),
 )
 def test_tokens_see_what_they_may_of_their_own_sequence(
     library: cpu.Library,
@@ -89,20 +91,23 @@ def test_tokens_see_what_they_may_of_their_own_sequence(
     dtype: torch.dtype,
     window: int | None,
     softcap: float | None,
+    page: int,
 ) -> None:
     lengths = [max(length, tokens) for length in lengths]
     heads = kv_heads * group, kv_heads
-    check(library, lengths, tokens, heads=heads, size=size, dtype=dtype, window=window, softcap=softcap)
+    check(library, lengths, tokens, heads=heads, size=size, dtype=dtype, window=window, softcap=softcap, page=page)
 
 
 @pytest.mark.parametrize("window", [None, 100, 3000])
 def test_long_sequences_are_cut_into_parts(library: cpu.Library, window: int | None) -> None:
     check(library, [5000, 512, 513, 3], 1, heads=(71, 1), size=64, window=window)
+    check(library, [5000, 512, 513, 3], 1, heads=(71, 1), size=64, window=window, dtype=torch.bfloat16, page=16)
 
 
 def test_heads_of_the_greatest_size(library: cpu.Library) -> None:
     check(library, [90, 30], 1, heads=(4, 1), size=cpu.LARGEST_HEAD)
     check(library, [90], 20, heads=(4, 1), size=cpu.LARGEST_HEAD, dtype=torch.bfloat16)
+    check(library, [90], 20, heads=(4, 1), size=cpu.LARGEST_HEAD, dtype=torch.bfloat16, page=16)
 
 
 def test_threads_and_other_sequences_change_nothing(library: cpu.Library) -> None:
@@ -110,6 +115,10 @@ def test_threads_and_other_sequences_change_nothing(library: cpu.Library) -> Non
     assert torch.equal(check(library, [2000, 7, 900], 1, threads=3), alone)
     together = check(library, [40, 600], 30)
     assert torch.equal(check(library, [40, 600], 30, threads=3), together)
+    by_tiles = {"size": 32, "dtype": torch.bfloat16, "page": 16}
+    together = check(library, [40, 600], 30, **by_tiles)
+    assert torch.equal(check(library, [40, 600], 30, threads=3, **by_tiles), together)
+    assert torch.equal(check(library, [40, 600], 30, window=64, **by_tiles)[0], together[0])
 
 
 def layer_and_context(dtype: torch.dtype, start: int) -> tuple[PagedAttention, AttentionContext]:

@@ -32,10 +32,10 @@ class Watched:
         return getattr(self._library, name)
 
 
-def checkpoint(family: str, directory: Path) -> Path:
+def checkpoint(family: str, directory: Path, head_dim: int = 16) -> Path:
     cls, config = FAMILIES[family]
     settings = config()
-    settings.hidden_size, settings.head_dim, settings.max_position_embeddings = 64, 16, 2048
+    settings.hidden_size, settings.head_dim, settings.max_position_embeddings = 64, head_dim, 2048
     settings.num_attention_heads, settings.num_key_value_heads, settings.intermediate_size = 4, 2, 96
     save(make_model(cls, settings), directory)
     return directory
@@ -63,7 +63,14 @@ SHORT = {str(i): list(range(3 + i, 12 + 3 * i)) for i in range(7)}
 @pytest.mark.parametrize("prompts", [PROMPTS, SHORT], ids=["long", "many"])
 @pytest.mark.parametrize(
     ("family", "flags"),
-    [("llama", {}), ("llama", {"quantization": "int8"}), ("mistral", {}), ("qwen2", {}), ("qwen3", {})],
+    [
+        ("llama", {}),
+        ("llama", {"block_size": 16}),
+        ("llama", {"quantization": "int8"}),
+        ("mistral", {}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+    ],
 )
 def test_answers_are_the_same_as_by_layers_one_by_one(
     library: cpu.Library,
@@ -73,7 +80,7 @@ def test_answers_are_the_same_as_by_layers_one_by_one(
     flags: dict[str, Any],
     prompts: dict[str, list[int]],
 ) -> None:
-    model = checkpoint(family, tmp_path)
+    model = checkpoint(family, tmp_path, head_dim=2 * flags.get("block_size", 8))  # of 32 attention goes by tiles
     monkeypatch.setattr(cpu, "multiplies", True)
     found = []
     for most, threads in ((0, 1), (96, 1), (96, 3), (2, 1)):  # there are more than two sequences

@@ -1,0 +1,37 @@
+"""Weights on the CPU in large pages, where Linux has some (`/sys/kernel/mm/transparent_hugepage/enabled`: `madvise`,
+as it mostly is, or `always`): all are read at each step, and small pages take a fifth of that time to look up."""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+
+import torch
+from torch import nn
+
+LEAST = 1 << 20
+"""Bytes of a tensor that are worth it."""
+_ALIGNMENT = 64
+_ASKED = getattr(mmap, "MADV_HUGEPAGE", None)  # of Linux alone
+
+
+def move_to_large_pages(model: nn.Module) -> None:
+    """Give the model's large weights on the CPU other memory, all of it together, which holds zeros so far."""
+    large = [p for p in model.parameters() if p.device.type == "cpu" and p.nbytes >= LEAST and p.is_contiguous()]
+    sizes = [-(-t.nbytes // _ALIGNMENT) * _ALIGNMENT for t in large]
+    memory, at = _memory(sum(sizes)), 0
+    for tensor, size in zip(large, sizes, strict=True):
+        tensor.data = memory[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        at += size
+
+
+def _memory(num_bytes: int) -> torch.Tensor:
+    """[at least num_bytes] uint8 of zeros, of one piece. Raises `RuntimeError` as torch does where there is not so much."""
+    try:
+        memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise RuntimeError(f"can't allocate memory: {num_bytes} bytes: {error}") from error
+    if _ASKED is not None:
+        with suppress(OSError):  # a kernel without large pages has none to give
+            memory.madvise(_ASKED)
+    return torch.frombuffer(memory, dtype=torch.uint8)
