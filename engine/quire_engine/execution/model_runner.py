@@ -64,6 +64,7 @@ class ModelRunner:
         self._adapters = adapters
         self._padded = padded
         self._batch = batch
+        self._drawing = drawing_on(batch.device)
         self._cache = cache
         self._place = place
         self._dtype = dtype  # of hidden states
@@ -183,7 +184,9 @@ class ModelRunner:
                 logits = self._model.logits(hidden[inputs.sampled_tokens])
             if inputs.sampling is not None:
                 with self._profile.span("sampling"):
-                    chosen = choose(logits, inputs.sampling, drawing_on(logits.device))
+                    if not inputs.sampling.by_greatest:
+                        logits = logits.float()
+                    chosen = choose(logits, inputs.sampling, self._drawing)
                     self._batch.keep(inputs, chosen.token_ids)
                     launched.bring(inputs.sampled, chosen)
         if inputs.prompt_logprobs:
