@@ -43,7 +43,5 @@ def _of_positive(logits: torch.Tensor) -> np.ndarray | None:
     """
     bits = logits.view(torch.int16).numpy()
     best: np.ndarray = bits.argmax(-1)
-    found = bits[np.arange(len(bits)), best]
-    if not len(bits) or found.min() <= 0 or found.max() >= _INFINITY or bits.view(np.uint16).max() > _NEGATIVE_INFINITY:
-        return None
-    return best
+    plain = all(0 < bits.item(row, token) < _INFINITY for row, token in enumerate(best.tolist()))
+    return best if plain and bits.view(np.uint16).max(initial=0) <= _NEGATIVE_INFINITY else None

@@ -41,7 +41,7 @@ class SamplingBatch:
     @property
     def by_greatest(self) -> bool:
         """Whether nothing but the greatest logit of each row is looked for: logits of any precision will do."""
-        shaped = (self.adjustments, self.forbidden, self.mask) != (None, None, None)
+        shaped = self.adjustments is not None or self.forbidden is not None or self.mask is not None
         return self.all_greedy and not shaped and not self.logprobs
 
 
