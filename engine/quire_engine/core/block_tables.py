@@ -115,13 +115,17 @@ class BlockTables:
 
         Of those who write to a shared block the last one keeps it, unless somebody else holds it too.
         """
-        lacking, writers = 0, Counter[int]()
+        lacking, size = 0, self._block_size
+        writers: list[int] = []  # the blocks that each shares and writes to
         for request in requests:
-            lacking += max(0, self._num_blocks(request.num_tokens) - len(request.block_ids))
+            lacking += max(0, -(-len(request.token_ids) // size) - len(request.block_ids))
             index = self._shared_block(request)
             if index is not None:
-                writers[request.block_ids[index]] += 1
-        return lacking + sum(count - (self.pool.references(block) == count) for block, count in writers.items())
+                writers.append(request.block_ids[index])
+        if not writers:
+            return lacking
+        counted = Counter(writers).items()
+        return lacking + sum(count - (self.pool.references(block) == count) for block, count in counted)
 
     def prepare(self, request: Request, step: Step) -> None:
         """Make a running request ready to write: give it the blocks that it lacks, and its own where it shares one."""
@@ -132,13 +136,13 @@ class BlockTables:
             self.pool.release([shared])
             request.block_ids[index] = own
             request.num_blocks_sent = min(request.num_blocks_sent, index)
-        lacking = self._num_blocks(request.num_tokens) - len(request.block_ids)
+        lacking = -(-len(request.token_ids) // self._block_size) - len(request.block_ids)
         if lacking > 0:
             request.block_ids += self.pool.allocate(lacking)
 
     def publish(self, request: Request, end: int) -> None:
         """Let others find the blocks that the step fills, up to the token at `end`, as far as tokens are known."""
-        if not self._caches:
+        if not self._caches or end // self._block_size <= request.num_published:
             return
         request.hash_full_blocks(self._block_size)
         for i in range(request.num_published, min(end // self._block_size, len(request.block_hashes))):
@@ -184,10 +188,11 @@ class BlockTables:
 
     def _shared_block(self, request: Request) -> int | None:
         """The place of the block that the request writes to next, where others hold that too."""
-        index = request.num_computed_tokens // self._block_size
-        if request.num_missing_tokens == 0 or index >= len(request.block_ids):
+        computed, blocks = request.num_computed_tokens, request.block_ids
+        index = computed // self._block_size
+        if computed == len(request.token_ids) or index >= len(blocks):
             return None
-        return index if self.pool.references(request.block_ids[index]) > 1 else None
+        return index if self.pool.references(blocks[index]) > 1 else None
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)

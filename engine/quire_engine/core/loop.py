@@ -259,14 +259,16 @@ class EngineCore:
     def _update(self, step: Step, requests: list[Request], result: StepResult) -> list[EngineOutput]:
         outputs: list[EngineOutput] = []
         groups: dict[str, BeamGroup] = {}
+        running, prompt_logprobs = self._scheduler.running, result.prompt_logprobs
         for sequence, request, new_tokens in zip(step.scheduled, requests, result.token_ids, strict=True):
             request.num_in_flight -= 1
-            if self._scheduler.running.get(request.request_id) is not request:
+            if running.get(request.request_id) is not request:
                 continue  # it was aborted meanwhile, or has ended a token before
             if not request.runs_ahead:
                 request.num_computed_tokens = sequence.end
-                leave_computed_images(request.unit)
-            of_prompt = result.prompt_logprobs.get(request.request_id)
+                if request.images:
+                    leave_computed_images(request.unit)
+            of_prompt = prompt_logprobs.get(request.request_id)
             if NO_TOKEN in new_tokens or (of_prompt and not _are_numbers(of_prompt)):
                 outputs.append(self._fail(request, "logits"))
                 continue
@@ -355,13 +357,13 @@ class EngineCore:
         return output
 
     def _finish(self, request: Request, token: int) -> tuple[FinishReason | None, int | None]:
-        params = request.params
-        if request.num_output_tokens > params.min_tokens:
+        params, known = request.params, request.num_known_tokens
+        if known - request.num_prompt_tokens > params.min_tokens:
             if token in self.config.eos_token_ids and not params.ignore_eos:
                 return "stop", None
             if token in params.stop_token_ids:
                 return "stop", token
-        if request.num_known_tokens >= request.longest:
+        if known >= request.longest:
             return "length", None
         return None, None
 

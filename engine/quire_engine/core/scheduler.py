@@ -116,7 +116,7 @@ class Scheduler:
         share = -(-len(self.running) // self.config.num_stages)
         for request in [r for r in ready if r.num_missing_tokens == 1][:share]:
             left -= self._put(step, request, left)
-        for request in sorted((r for r in ready if r.num_missing_tokens > 1), key=_order):
+        for request in sorted([r for r in ready if r.num_missing_tokens > 1], key=_order):
             # A prompt begun does not hold up one of a higher priority.
             left -= self._admit(step, left, above=request.order[0]) if admits else 0
             left -= self._put(step, request, left)
@@ -180,7 +180,7 @@ class Scheduler:
 
         False where that has to wait for requests in flight: the last in order may be one of them.
         """
-        lacking = self._tables.num_lacking(r for r in self.running.values() if r.ready)
+        lacking = self._tables.num_lacking([r for r in self.running.values() if r.ready])
         if lacking <= self.pool.num_free:
             return True
         if any(r.in_flight for r in self.running.values()):
@@ -355,8 +355,9 @@ class Scheduler:
         Returns what it takes of that. Without chunked prefill, a prompt that does not fit takes all, so that those
         behind it cannot keep it waiting for ever.
         """
-        count = min(request.num_missing_tokens, left)
-        if count < request.num_missing_tokens and not self.config.enable_chunked_prefill:
+        missing = request.num_missing_tokens
+        count = min(missing, left)
+        if count < missing and not self.config.enable_chunked_prefill:
             return left
         if count == 0:
             return 0
@@ -365,7 +366,7 @@ class Scheduler:
         self._emit(step, request, count)
         end = request.num_computed_tokens + count
         self._tables.publish(request, end)
-        if end == request.num_tokens == request.num_prompt_tokens:
+        if end == request.num_prompt_tokens and count == missing:
             self._prompts_ended.add(request)
         return count
 
@@ -376,7 +377,7 @@ class Scheduler:
             step.new.append(_new_sequence(request))
         start, end = request.num_computed_tokens, request.num_computed_tokens + count
         first = request.num_blocks_sent
-        whole, pooled = end == request.num_tokens, request.pooling is not None
+        whole, pooled = end == len(request.token_ids), request.pooling is not None
         step.scheduled.append(
             ScheduledSequence(
                 request.request_id,

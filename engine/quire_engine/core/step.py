@@ -77,7 +77,7 @@ class Step:
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(s.token_ids) for s in self.scheduled)
+        return sum([len(s.token_ids) for s in self.scheduled])
 
     def without_masks(self) -> Step:
         """The step for ranks that do not sample: what a grammar allows is a bit for each token of the vocabulary."""

@@ -67,6 +67,8 @@ class ForbiddenTokens:
 
     def pairs(self, rows: Sequence[int], lengths: Sequence[int]) -> np.ndarray | None:
         """[2, pairs] int64: i, and a token that `rows[i]`, now of `lengths[i]` tokens, forbids. None for no pairs."""
+        if not self._rules:
+            return None
         tokens = {
             i: self._rules[row].forbidden(length)
             for i, (row, length) in enumerate(zip(rows, lengths, strict=True))

@@ -10,6 +10,7 @@ import torch
 from quire_engine.attention.context import AttentionContext, PrefillSpan
 from quire_engine.core.merged_patches import MergedCount
 from quire_engine.core.step import LATEST, ScheduledSequence, Step
+from quire_engine.execution.decode_rows import DecodeRows
 from quire_engine.execution.image_positions import AXES, ImagePositions
 from quire_engine.execution.prompt_logprobs import PromptLogprobs, PromptRows
 from quire_engine.execution.sampling_state import SamplingState
@@ -25,7 +26,8 @@ class ModelInputs:
     positions: torch.Tensor  # [num_tokens] int64
     context: AttentionContext
     sampled: list[str]  # the requests that sample
-    sampled_tokens: torch.Tensor  # [len(sampled)] int64: the batch's rows whose hidden state gives the next token
+    # [len(sampled)] int64: the batch's rows whose hidden state gives the next token; None for all, in their order
+    sampled_tokens: torch.Tensor | None
     sampled_rows: torch.Tensor  # [len(sampled)] int64: the rows of these requests, of the arrays that persist
     sampling: SamplingBatch | None  # None on ranks that do not sample
     prompt_logprobs: list[PromptRows]
@@ -72,9 +74,12 @@ class InputBatch:
         self._staging = torch.zeros((4 if rotates_by_length else 3, max_num_batched_tokens), dtype=torch.int64)
         self._staged = self._staging.numpy()
         self._latest = torch.zeros(max_num_seqs, dtype=torch.int64, device=device) if feeds_back else None
+        self._decodes = self._rows_that_decode([])  # in the latest step
 
     def apply(self, step: Step) -> None:
         """Bring the rows up to date with what the step removes, adds and grows."""
+        if step.removed or step.new:
+            self._decodes = self._rows_that_decode([])  # the same requests may come back in other rows
         for request_id in step.removed:
             row = self._rows.pop(request_id)
             self._image_positions.pop(request_id, None)
@@ -102,6 +107,7 @@ class InputBatch:
                 row = self._rows[scheduled.request_id]
                 first = scheduled.first_new_block
                 self._tables[row, first : first + len(scheduled.new_block_ids)] = scheduled.new_block_ids
+                self._decodes.give_blocks()
         if self._sampling is not None:
             self._sampling.follow((self._rows[s.request_id], s) for s in step.scheduled)
 
@@ -110,7 +116,10 @@ class InputBatch:
         decodes = [s for s in step.scheduled if len(s.token_ids) == 1]
         prompts = [s for s in step.scheduled if len(s.token_ids) > 1]
         num_decodes = len(decodes)
-        tables, lengths = self._lay_out_decodes(decodes)
+        request_ids = [s.request_id for s in decodes]
+        if request_ids != self._decodes.request_ids:
+            self._decodes = self._rows_that_decode(request_ids)
+        lengths = self._decodes.lay_out(decodes, self._tables)
         spans, end = [], num_decodes
         for sequence in prompts:
             first, end = end, end + len(sequence.token_ids)
@@ -118,40 +127,47 @@ class InputBatch:
 
         if self._rotated_for is not None:
             self._lay_out_lengths([*decodes, *prompts], self._rotated_for)
-        inputs = to_device(self._staging[:, :end], self.device)
+        inputs = to_device(self._staging[:, :end], self.device).unbind() if prompts else self._decodes.staged()
         if self._latest is not None:
-            self._feed_back(inputs[0, :num_decodes], decodes, self._latest)
+            self._feed_back(inputs[0][:num_decodes], decodes, self._latest)
         context = AttentionContext(
             inputs[2],
             num_decodes,
             lengths,
-            to_device(tables, self.device),
+            self._decodes.tables,
             spans,
             None if self._rotated_for is None else inputs[3],
             self._axes([*decodes, *prompts]),
             None if self._adapted is None else self._adapted_rows([*decodes, *prompts], self._adapted),
+            ends=self._decodes.ends,
             adapters=() if self._adapters is None else self._rows_of_adapters([*decodes, *prompts], self._adapters),
         )
 
-        firsts = [(s, i) for i, s in enumerate(decodes)]
+        firsts = [*zip(decodes, range(num_decodes), strict=True)]
         firsts += [(s, span.first) for s, span in zip(prompts, spans, strict=True)]
-        lasts = [(s, first + len(s.token_ids) - 1) for s, first in firsts if s.samples]
-        lasts += _beside(step, lasts)
-        of_prompts = [self._prompt_logprobs.rows(s, first) for s, first in firsts]
-        rows = [self._rows[s.request_id] for s, _ in lasts]
+        prompt_logprobs = self._prompt_logprobs.of(firsts)
+        sampled_tokens: torch.Tensor | None = None
+        if len(decodes) == len(step.scheduled) and all(s.samples for s in decodes):
+            sequences, rows, sampled_rows = decodes, self._decodes.rows, self._decodes.on_device
+        else:
+            lasts = [(s, first + len(s.token_ids) - 1) for s, first in firsts if s.samples]
+            lasts += _beside(step, lasts)
+            sequences = [s for s, _ in lasts]
+            rows, lengths = [self._rows[s.request_id] for s in sequences], [s.end for s in sequences]
+            places = np.array([[last for _, last in lasts], rows], dtype=np.int64)
+            sampled_tokens, sampled_rows = to_device(places, self.device).unbind()
         sampling = None
         if self._sampling is not None:
-            sampling = self._sampling.batch(rows, [s.end for s, _ in lasts], [s.allowed for s, _ in lasts])
-        sampled = to_device(np.array([[last for _, last in lasts], rows], dtype=np.int64), self.device)
+            sampling = self._sampling.batch(rows, lengths, [s.allowed for s in sequences])
         return ModelInputs(
             inputs[0],
             inputs[1],
             context,
-            [s.request_id for s, _ in lasts],
-            sampled[0],
-            sampled[1],
+            [s.request_id for s in sequences],
+            sampled_tokens,
+            sampled_rows,
             sampling,
-            [rows for rows in of_prompts if rows is not None],
+            prompt_logprobs,
             firsts,
         )
 
@@ -164,22 +180,11 @@ class InputBatch:
     def _feed_back(self, token_ids: torch.Tensor, decodes: list[ScheduledSequence], latest: torch.Tensor) -> None:
         """Replace, in place, what the host does not know yet of the tokens of decodes."""
         if any(s.token_ids[0] == LATEST for s in decodes):
-            rows = to_device(np.array([self._rows[s.request_id] for s in decodes], dtype=np.int64), self.device)
-            token_ids.copy_(torch.where(token_ids == LATEST, latest[rows], token_ids))
+            token_ids.copy_(torch.where(token_ids == LATEST, latest[self._decodes.on_device], token_ids))
 
-    def _lay_out_decodes(self, decodes: list[ScheduledSequence]) -> tuple[np.ndarray, list[int]]:
-        """One token a sequence, at the front of the buffers. Returns their block tables and lengths."""
-        rows = [self._rows[s.request_id] for s in decodes]
-        lengths = [s.end for s in decodes]
-        width = -(-max(lengths, default=0) // self._block_size)
-        tables = self._tables[rows, :width]
-        positions = np.array(lengths, dtype=np.int64) - 1
-        token_ids, all_positions, slots = self._staged[:3, : len(decodes)]
-        token_ids[:] = [s.token_ids[0] for s in decodes]
-        all_positions[:] = positions
-        blocks = tables[np.arange(len(decodes)), positions // self._block_size]
-        slots[:] = blocks * self._block_size + positions % self._block_size
-        return tables, lengths
+    def _rows_that_decode(self, request_ids: list[str]) -> DecodeRows:
+        rows = [self._rows[request_id] for request_id in request_ids]
+        return DecodeRows(request_ids, rows, self._block_size, self._staging, self.device)
 
     def _lay_out_prompt(self, sequence: ScheduledSequence, first: int) -> PrefillSpan:
         count = len(sequence.token_ids)

@@ -64,6 +64,7 @@ class ModelRunner:
         self._adapters = adapters
         self._padded = padded
         self._batch = batch
+        self._drawing = drawing_on(batch.device)
         self._cache = cache
         self._place = place
         self._dtype = dtype  # of hidden states
@@ -157,9 +158,8 @@ class ModelRunner:
         launched = LaunchedStep(step, self._batch.device)
         with self._profile.span("prepare"):
             self._apply(step)
-        if step.scheduled:
-            with self._profile.span("prepare"):
-                inputs = self._batch.lay_out(step)
+            inputs = self._batch.lay_out(step) if step.scheduled else None
+        if inputs is not None:
             with self._profile.span("model, the rest"):
                 hidden = self._run_layers(inputs)
             if hidden is not None:
@@ -168,7 +168,6 @@ class ModelRunner:
             launched.mark_end()
         self._launched.append(launched)
 
-    @torch.inference_mode()
     def collect(self) -> StepResult:
         with self._profile.span("wait"):
             return self._launched.popleft().wait()
@@ -180,10 +179,13 @@ class ModelRunner:
         if inputs.sampled:
             # The ranks that share the head compute its logits together, and all get them.
             with self._profile.span("head"):
-                logits = self._model.logits(hidden[inputs.sampled_tokens])
+                which = inputs.sampled_tokens
+                logits = self._model.logits(hidden if which is None else hidden[which])
             if inputs.sampling is not None:
                 with self._profile.span("sampling"):
-                    chosen = choose(logits, inputs.sampling, drawing_on(logits.device))
+                    if not inputs.sampling.by_greatest:
+                        logits = logits.float()
+                    chosen = choose(logits, inputs.sampling, self._drawing)
                     self._batch.keep(inputs, chosen.token_ids)
                     launched.bring(inputs.sampled, chosen)
         if inputs.prompt_logprobs:

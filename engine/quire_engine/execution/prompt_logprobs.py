@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quire_engine.core.step import NewSequence, ScheduledSequence
@@ -30,7 +31,14 @@ class PromptLogprobs:
     def remove(self, request_id: str) -> None:
         self._waiting.pop(request_id, None)
 
-    def rows(self, scheduled: ScheduledSequence, first: int) -> PromptRows | None:
+    def of(self, firsts: Sequence[tuple[ScheduledSequence, int]]) -> list[PromptRows]:
+        """What a step tells of prompts, whose sequences begin at these rows of the batch."""
+        if not self._waiting:
+            return []
+        found = [self._rows(scheduled, first) for scheduled, first in firsts]
+        return [rows for rows in found if rows is not None]
+
+    def _rows(self, scheduled: ScheduledSequence, first: int) -> PromptRows | None:
         """What `scheduled`, whose tokens begin at row `first`, tells of its prompt.
 
         A token's hidden state tells of the next token, which another step may compute.

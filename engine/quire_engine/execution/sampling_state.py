@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -50,10 +51,12 @@ class SamplingState:
         self._forbidden = ForbiddenTokens(vocab_size, eos_token_ids)
         self._allowed: dict[int, np.ndarray] = {}  # mask words
         self._ranks_allowed: set[int] = set()
+        # Rows that were asked for, and what no token of theirs changes: until requests come or go.
+        self._latest: tuple[list[int], SamplingBatch] | None = None
 
     def add(self, row: int, sequence: NewSequence) -> None:
         """Meet a request, whose known tokens are those of `sequence`."""
-        params = sequence.params
+        params, self._latest = sequence.params, None
         self._greedy[row] = params.greedy
         self._temperature[row] = 1.0 if params.greedy else params.temperature
         limited = not params.greedy
@@ -73,6 +76,7 @@ class SamplingState:
         self._forbidden.add(row, sequence)
 
     def remove(self, row: int) -> None:
+        self._latest = None
         for by_row in (self._logprobs, self._num_known, self._allowed):
             by_row.pop(row, None)
         self._ranks_allowed.discard(row)
@@ -100,10 +104,27 @@ class SamplingState:
 
         `allowed` is what each row's grammar allows, as in `ScheduledSequence`.
         """
+        if self._latest is None or self._latest[0] != rows:
+            self._latest = rows, self._by_params(rows)
+        batch = self._latest[1]
+        adjustments, forbidden = self._table.adjustments(rows), self._forbidden_in(rows, lengths)
+        mask = self._mask(rows, allowed or [None] * len(rows))
+        if batch.all_greedy and (adjustments, forbidden, mask) == (None, None, None):
+            return batch
+        numbers = [uniform(self._seeds[row], length) for row, length in zip(rows, lengths, strict=True)]
+        return replace(
+            batch,
+            uniform=self._to_device(np.array(numbers, dtype=np.float64)),
+            adjustments=adjustments,
+            forbidden=forbidden,
+            mask=mask,
+            ranks_allowed=[i for i, row in enumerate(rows) if row in self._ranks_allowed and allowed and allowed[i]],
+        )
+
+    def _by_params(self, rows: list[int]) -> SamplingBatch:
+        """What the parameters of `rows` say, whatever their tokens are."""
         greedy = self._greedy[rows]
         top_k, top_p, min_p = self._top_k[rows], self._top_p[rows], self._min_p[rows]
-        numbers = [0.0 if g else uniform(self._seeds[r], n) for r, n, g in zip(rows, lengths, greedy, strict=True)]
-        logprobs = [(i, self._logprobs[row]) for i, row in enumerate(rows) if row in self._logprobs]
         return SamplingBatch(
             greedy=self._to_device(greedy),
             all_greedy=bool(greedy.all()),
@@ -112,12 +133,8 @@ class SamplingState:
             top_k=self._to_device(top_k) if (top_k < self._vocab_size).any() else None,
             top_p=self._to_device(top_p) if (top_p < 1.0).any() else None,
             min_p=self._to_device(min_p) if (min_p > 0.0).any() else None,
-            uniform=self._to_device(np.array(numbers, dtype=np.float64)),
-            adjustments=self._table.adjustments(rows),
-            forbidden=self._forbidden_in(rows, lengths),
-            mask=self._mask(rows, allowed or [None] * len(rows)),
-            logprobs=logprobs,
-            ranks_allowed=[i for i, row in enumerate(rows) if row in self._ranks_allowed and allowed and allowed[i]],
+            uniform=self._to_device(np.zeros(len(rows))),
+            logprobs=[(i, self._logprobs[row]) for i, row in enumerate(rows) if row in self._logprobs],
         )
 
     def _forbidden_in(self, rows: Sequence[int], lengths: Sequence[int]) -> Forbidden | None:
@@ -128,7 +145,9 @@ class SamplingState:
         return Forbidden(columns[0], columns[1])
 
     def _mask(self, rows: Sequence[int], allowed: Sequence[bytes | None]) -> TokenMask | None:
-        masked = []
+        masked: list[tuple[int, np.ndarray]] = []
+        if not self._allowed and allowed.count(None) == len(allowed):
+            return None
         for i, (row, of_grammar) in enumerate(zip(rows, allowed, strict=True)):
             words = self._allowed.get(row)
             if of_grammar is not None:

@@ -221,14 +221,14 @@ class CausalLM(LanguageModel):
         return out
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[rows, hidden_size] -> [rows, vocab_size] float32. The last stage has them."""
+        """[rows, hidden_size] -> [rows, vocab_size]. The last stage has them."""
         if self.project_out is not None:
             hidden = self.project_out(hidden)
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         assert head is not None
-        logits = head.logits(hidden).float()
+        logits = head.logits(hidden)
         if self.spec.logit_multiplier != 1.0:
-            logits = logits * self.spec.logit_multiplier
+            logits = logits.float() * self.spec.logit_multiplier
         if self.spec.logit_softcap is not None:
-            logits = torch.tanh(logits / self.spec.logit_softcap) * self.spec.logit_softcap
+            logits = torch.tanh(logits.float() / self.spec.logit_softcap) * self.spec.logit_softcap
         return logits

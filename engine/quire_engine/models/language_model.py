@@ -37,7 +37,7 @@ class LanguageModel(nn.Module):
         raise NotImplementedError  # of models that take images
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Rows of what the model returned [rows, hidden_size] -> [rows, vocab_size] float32."""
+        """Rows of what the model returned [rows, hidden_size] -> [rows, vocab_size], float32 or what the head makes."""
         raise NotImplementedError  # every model has its own
 
     def attention_layers(self) -> list[PagedAttention]:

@@ -54,5 +54,5 @@ def rank_hidden(
     entries: list[TokenLogprobs] = []
     for first in range(0, len(token_ids), step):
         tokens = token_ids[first : first + step]
-        entries += rank(logits_of(hidden[first : first + step]), tokens, count).as_lists([count] * len(tokens))
+        entries += rank(logits_of(hidden[first : first + step]).float(), tokens, count).as_lists([count] * len(tokens))
     return entries

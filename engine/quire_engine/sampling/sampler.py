@@ -10,6 +10,7 @@ import torch
 from quire_engine.core.step import NO_TOKEN, TokenLogprobs
 from quire_engine.memory_plan.plan import SORTED_ROWS
 from quire_engine.sampling.adjustments import Adjustments, Forbidden, adjust, forbid
+from quire_engine.sampling.greatest import greatest
 from quire_engine.sampling.logprobs import Ranked, rank
 from quire_engine.sampling.masks import TokenMask, apply_mask
 from quire_engine.sampling.radix import where_sums_reach
@@ -36,6 +37,12 @@ class SamplingBatch:
     # (row, how many of the likeliest tokens) where logprobs are asked for
     logprobs: list[tuple[int, int]] = field(default_factory=list)
     ranks_allowed: list[int] = field(default_factory=list)  # rows whose likeliest tokens are of those in their mask
+
+    @property
+    def by_greatest(self) -> bool:
+        """Whether nothing but the greatest logit of each row is looked for: logits of any precision will do."""
+        shaped = self.adjustments is not None or self.forbidden is not None or self.mask is not None
+        return self.all_greedy and not shaped and not self.logprobs
 
 
 @dataclass(slots=True)
@@ -65,7 +72,10 @@ def draw_within(probabilities: torch.Tensor, batch: SamplingBatch) -> torch.Tens
 
 
 def choose(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_within) -> Chosen:
-    """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to."""
+    """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to.
+
+    They may be of less precision where the batch chooses `by_greatest`.
+    """
     if not batch.logprobs:
         return Chosen(sample(logits, batch, drawing))
     rows, counts = (list(column) for column in zip(*batch.logprobs, strict=True))
@@ -90,20 +100,12 @@ def sample(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_with
     """
     shape(logits, batch)
     if batch.all_greedy:
-        best = greatest(logits)
-        return best.masked_fill(~logits.gather(-1, best[:, None]).squeeze(-1).isfinite(), NO_TOKEN)
+        return greatest(logits)
     probabilities = torch.softmax(logits / batch.temperature[:, None], dim=-1)
     wrong = _is_nan(probabilities)
     drawn = drawing(probabilities, batch)
     chosen = torch.where(batch.greedy, greatest(logits), drawn) if batch.any_greedy else drawn
     return chosen.masked_fill(wrong, NO_TOKEN)
-
-
-def greatest(logits: torch.Tensor) -> torch.Tensor:
-    """The first of the greatest elements of each row, or its first NaN: [rows, vocab_size] -> [rows] int64."""
-    if logits.device.type == "cpu":
-        return torch.from_numpy(logits.numpy().argmax(-1))  # 20 times as fast as torch's
-    return logits.argmax(-1)
 
 
 def shape(logits: torch.Tensor, batch: SamplingBatch) -> None:

@@ -13,7 +13,7 @@ from quire_engine.core.step import NewSequence
 from quire_engine.execution.sampling_state import SamplingState
 from quire_engine.memory_plan.plan import SORTED_ROWS
 from quire_engine.sampling import sampler
-from quire_engine.sampling.sampler import draw, greatest, restrict, sample
+from quire_engine.sampling.sampler import draw, restrict, sample
 from quire_engine.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -221,13 +221,3 @@ def test_of_many_flat_rows_a_few_are_looked_at_whole_at_a_time(monkeypatch: pyte
         restrict(alone[row : row + 1], limits[0][row : row + 1], limits[1][row : row + 1], None)
     assert torch.equal(cut, alone)
     assert ((cut > 0).sum(-1) > 1024).any()
-
-
-def test_the_greatest_is_the_first_of_its_like_and_a_nan_before_all() -> None:
-    logits = torch.randn(6, 100, generator=torch.Generator().manual_seed(0))
-    logits[1, [40, 7]] = 50.0
-    logits[2, 9] = float("nan")
-    logits[2, 3] = logits[3, 5] = float("inf")
-    logits[4] = float("-inf")
-    assert torch.equal(greatest(logits), logits.argmax(-1))
-    assert greatest(logits).tolist()[1:5] == [7, 9, 5, 0]
