@@ -26,7 +26,7 @@ def move_to_large_pages(model: nn.Module) -> None:
 
 
 def _memory(num_bytes: int) -> torch.Tensor:
-    """[at least num_bytes] uint8 of zeros, of one piece. Raises `RuntimeError` as torch does where there is not so much."""
+    """[num_bytes] uint8 of zeros, of one piece. Raises `RuntimeError` as torch does where there is not so much."""
     try:
         memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:

@@ -17,9 +17,9 @@ from quire_engine.layers.norm import NormSpec
 from quire_engine.layers.rotary import RopeSettings, RotaryEmbedding, rotary_embedding
 from quire_engine.memory_plan.context_length import longest_context
 from quire_engine.memory_plan.model_shape import ModelShape
-from quire_engine.models.layers_together import LayersTogether, layers_together
 from quire_engine.models.decoder_layer import LayerSpec
 from quire_engine.models.language_model import ImageInputs, ImageRows, LanguageModel
+from quire_engine.models.layers_together import LayersTogether, layers_together
 from quire_engine.models.naming import LLAMA_NAMES, Naming
 from quire_engine.models.settings import Config
 from quire_engine.models.vision import VisionSpec

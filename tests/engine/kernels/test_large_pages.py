@@ -48,10 +48,8 @@ def test_a_kernel_without_large_pages_gives_small_ones() -> None:
 
 
 def test_too_much_memory_is_refused_as_torch_does() -> None:
-    with (
-        mock.patch.object(mmap, "mmap", side_effect=OSError("Cannot allocate memory")),
-        pytest.raises(RuntimeError, match="can't allocate memory: 1048576 bytes"),
-    ):
-        nn_model = nn.Module()
-        nn_model.one = nn.Parameter(torch.zeros(LEAST, dtype=torch.int8), requires_grad=False)
-        move_to_large_pages(nn_model)
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(LEAST, dtype=torch.int8), requires_grad=False)
+    refused = mock.patch.object(mmap, "mmap", side_effect=OSError("Cannot allocate memory"))
+    with refused, pytest.raises(RuntimeError, match="can't allocate memory: 1048576 bytes"):
+        move_to_large_pages(model)
