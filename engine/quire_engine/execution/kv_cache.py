@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from quire_engine.core.step import Step
+from quire_engine.kernels import large_pages
 from quire_engine.kernels.transfer import to_device
 from quire_engine.memory_plan.plan import GATHERED_TOKENS
 from quire_engine.models.language_model import LanguageModel
@@ -110,6 +110,6 @@ def _host_pages(size: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
-    # numpy asks the kernel for zeroed pages, which it hands out when they are first written: torch would write
-    # them all now, which takes seconds and holds memory that a small load never needs.
-    return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(size)
+    # Pages come when they are first written to: torch would write them all now, which takes seconds and holds memory
+    # that a small load never needs.
+    return large_pages.zeros(size, dtype)

@@ -69,11 +69,15 @@ struct Chunk {
     void find(const T *keys, const T *values, const int64_t *table, int64_t start, int64_t to, const Shape &shape) {
         int64_t slot = shape.kv_heads * shape.size;
         count = least(CHUNK, to - start);
+        int64_t page = start / shape.page, within = start - page * shape.page;
         for (int64_t k = 0; k < CHUNK; k++) {
-            int64_t at = start + least(k, count - 1), page = at / shape.page;
-            int64_t offset = (table[page] * shape.page + at - page * shape.page) * slot;
+            int64_t offset = (table[page] * shape.page + within) * slot;
             key[k] = keys + offset;
             value[k] = values + offset;
+            if (k + 1 < count && ++within == shape.page) {
+                within = 0;
+                page++;
+            }
         }
     }
 };
@@ -154,7 +158,7 @@ void one_tile(const Batch<T> &batch, int64_t sequence, int64_t kv_head, int64_t 
     int rows = (int)least(TILE, batch.tokens * group - first_row);
     alignas(64) float q[TILE * WIDEST];
     alignas(64) T unchanged[TILE * WIDEST];
-    const bool by_tiles = sizeof(T) == sizeof(bfloat16) && TileAttention::takes(shape);
+    const bool by_tiles = sizeof(T) == sizeof(bfloat16) && TileAttention::takes(shape, rows);
     Sums sums;
     Bounds bounds;
     int64_t from = length, to = 0, places[TILE];

@@ -19,7 +19,10 @@ inline const T *of_page(const T *first, const int64_t *table, int64_t position, 
 
 class TileAttention {
    public:
-    static bool takes(const Shape &shape) { return shape.tiles && shape.size % TILE_INPUTS == 0 && shape.page % SIDE == 0; }
+    // Few rows wait for memory alone, which tiles wait for longer.
+    static bool takes(const Shape &shape, int64_t rows) {
+        return shape.tiles && rows > SIDE / 2 && shape.size % TILE_INPUTS == 0 && shape.page % SIDE == 0;
+    }
 
     // As `attend`, for q [rows, size] in bfloat16.
     static void attend(const bfloat16 *q, int rows, const bfloat16 *keys, const bfloat16 *values, const int64_t *table,
