@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from quire_engine.core.step import Step
-from quire_engine.kernels import large_pages
+from quire_engine.kernels.large_pages import PagesAhead, zeros
 from quire_engine.kernels.transfer import to_device
 from quire_engine.memory_plan.plan import GATHERED_TOKENS
 from quire_engine.models.language_model import LanguageModel
@@ -22,12 +22,15 @@ class KVCache:
 
     def __init__(self, tensors: list[torch.Tensor], num_swap_blocks: int) -> None:
         self._device = tensors
+        self._ahead = PagesAhead(tensors) if tensors and tensors[0].device.type == "cpu" else None
         self._host = [_host_pages((num_swap_blocks, *t.shape[1:]), t) for t in tensors] if num_swap_blocks else []
 
     def move(self, step: Step) -> None:
         """Carry out the step's copies. The step must not have begun to write."""
         if not self._device:
             return  # the model keeps what it needs by itself
+        if self._ahead is not None:
+            self._ahead.reach(max((b for s in step.scheduled for b in s.new_block_ids), default=0))
         if step.swap_out:
             blocks, pages = _columns(step.swap_out)
             from_blocks = self._index(blocks)
@@ -112,4 +115,4 @@ def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
         return torch.zeros(size, dtype=dtype, device=device)
     # Pages come when they are first written to: torch would write them all now, which takes seconds and holds memory
     # that a small load never needs.
-    return large_pages.zeros(size, dtype)
+    return zeros(size, dtype)

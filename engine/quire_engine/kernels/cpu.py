@@ -61,9 +61,10 @@ class Library:
         rotation = [*pointer_and_stride, *[_POINTER] * 3, *[_SIZE] * 4, _INT]
         self._attention = _by_dtype(found, "attention", attention)
         self._rms_norm = _by_dtype(found, "rms_norm", norm)
-        self.layers_room, self.run_layers = found.layers_room, found.run_layers  # see cpu_layers.py
-        self.layers_room.argtypes, self.layers_room.restype = [_POINTER] * 2 + [_INT], _SIZE
-        self.run_layers.argtypes, self.run_layers.restype = [_POINTER] * 3 + [_INT, _POINTER], None
+        self.run_layers = found.run_layers  # see cpu_layers.py
+        self.run_layers.argtypes, self.run_layers.restype = [_POINTER] * 3 + [_SIZE, _INT, _POINTER], _SIZE
+        self._greatest = found.greatest_bfloat16
+        self._greatest.argtypes, self._greatest.restype = [_POINTER, _SIZE, _POINTER, *[_SIZE] * 3, _INT], None
         self._silu_and_mul = _by_dtype(found, "silu_and_mul", [_POINTER, _POINTER, _SIZE, _SIZE, _INT])
         self._rotate = _by_dtype(found, "rotate", rotation)
 
@@ -182,6 +183,18 @@ class Library:
         pointers = x.data_ptr(), x.stride(0), cos.data_ptr(), sin.data_ptr(), out.data_ptr()
         self._rotate[x.dtype](*pointers, tokens, heads, cos.shape[-1], size, torch.get_num_threads())
         return out
+
+    def greatest(self, logits: torch.Tensor, none: int) -> torch.Tensor:
+        """The first of the greatest elements of each row, [rows, columns] bfloat16 -> [rows] int64.
+
+        `none` for a row that holds NaN or infinity, or -infinity alone.
+        """
+        logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+        rows, columns = logits.shape
+        found = torch.empty(rows, dtype=torch.int64)
+        pointers = logits.data_ptr(), logits.stride(0), found.data_ptr()
+        self._greatest(*pointers, rows, columns, none, torch.get_num_threads())
+        return found
 
 
 def _by_dtype(found: ctypes.CDLL, name: str, argtypes: Sequence[type]) -> dict[torch.dtype, ctypes._NamedFuncPointer]:

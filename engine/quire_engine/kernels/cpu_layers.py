@@ -78,7 +78,7 @@ class _Layer(ctypes.Structure):
 
 class _Decoder(ctypes.Structure):
     _fields_ = (
-        ("layers", _POINTER),
+        *(("layers", _POINTER), ("norm", _POINTER)),
         *((name, _SIZE) for name in ("num_layers", "hidden", "heads", "kv_heads", "size", "page")),
         *((name, _FLOAT) for name in ("eps", "head_eps")),
         *((name, _INT) for name in ("offset", "head_offset", "tiles")),
@@ -103,21 +103,29 @@ class AllLayers:
     """Layers of one shape, with pointers to their tensors, which stay where they are."""
 
     def __init__(
-        self, library: cpu.Library, layers: Sequence[LayerTensors], norms: Norms, head_norms: Norms | None
+        self,
+        library: cpu.Library,
+        layers: Sequence[LayerTensors],
+        norms: Norms,
+        head_norms: Norms | None,
+        last_norm: torch.Tensor | None,
     ) -> None:
-        """All tensors are contiguous and on the CPU. `head_norms` are those of queries and keys."""
-        self._library, self._layers = library, tuple(layers)
+        """All tensors are contiguous and on the CPU. `head_norms` are those of queries and keys.
+
+        `last_norm` [hidden] bfloat16 are weights of one more norm, behind the last layer.
+        """
+        self._library, self._layers, self._last_norm = library, tuple(layers), last_norm
         first = layers[0]
         _, page, kv_heads, size = first.k_cache.shape
         self._array = (_Layer * len(layers))(*(_layer(one) for one in layers))
         own = head_norms or norms
         self._decoder = _Decoder(
-            ctypes.addressof(self._array),
+            *(ctypes.addressof(self._array), _address(last_norm)),
             *(len(layers), len(first.input_norm), first.out.weight.shape[1] // size, kv_heads, size, page),
             *(norms.eps, own.eps, norms.offset, own.offset, library.tiles),
         )
-        self._room = torch.empty(0, dtype=torch.uint8)
-        self.nanoseconds = torch.zeros(3, dtype=torch.int64)
+        self._room, self._start, self._size = torch.empty(0, dtype=torch.uint8), 0, 0
+        self.nanoseconds = (ctypes.c_int64 * 3)()
         """Of the last call: in linears, in attention and in the rest."""
 
     def __call__(
@@ -137,14 +145,12 @@ class AllLayers:
             *(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[-1]),
             *(slots.data_ptr(), len(x), ctypes.addressof(array), len(spans)),
         )
-        pointers = ctypes.byref(self._decoder), ctypes.byref(batch)
-        threads = torch.get_num_threads()
-        wanted = self._library.layers_room(*pointers, threads) + _ALIGNMENT
-        if len(self._room) < wanted:
-            self._room = torch.empty(wanted, dtype=torch.uint8)
-        room = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT
-        self.nanoseconds.zero_()
-        self._library.run_layers(*pointers, room, threads, self.nanoseconds.data_ptr())
+        pointers, threads = (ctypes.byref(self._decoder), ctypes.byref(batch)), torch.get_num_threads()
+        wanted = self._library.run_layers(*pointers, self._start, self._size, threads, self.nanoseconds)
+        if wanted > self._size:  # and nothing was done
+            self._room, self._size = torch.empty(wanted + _ALIGNMENT, dtype=torch.uint8), wanted
+            self._start = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+            self._library.run_layers(*pointers, self._start, self._size, threads, self.nanoseconds)
         return x
 
 

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
+import threading
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -13,6 +16,8 @@ from torch import nn
 LEAST = 1 << 20
 """Bytes of a tensor that are worth it."""
 _ALIGNMENT = 64
+_AHEAD = 4 << 20  # bytes, two large pages
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, of Linux since 5.14
 _ASKED = getattr(mmap, "MADV_HUGEPAGE", None)  # of Linux alone
 
 
@@ -30,6 +35,34 @@ def move_to_large_pages(model: nn.Module) -> None:
     for tensor, size in zip(large, sizes, strict=True):
         tensor.data = memory[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         at += size
+
+
+class PagesAhead:
+    """Has tensors [rows, ...] take memory a little before their rows are first written to, by a thread beside.
+
+    A large page is filled with zeros when it is taken, and that of each layer where all are written to alike.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._row_bytes = [tensor[0].nbytes for tensor in tensors]
+        self._rows, self._ahead = len(tensors[0]), max(2, _AHEAD // max(self._row_bytes))
+        self._taken = 0  # rows
+
+    def reach(self, row: int) -> None:
+        """`row`, and those before it, are about to be written to."""
+        first = self._taken
+        if first < self._rows and row + self._ahead // 2 >= first:
+            self._taken = min(self._rows, row + self._ahead)
+            threading.Thread(target=self._take, args=(first, self._taken), daemon=True).start()
+
+    def _take(self, first: int, end: int) -> None:
+        madvise = getattr(ctypes.CDLL(None), "madvise", None)
+        for tensor, row_bytes in zip(self._tensors, self._row_bytes, strict=True):
+            start = (tensor.data_ptr() + first * row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+            size = tensor.data_ptr() + end * row_bytes - start
+            if madvise is not None:  # a kernel that does not know it refuses, and pages come when they are written to
+                madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _POPULATE_WRITE)
 
 
 def _memory(num_bytes: int) -> torch.Tensor:

@@ -33,6 +33,7 @@ struct Layer {
 
 struct Decoder {
     const Layer *layers;
+    const bfloat16 *norm;  // weights of the one behind the last layer; may be null
     int64_t num_layers, hidden, heads, kv_heads, size, page;
     float eps, head_eps;
     int offset, head_offset;  // whether norms' weights are 1 + weight
@@ -322,10 +323,14 @@ struct Worker {
             spend(REST);
             gate(layer);
             bool last = i + 1 == decoder.num_layers;
-            product(layer.down, between.inner, between.more, last ? nullptr : decoder.layers[i + 1].input_norm);
+            product(layer.down, between.inner, between.more, last ? decoder.norm : decoder.layers[i + 1].input_norm);
             more = between.more;
         }
-        team.share(tokens, [&](int64_t t) { add(batch.x + t * hidden, more + t * hidden, hidden); });
+        team.share(tokens, [&](int64_t t) {
+            bfloat16 *x = batch.x + t * hidden;
+            add(x, more + t * hidden, hidden);
+            if (decoder.norm) rms_norm(x, decoder.norm, x, hidden, decoder.eps, decoder.offset);
+        });
         spend(REST);
     }
 };
@@ -334,17 +339,14 @@ struct Worker {
 
 extern "C" {
 
-// Bytes that `run_layers` needs room for, at an address that 64 divides.
-int64_t layers_room(const Decoder *decoder, const Tokens *batch, int threads) {
-    Room room = {nullptr};
+// Returns the bytes that it needs room for, at an address that 64 divides, and does nothing unless there are `size`.
+// `spent` are the nanoseconds of linears, attention and the rest.
+int64_t run_layers(const Decoder *decoder, const Tokens *batch, char *start, int64_t size, int threads, int64_t *spent) {
+    Room wanted = {nullptr}, room = {start};
+    Between(*decoder, *batch, threads, wanted);
+    if (wanted.used > size) return wanted.used;
     Between between(*decoder, *batch, threads, room);
-    return room.used;
-}
-
-// `spent`, where it is not null, gains the nanoseconds of linears, attention and the rest.
-void run_layers(const Decoder *decoder, const Tokens *batch, char *start, int threads, int64_t *spent) {
-    Room room = {start};
-    Between between(*decoder, *batch, threads, room);
+    memset(spent, 0, PARTS_OF_TIME * sizeof(int64_t));
     Team team;
 #pragma omp parallel num_threads(threads)
     {
@@ -355,5 +357,6 @@ void run_layers(const Decoder *decoder, const Tokens *batch, char *start, int th
         worker.work();
         if (decoder->tiles) TileSums::done();
     }
+    return wanted.used;
 }
 }

@@ -158,6 +158,8 @@ class Decoder(nn.Module):
         together = self._together(x)
         if together is not None:
             x = together(x, rotations[self.rotary_of[0]], current_context())
+            if together.normed:
+                return x
         else:
             for layer, rotary in zip(self.layers.values(), self.rotary_of, strict=True):
                 x = layer(x, rotations[rotary])
@@ -172,7 +174,7 @@ class Decoder(nn.Module):
         if not 0 < len(x) <= library.most_together:
             return None
         if self.together_by is not library:  # the first time, when weights and caches are where they stay
-            self.together, self.together_by = layers_together([*self.layers.values()], library), library
+            self.together, self.together_by = layers_together([*self.layers.values()], self.norm, library), library
         together = self.together
         return together if together is not None and together.takes(current_context()) else None
 

@@ -27,14 +27,14 @@ class LayersTogether(nn.Module):
     A module, so that what profiles a model can hook it: `nanoseconds` says where the time of its last call went.
     """
 
-    def __init__(self, run: AllLayers, attention: PagedAttention) -> None:
-        """`attention` is that of any of the layers."""
+    def __init__(self, run: AllLayers, attention: PagedAttention, *, normed: bool) -> None:
+        """`attention` is that of any of the layers; `normed` says whether the norm behind the last one is run too."""
         super().__init__()
-        self.run, self.leaves_to_torch = run, attention.leaves_to_torch
+        self.run, self.leaves_to_torch, self.normed = run, attention.leaves_to_torch, normed
 
     @property
     def nanoseconds(self) -> dict[str, int]:
-        linears, attention, _ = self.run.nanoseconds.tolist()
+        linears, attention, _ = self.run.nanoseconds
         return {"linears": linears, "attention": attention}
 
     def forward(
@@ -51,8 +51,10 @@ class LayersTogether(nn.Module):
         return not any(self.leaves_to_torch(span) for span in context.prefills)
 
 
-def layers_together(layers: Sequence[nn.Module], library: cpu.Library) -> LayersTogether | None:
+def layers_together(layers: Sequence[nn.Module], norm: nn.Module | None, library: cpu.Library) -> LayersTogether | None:
     """None where a layer is not plain: whatever it has that is not known here keeps its own code.
+
+    `norm` is the one behind the last layer, which is run too where it is as those within.
 
     To be called when weights and caches are where they stay.
     """
@@ -71,7 +73,11 @@ def layers_together(layers: Sequence[nn.Module], library: cpu.Library) -> Layers
         return None
     attention = layers[0].get_submodule("self_attn").attend
     assert isinstance(attention, PagedAttention)
-    return LayersTogether(AllLayers(library, plain, norms, heads[0]), attention)
+    last = None
+    if norm is not None and type(norm) in _NORMS and _norms_of([norm]) == norms:
+        last = norm.get_parameter("weight")
+    last = last if last is not None and last.dtype == torch.bfloat16 else None
+    return LayersTogether(AllLayers(library, plain, norms, heads[0], last), attention, normed=last is not None)
 
 
 def _tensors(layer: nn.Module, library: cpu.Library) -> LayerTensors | None:
@@ -127,7 +133,10 @@ def _matrix(linear: Linear, library: cpu.Library) -> Matrix | None:
 
 def _norms(module: nn.Module, names: tuple[str, str]) -> Norms | None:
     """What the norms of these names have in common, where they are there and alike."""
-    found = [getattr(module, name) for name in names]
+    return _norms_of([getattr(module, name) for name in names])
+
+
+def _norms_of(found: Sequence[object]) -> Norms | None:
     alike = {Norms(eps=norm.eps, offset=norm.offset) for norm in found if isinstance(norm, RMSNorm)}
     return alike.pop() if len(alike) == 1 else None
 

@@ -6,11 +6,7 @@ import numpy as np
 import torch
 
 from quire_engine.core.step import NO_TOKEN
-
-# bfloat16 as integers of 16 bits: positive numbers are in order, and infinity and NaN above them. Negative ones have
-# the sign bit set, so that as unsigned integers they are above all positive ones, NaN above -infinity again.
-_INFINITY, _NEGATIVE_INFINITY = 0x7F80, 0xFF80
-_UNSIGNED = np.dtype(np.uint16)
+from quire_engine.kernels import cpu
 
 
 def greatest(logits: torch.Tensor) -> torch.Tensor:
@@ -20,8 +16,10 @@ def greatest(logits: torch.Tensor) -> torch.Tensor:
     """
     if logits.device.type != "cpu":
         return by_torch(logits)
-    found = _of_positive(logits) if logits.dtype == torch.bfloat16 else None
-    return torch.from_numpy(_by_numpy(logits.float().numpy()) if found is None else found)
+    library = cpu.library_for(logits) if logits.dtype == torch.bfloat16 else None
+    if library is not None:
+        return library.greatest(logits, NO_TOKEN)
+    return torch.from_numpy(_by_numpy(logits.float().numpy()))
 
 
 def by_torch(logits: torch.Tensor) -> torch.Tensor:
@@ -35,20 +33,3 @@ def _by_numpy(logits: np.ndarray) -> np.ndarray:
     best: np.ndarray = logits.argmax(-1)  # of a row with NaN, that
     best[~np.isfinite(logits[np.arange(len(logits)), best])] = NO_TOKEN
     return best
-
-
-def _of_positive(logits: torch.Tensor) -> np.ndarray | None:
-    """Of bfloat16 without a conversion, which takes most of the time; None where a row has to be looked at closely.
-
-    Closely, that is where its greatest element is not positive and finite, or it holds NaN.
-    """
-    bits = logits.view(torch.int16).numpy()
-    unsigned = bits.view(_UNSIGNED)
-    # Twice the same, and single numbers: the first calls of a step to other parts of numpy take 20 microseconds each.
-    best: np.ndarray = bits.argmax(-1)
-    places = enumerate(zip(best.tolist(), unsigned.argmax(-1).tolist(), strict=True))
-    plain = all(
-        0 < bits.item(row, token) < _INFINITY and unsigned.item(row, last) <= _NEGATIVE_INFINITY
-        for row, (token, last) in places
-    )
-    return best if plain else None

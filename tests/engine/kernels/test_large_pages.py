@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from quire_engine.kernels import large_pages
-from quire_engine.kernels.large_pages import LEAST, move_to_large_pages
+from quire_engine.kernels.large_pages import LEAST, PagesAhead, move_to_large_pages, zeros
 
 
 class Model(nn.Module):
@@ -53,3 +55,35 @@ def test_too_much_memory_is_refused_as_torch_does() -> None:
     refused = mock.patch.object(mmap, "mmap", side_effect=OSError("Cannot allocate memory"))
     with refused, pytest.raises(RuntimeError, match="can't allocate memory: 1048576 bytes"):
         move_to_large_pages(model)
+
+
+def resident(tensor: torch.Tensor) -> int:
+    """Bytes of the memory that a tensor lies in which have pages."""
+    at, found = tensor.data_ptr(), False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if "-" in first and not first.endswith(":"):
+            start, end = (int(one, 16) for one in first.split("-"))
+            found = start <= at < end
+        elif found and first == "Rss:":
+            return 1024 * int(rest.split()[0])
+    raise AssertionError("the tensor lies nowhere")
+
+
+def test_memory_is_taken_a_little_before_it_is_written_to_and_no_earlier() -> None:
+    row = 1 << 18
+    keys = zeros((512, row), torch.int8)  # 128 MiB
+    before = resident(keys)
+    ahead = PagesAhead([keys])
+    for reached, least in ((0, 16), (7, 16), (8, 24), (300, 316)):
+        ahead.reach(reached)
+        for _ in range(200):
+            if resident(keys) - before >= (least - 1) * row:
+                break
+            time.sleep(0.02)
+        assert (
+            (least - 1) * row <= resident(keys) - before <= (least + 9) * row
+        )  # a large page may begin before its rows
+    assert (keys[:320] == 0).all()
+    ahead.reach(511)
+    ahead.reach(511)

@@ -123,7 +123,9 @@ def test_norms_of_queries_that_are_not_those_of_keys_keep_layers_apart(library: 
     core, _ = build_engine(EngineConfig(model=str(checkpoint("qwen3", tmp_path)), max_model_len=32, **flags))
     model = core._executor._model  # type: ignore[union-attr]  # a runner's, on one rank
     layers = [*model.model.layers.values()]
-    assert layers_together(layers, library) is not None
+    found = layers_together(layers, model.model.norm, library)
+    assert found is not None
+    assert found.normed
     for layer in layers:
         layer.self_attn.k_norm.eps *= 2
-    assert layers_together(layers, library) is None
+    assert layers_together(layers, model.model.norm, library) is None

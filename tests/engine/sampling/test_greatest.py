@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from quire_engine.core.step import NO_TOKEN
+from quire_engine.kernels import cpu
 from quire_engine.sampling.greatest import by_torch, greatest
 
+pytestmark = pytest.mark.usefixtures("by_library_or_not")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(params=["library", "numpy"])
+def by_library_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if request.param == "library":
+        monkeypatch.setattr(cpu, "library", cpu.Library(request.getfixturevalue("library_file"), tiles=False))
+    else:
+        monkeypatch.setattr(cpu, "library", None)
+    with torch.inference_mode():
+        yield
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -53,3 +66,10 @@ def test_each_number_of_bfloat16_is_compared_as_in_float32() -> None:
 
 def test_of_no_rows_there_is_none() -> None:
     assert greatest(torch.empty(0, 8, dtype=torch.bfloat16)).tolist() == []
+
+
+def test_rows_of_a_wider_table_are_read_in_their_place() -> None:
+    wide = torch.full((5, 70), 9.0, dtype=torch.bfloat16)
+    wide[:, :65] = torch.arange(65).bfloat16() / 64
+    assert greatest(wide[:, :65]).tolist() == [64] * 5
+    assert greatest(wide[:, :64:2]).tolist() == [31] * 5
