@@ -104,7 +104,9 @@ struct Between {
             for (const Matrix *m : matrices) all_by_tiles &= !m->scales;
         }
         ready = room.take<char>(all_by_tiles ? 0 : tokens * row_bytes(widest));
-        each = (Tiles::bytes(least(tokens, TILE_BLOCK), widest) + 63) / 64 * 64;
+        each = 0;
+        const Matrix *matrices[] = {&one.qkv, &one.out, &one.gate_up, &one.down};
+        for (const Matrix *m : matrices) each = most(each, Tiles::bytes(least(tokens, tile_block(m->inputs)), m->inputs));
         packed = room.take<char>(!decoder.tiles ? 0 : tokens <= SIDE ? threads * each : each);
         shares = room.take<Share>(batch.num_spans);
         for (int64_t s = 0, count = 0; s < batch.num_spans; s++) {
@@ -200,10 +202,10 @@ struct Worker {
     // by each thread for itself, which takes less time than to wait for others.
     template <typename F>
     void by_tile_panels(const Matrix &m, const bfloat16 *x, int64_t outputs, int64_t panel, F one) {
-        for (int64_t from = 0; from < batch.count; from += TILE_BLOCK) {
+        for (int64_t from = 0; from < batch.count; from += tile_block(m.inputs)) {
             bool own = batch.count <= SIDE;
             char *room = between.packed + (own ? thread * between.each : 0);
-            Tiles tiles = {least(TILE_BLOCK, batch.count - from), m.inputs, (uint32_t *)room};
+            Tiles tiles = {least(tile_block(m.inputs), batch.count - from), m.inputs, (uint32_t *)room};
             const bfloat16 *rows = x + from * m.inputs;
             if (own)
                 tiles.pack(rows);

@@ -52,12 +52,12 @@ int allow_tiles() {
 }
 
 // As `linear_room` and `linear_bfloat16`, by tiles.
-int64_t linear_tiles_room(int64_t rows, int64_t inputs) { return Tiles::bytes(least(rows, TILE_BLOCK), inputs); }
+int64_t linear_tiles_room(int64_t rows, int64_t inputs) { return Tiles::bytes(least(rows, tile_block(inputs)), inputs); }
 
 void linear_tiles(const bfloat16 *x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, uint32_t *room,
                   int64_t rows, int64_t inputs, int64_t outputs, int threads) {
-    for (int64_t from = 0; from < rows; from += TILE_BLOCK) {
-        Tiles tiles = {least(TILE_BLOCK, rows - from), inputs, room};
+    for (int64_t from = 0; from < rows; from += tile_block(inputs)) {
+        Tiles tiles = {least(tile_block(inputs), rows - from), inputs, room};
         int64_t parts = tiles.count * tiles.steps, panels = (outputs + TILE_PANEL - 1) / TILE_PANEL;
 #pragma omp parallel num_threads(threads) if (tiles.rows * inputs * outputs > WORTH_THREADS)
         {

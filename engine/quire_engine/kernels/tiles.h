@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t SIDE = 16;               // rows of a tile, and its columns of 32 bits
 constexpr int64_t TILE_INPUTS = 2 * SIDE;  // a step
 constexpr int64_t TILE_PANEL = 2 * SIDE;   // outputs that are multiplied at once
-constexpr int64_t TILE_BLOCK = 256;        // rows of x that stay in the second-level cache while all weights pass
+constexpr int64_t TILE_BLOCK = 512;        // rows of x that weights pass at once, at most
 constexpr int64_t TILE_DEPTH = 16;         // steps whose weights are copied, to stay in the first-level cache
 
 inline void transpose(__m512 *rows) {  // 16 x 16
@@ -65,6 +65,13 @@ WITH_TILES inline void configure(const int64_t *rows, const int64_t *columns) {
 // 32 neighbours, of which those past `count` are 0.
 inline __m512i neighbours(const bfloat16 *from, int64_t count) {
     return _mm512_maskz_loadu_epi16(count >= TILE_INPUTS ? 0xffffffff : (1u << count) - 1, from);
+}
+
+// Rows of x that weights pass at once: as many as stay in the second-level cache meanwhile, but no few for which all
+// weights would be read anew.
+inline int64_t tile_block(int64_t inputs) {
+    constexpr int64_t STAY = 1 << 20, FEW = 128;  // bytes; rows
+    return least(TILE_BLOCK, most(FEW, STAY / (2 * inputs) / SIDE * SIDE));
 }
 
 // Rows of x, at most TILE_BLOCK, packed: [tiles, steps, 16 pairs of inputs, rows of a tile], in lanes of 32 bits.
