@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 NEEDED = frozenset(("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"))
 MULTIPLIES_BYTES = "avx512_vnni"
 MULTIPLY_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16"))  # oneDNN's linears use them
-MULTIPLY_TILES = frozenset(("amx_tile", "amx_bf16"))
+MULTIPLY_TILES = frozenset(("amx_tile", "amx_bf16", "amx_int8"))
 LARGEST_HEAD = 256
 _NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -35,18 +35,19 @@ class Library:
     """Tokens of a step that `AllLayers` takes at most, by the room that it keeps for them."""
 
     def __init__(self, file: Path, *, tiles: bool) -> None:
-        """With `tiles` linears in bfloat16 go by the processor's tiles, if Linux lets them.
+        """With `tiles` linears and attention go by the processor's tiles, if Linux lets them.
 
         Raises `OSError` or `AttributeError` where the file is none of this machine's libraries.
         """
         found = ctypes.CDLL(str(file))
         self.tiles = tiles and bool(found.allow_tiles())
-        self._room, self._tiles_room = found.linear_room, found.linear_tiles_room
-        for room in (self._room, self._tiles_room):
-            room.argtypes, room.restype = [_SIZE] * 2, _SIZE
         self._linear = found.linear_tiles if self.tiles else found.linear_bfloat16
+        self._room = found.linear_tiles_room if self.tiles else found.linear_room
+        self._linear_int8 = found.linear_int8_tiles if self.tiles else found.linear_int8
+        self._int8_room = found.linear_int8_tiles_room if self.tiles else found.linear_room
+        for room in (self._room, self._int8_room):
+            room.argtypes, room.restype = [_SIZE] * 2, _SIZE
         self._linear.argtypes, self._linear.restype = [_POINTER] * 5 + [_SIZE] * 3 + [_INT], None
-        self._linear_int8 = found.linear_int8
         self._linear_int8.argtypes, self._linear_int8.restype = [_POINTER] * 6 + [_SIZE] * 3 + [_INT], None
         found.linear_int8_most.restype = _SIZE
         self._most_inputs: int = found.linear_int8_most()
@@ -73,7 +74,7 @@ class Library:
 
         Sums are float32 and in the same order whatever the number of rows: a row's result depends on that row alone.
         """
-        return self._multiply(self._linear, self._tiles_room if self.tiles else self._room, x, (weight,), bias)
+        return self._multiply(self._linear, self._room, x, (weight,), bias)
 
     def linear_int8(
         self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
@@ -82,7 +83,7 @@ class Library:
 
         x is taken to 21 bits below the greatest element of each row.
         """
-        return self._multiply(self._linear_int8, self._room, x, (weight, scale), bias)
+        return self._multiply(self._linear_int8, self._int8_room, x, (weight, scale), bias)
 
     def takes_int8(self, inputs: int) -> bool:
         """Whether weights in int8 of so many inputs can be multiplied."""

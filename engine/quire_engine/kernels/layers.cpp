@@ -9,9 +9,9 @@
 
 #include "attention.h"
 #include "elementwise.h"
-#include "int8_linears.h"
+#include "int8_tiles.h"
+#include "linears.h"
 #include "team.h"
-#include "tiles.h"
 
 namespace {
 
@@ -87,6 +87,18 @@ struct Share {
     float *sums;    // of parts
 };
 
+// Bytes of a block of rows that this matrix meets, packed for tiles.
+inline int64_t bytes_packed(const Decoder &decoder, const Matrix &m, int64_t rows) {
+    if (!decoder.tiles) return 0;
+    if (m.scales) return DigitTiles(nullptr, least(rows, DIGIT_BLOCK), m.inputs, nullptr).tiles.bytes();
+    return tiles_of(least(rows, tile_block(m.inputs)), m.inputs, nullptr).bytes();
+}
+
+// Whether gates are applied to tiles of sums.
+inline bool gates_at_once(const Decoder &decoder, const Layer &layer) {
+    return decoder.tiles && layer.down.inputs % SIDE == 0;
+}
+
 struct Between {
     char *ready;     // a linear's inputs as its weights meet them, where that is not by tiles
     char *packed;    // and by tiles: of each thread where it packs for itself
@@ -96,18 +108,18 @@ struct Between {
 
     Between(const Decoder &decoder, const Tokens &batch, int threads, Room &room) {
         const Layer &one = decoder.layers[0];
-        int64_t widest = most(most(one.qkv.inputs, one.out.inputs), one.down.inputs), tokens = batch.count;
-        bool all_by_tiles = decoder.tiles;
+        int64_t tokens = batch.count, most_ready = 0;
+        each = 0;
         for (int64_t i = 0; i < decoder.num_layers; i++) {
             const Layer &layer = decoder.layers[i];
             const Matrix *matrices[] = {&layer.qkv, &layer.out, &layer.gate_up, &layer.down};
-            for (const Matrix *m : matrices) all_by_tiles &= !m->scales;
+            for (const Matrix *m : matrices) {
+                each = most(each, bytes_packed(decoder, *m, tokens));
+                if (m->scales || !decoder.tiles) most_ready = most(most_ready, row_bytes(m->inputs));
+            }
         }
-        ready = room.take<char>(all_by_tiles ? 0 : tokens * row_bytes(widest));
-        each = 0;
-        const Matrix *matrices[] = {&one.qkv, &one.out, &one.gate_up, &one.down};
-        for (const Matrix *m : matrices) each = most(each, Tiles::bytes(least(tokens, tile_block(m->inputs)), m->inputs));
-        packed = room.take<char>(!decoder.tiles ? 0 : tokens <= SIDE ? threads * each : each);
+        ready = room.take<char>(tokens * most_ready);
+        packed = room.take<char>(decoder.tiles && tokens <= SIDE ? threads * each : each);
         shares = room.take<Share>(batch.num_spans);
         for (int64_t s = 0, count = 0; s < batch.num_spans; s++) {
             const Span &span = batch.spans[s];
@@ -119,7 +131,7 @@ struct Between {
         normed = room.take<bfloat16>(tokens * decoder.hidden);
         qkv = room.take<bfloat16>(tokens * one.qkv.outputs);
         attended = room.take<bfloat16>(tokens * one.out.inputs);
-        both = room.take<bfloat16>(all_by_tiles && one.down.inputs % SIDE == 0 ? 0 : tokens * one.gate_up.outputs);
+        both = room.take<bfloat16>(gates_at_once(decoder, one) ? 0 : tokens * one.gate_up.outputs);
         inner = room.take<bfloat16>(tokens * one.down.inputs);
         more = room.take<bfloat16>(tokens * decoder.hidden);
     }
@@ -135,6 +147,7 @@ struct Worker {
     int64_t *spent;  // nanoseconds by `Part`, or null
     int64_t since;
     TileSums sums;
+    DigitSums digit_sums;
 
     void spend(Part part) {
         if (!spent) return;
@@ -172,10 +185,16 @@ struct Worker {
         auto last = [&] {
             for (int64_t d = 0; norm && d < decoder.hidden; d += 32) _mm_prefetch((const char *)(norm + d), _MM_HINT_T0);
         };
-        if (by_tiles(m)) {
+        if (decoder.tiles && m.scales) {
+            by_digit_panels(m, m.outputs, TILE_PANEL, [&](const DigitTiles &digits, int64_t from, int64_t output) {
+                bfloat16 *to = y + from * m.outputs;
+                digit_panel(digits, (const int8_t *)m.weights, m.scales, m.bias, to, m.outputs, output, digit_sums);
+            });
+            last();
+        } else if (decoder.tiles) {
             by_tile_panels(m, x, m.outputs, TILE_PANEL, [&](const Tiles &tiles, int64_t from, int64_t output) {
                 bfloat16 *to = y + from * m.outputs;
-                tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, to, m.outputs, output, sums);
+                tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, to, m.inputs, m.outputs, output, sums);
             });
             last();
         } else {
@@ -198,33 +217,57 @@ struct Worker {
         }
     }
 
-    // one(tiles of x, their first row, output) for all blocks of rows and all panels of so many outputs. Few rows are packed
-    // by each thread for itself, which takes less time than to wait for others.
+    // one(tiles of x, their first row, output) for all blocks of rows and all panels of so many outputs.
     template <typename F>
     void by_tile_panels(const Matrix &m, const bfloat16 *x, int64_t outputs, int64_t panel, F one) {
         for (int64_t from = 0; from < batch.count; from += tile_block(m.inputs)) {
-            bool own = batch.count <= SIDE;
-            char *room = between.packed + (own ? thread * between.each : 0);
-            Tiles tiles = {least(tile_block(m.inputs), batch.count - from), m.inputs, (uint32_t *)room};
-            const bfloat16 *rows = x + from * m.inputs;
-            if (own)
-                tiles.pack(rows);
-            else
-                team.share(tiles.count * tiles.steps, [&](int64_t i) { tiles.pack(rows, i / tiles.steps, i % tiles.steps); });
+            Tiles tiles = tiles_of(least(tile_block(m.inputs), batch.count - from), m.inputs, room_to_pack());
+            const char *rows = (const char *)(x + from * m.inputs);
+            pack(tiles.count * tiles.pieces, [&](int64_t i) {
+                tiles.pack(rows, 2 * m.inputs, 2 * m.inputs, i / tiles.pieces, i % tiles.pieces);
+            });
             sums.begin(tiles);
             team.share((outputs + panel - 1) / panel, [&](int64_t i) { one(tiles, from, i * panel); });
         }
+    }
+
+    // The same of digits that were made ready.
+    template <typename F>
+    void by_digit_panels(const Matrix &m, int64_t outputs, int64_t panel, F one) {
+        for (int64_t from = 0; from < batch.count; from += DIGIT_BLOCK) {
+            const char *ready = between.ready + from * digits_bytes(m.inputs);
+            DigitTiles digits(ready, least(DIGIT_BLOCK, batch.count - from), m.inputs, room_to_pack());
+            pack(digits.tiles.count * digits.tiles.pieces, [&](int64_t i) { digits.pack(i); });
+            digit_sums.begin(digits.tiles);
+            team.share((outputs + panel - 1) / panel, [&](int64_t i) { one(digits, from, i * panel); });
+        }
+    }
+
+    // Few rows are packed by each thread for itself, which takes less time than to wait for others.
+    bool packs_alone() const { return batch.count <= SIDE; }
+    char *room_to_pack() const { return between.packed + (packs_alone() ? thread * between.each : 0); }
+
+    template <typename F>
+    void pack(int64_t parts, F one) {
+        if (!packs_alone()) return team.share(parts, one);
+        for (int64_t i = 0; i < parts; i++) one(i);
     }
 
     // silu(gate) * up of x, whose rows were made ready: between.inner.
     void gate(const Layer &layer) {
         const Matrix &m = layer.gate_up;
         int64_t size = layer.down.inputs;
-        if (by_tiles(m) && size % SIDE == 0) {
-            by_tile_panels(m, between.normed, size, SIDE, [&](const Tiles &tiles, int64_t from, int64_t output) {
-                bfloat16 *to = between.inner + from * size;
-                gated_tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, to, size, output, sums);
-            });
+        if (gates_at_once(decoder, layer)) {
+            if (m.scales)
+                by_digit_panels(m, size, SIDE, [&](const DigitTiles &digits, int64_t from, int64_t output) {
+                    bfloat16 *to = between.inner + from * size;
+                    gated_digit_panel(digits, (const int8_t *)m.weights, m.scales, m.bias, to, size, output, digit_sums);
+                });
+            else
+                by_tile_panels(m, between.normed, size, SIDE, [&](const Tiles &tiles, int64_t from, int64_t output) {
+                    bfloat16 *to = between.inner + from * size;
+                    gated_tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, to, m.inputs, size, output, sums);
+                });
             spend(LINEARS);
             if (by_tiles(layer.down)) return;
             team.share(batch.count, [&](int64_t t) { make_ready(layer.down, between.inner, t); });

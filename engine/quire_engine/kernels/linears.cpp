@@ -3,9 +3,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "int8_linears.h"
+#include "int8_tiles.h"
 #include "linears.h"
-#include "tiles.h"
 
 namespace {
 
@@ -52,23 +51,56 @@ int allow_tiles() {
 }
 
 // As `linear_room` and `linear_bfloat16`, by tiles.
-int64_t linear_tiles_room(int64_t rows, int64_t inputs) { return Tiles::bytes(least(rows, tile_block(inputs)), inputs); }
+int64_t linear_tiles_room(int64_t rows, int64_t inputs) {
+    return tiles_of(least(rows, tile_block(inputs)), inputs, nullptr).bytes();
+}
 
-void linear_tiles(const bfloat16 *x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, uint32_t *room,
+void linear_tiles(const bfloat16 *x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, void *room,
                   int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     for (int64_t from = 0; from < rows; from += tile_block(inputs)) {
-        Tiles tiles = {least(tile_block(inputs), rows - from), inputs, room};
-        int64_t parts = tiles.count * tiles.steps, panels = (outputs + TILE_PANEL - 1) / TILE_PANEL;
+        Tiles tiles = tiles_of(least(tile_block(inputs), rows - from), inputs, room);
+        const char *first = (const char *)(x + from * inputs);
+        int64_t parts = tiles.count * tiles.pieces, panels = (outputs + TILE_PANEL - 1) / TILE_PANEL;
 #pragma omp parallel num_threads(threads) if (tiles.rows * inputs * outputs > WORTH_THREADS)
         {
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < parts; i++) tiles.pack(x + from * inputs, i / tiles.steps, i % tiles.steps);
+            for (int64_t i = 0; i < parts; i++)
+                tiles.pack(first, 2 * inputs, 2 * inputs, i / tiles.pieces, i % tiles.pieces);
             TileSums sums;
             sums.begin(tiles);
 #pragma omp for schedule(static)
             for (int64_t one = 0; one < panels; one++)
-                tile_panel(tiles, weights, bias, y + from * outputs, outputs, one * TILE_PANEL, sums);
+                tile_panel(tiles, weights, bias, y + from * outputs, inputs, outputs, one * TILE_PANEL, sums);
             sums.done();
+        }
+    }
+}
+
+// As `linear_room` and `linear_int8`, by tiles.
+int64_t linear_int8_tiles_room(int64_t rows, int64_t inputs) {
+    int64_t block = least(rows, DIGIT_BLOCK);
+    return block * digits_bytes(inputs) + DigitTiles(nullptr, block, inputs, nullptr).tiles.bytes();
+}
+
+void linear_int8_tiles(const bfloat16 *x, const int8_t *weights, const float *scales, const bfloat16 *bias, bfloat16 *y,
+                       char *room, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+    int64_t each = digits_bytes(inputs), panels = (outputs + TILE_PANEL - 1) / TILE_PANEL;
+    for (int64_t from = 0; from < rows; from += DIGIT_BLOCK) {
+        int64_t count = least(DIGIT_BLOCK, rows - from);
+        DigitTiles digits(room, count, inputs, room + count * each);
+        int64_t parts = digits.tiles.count * digits.tiles.pieces;
+#pragma omp parallel num_threads(threads) if (count * inputs * outputs > WORTH_THREADS)
+        {
+#pragma omp for schedule(static)
+            for (int64_t r = 0; r < count; r++) to_digits(x + (from + r) * inputs, inputs, (Digits *)(room + r * each));
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < parts; i++) digits.pack(i);
+            DigitSums sums;
+            sums.begin(digits.tiles);
+#pragma omp for schedule(static)
+            for (int64_t one = 0; one < panels; one++)
+                digit_panel(digits, weights, scales, bias, y + from * outputs, outputs, one * TILE_PANEL, sums);
+            TileSums::done();
         }
     }
 }

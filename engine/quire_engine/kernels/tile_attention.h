@@ -29,8 +29,9 @@ class TileAttention {
                        int64_t from, int64_t to, const Bounds &bounds, const Shape &shape, Sums &sums) {
         alignas(64) uint32_t packed[TILE * WIDEST / 2];
         alignas(64) TileAttention own;
-        Tiles queries = {rows, shape.size, packed};
-        queries.pack(q);
+        Tiles queries = tiles_of(rows, shape.size, packed);
+        for (int64_t i = 0; i < queries.count * queries.pieces; i++)
+            queries.pack((const char *)q, 2 * shape.size, 2 * shape.size, i / queries.pieces, i % queries.pieces);
         begin(queries.each);
         sums.begin(rows, queries.count * queries.each, shape.size);
         memset(own.weights, 0, sizeof(own.weights));
@@ -77,7 +78,7 @@ class TileAttention {
             all_is_written();
             _tile_zero(0);
             _tile_zero(1);
-            for (int64_t s = 0; s < queries.steps; s++) {
+            for (int64_t s = 0; s < queries.pieces; s++) {
                 _tile_loadd(4, key + s * TILE_INPUTS, slot);
                 _tile_loadd(6, queries.at(0, s), line);
                 _tile_dpbf16ps(0, 4, 6);

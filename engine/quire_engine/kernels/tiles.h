@@ -9,15 +9,16 @@
 
 #include "elementwise.h"
 
-#define WITH_TILES __attribute__((target("amx-tile,amx-bf16")))
+#define WITH_TILES __attribute__((target("amx-tile,amx-bf16,amx-int8")))
 
 namespace {
 
 constexpr int64_t SIDE = 16;               // rows of a tile, and its columns of 32 bits
-constexpr int64_t TILE_INPUTS = 2 * SIDE;  // a step
+constexpr int64_t PIECE = 64;              // bytes of a row of a tile
+constexpr int64_t TILE_INPUTS = 2 * SIDE;  // in bfloat16, of a piece
 constexpr int64_t TILE_PANEL = 2 * SIDE;   // outputs that are multiplied at once
 constexpr int64_t TILE_BLOCK = 512;        // rows of x that weights pass at once, at most
-constexpr int64_t TILE_DEPTH = 16;         // steps whose weights are copied, to stay in the first-level cache
+constexpr int64_t TILE_DEPTH = 16;         // pieces of weights that are copied at once, where they have to be
 
 inline void transpose(__m512 *rows) {  // 16 x 16
     __m512 pairs[16];
@@ -62,9 +63,9 @@ WITH_TILES inline void configure(const int64_t *rows, const int64_t *columns) {
     _tile_loadconfig(&shapes);
 }
 
-// 32 neighbours, of which those past `count` are 0.
-inline __m512i neighbours(const bfloat16 *from, int64_t count) {
-    return _mm512_maskz_loadu_epi16(count >= TILE_INPUTS ? 0xffffffff : (1u << count) - 1, from);
+// 64 bytes, of which those past `count` are 0.
+inline __m512i piece(const char *from, int64_t count) {
+    return _mm512_maskz_loadu_epi8(count >= PIECE ? ~0ull : (1ull << count) - 1, from);
 }
 
 // Rows of x that weights pass at once: as many as stay in the second-level cache meanwhile, but no few for which all
@@ -74,71 +75,65 @@ inline int64_t tile_block(int64_t inputs) {
     return least(TILE_BLOCK, most(FEW, STAY / (2 * inputs) / SIDE * SIDE));
 }
 
-// Rows of x, at most TILE_BLOCK, packed: [tiles, steps, 16 pairs of inputs, rows of a tile], in lanes of 32 bits.
+// Rows of x in pieces of 64 bytes, packed: [tiles, pieces, 16 lanes, rows of a tile], in lanes of 32 bits.
 struct Tiles {
-    int64_t rows, inputs;
+    int64_t rows, pieces;
     uint32_t *start;
     int64_t count = most(1, (rows + SIDE - 1) / SIDE), each = (rows + count - 1) / count;  // tiles, and rows of each
-    int64_t steps = (inputs + TILE_INPUTS - 1) / TILE_INPUTS;
 
-    static int64_t bytes(int64_t rows, int64_t inputs) {
-        Tiles tiles = {rows, inputs, nullptr};
-        return tiles.count * tiles.steps * SIDE * tiles.each * sizeof(uint32_t);
-    }
+    int64_t bytes() const { return count * pieces * SIDE * each * sizeof(uint32_t); }
+    uint32_t *at(int64_t tile, int64_t one) const { return start + (tile * pieces + one) * SIDE * each; }
 
-    uint32_t *at(int64_t tile, int64_t step) const { return start + (tile * steps + step) * SIDE * each; }
-
-    // Of [rows, inputs], the part that is one step of one tile.
-    void pack(const bfloat16 *x, int64_t tile, int64_t step) const {
-        int64_t from = tile * each, k = step * TILE_INPUTS;
-        uint32_t *to = at(tile, step);
+    // Of rows of `bytes`, `pitch` apart, one piece of those of one tile.
+    void pack(const char *x, int64_t pitch, int64_t bytes, int64_t tile, int64_t one) const {
+        uint32_t *to = at(tile, one);
         __m512 lanes[SIDE];
         for (int64_t r = 0; r < SIDE; r++) {
-            bool is_row = r < each && from + r < rows;
-            lanes[r] = is_row ? _mm512_castsi512_ps(neighbours(x + (from + r) * inputs + k, inputs - k)) : _mm512_setzero_ps();
+            int64_t row = tile * each + r;
+            bool is_row = r < each && row < rows;
+            __m512i found = is_row ? piece(x + row * pitch + one * PIECE, bytes - one * PIECE) : _mm512_setzero_si512();
+            lanes[r] = _mm512_castsi512_ps(found);
         }
         if (each == 1) return _mm512_storeu_ps(to, lanes[0]);
         transpose(lanes);
-        for (int64_t pair = 0; pair < SIDE; pair++) _mm512_mask_storeu_ps(to + pair * each, first(each), lanes[pair]);
-    }
-
-    void pack(const bfloat16 *x) const {
-        for (int64_t i = 0; i < count * steps; i++) pack(x, i / steps, i % steps);
+        for (int64_t lane = 0; lane < SIDE; lane++) _mm512_mask_storeu_ps(to + lane * each, first(each), lanes[lane]);
     }
 };
 
+inline int64_t pieces_of(int64_t bytes) { return (bytes + PIECE - 1) / PIECE; }
+
+// Rows of bfloat16.
+inline Tiles tiles_of(int64_t rows, int64_t inputs, void *start) { return {rows, pieces_of(2 * inputs), (uint32_t *)start}; }
+
 // What is multiplied at once: two tiles' outputs, which need not be neighbours.
 struct TilePanel {
-    const bfloat16 *half[2];
+    const char *half[2];
     int64_t width[2];  // outputs of each, at most SIDE
-    int64_t inputs;
-    int64_t ahead;  // elements from here to the weights that come next
+    int64_t row;       // bytes of an output's weights
+    int64_t ahead;     // bytes from here to the weights that come next
 
-    // Of [outputs, inputs], the outputs from `output` on.
-    static TilePanel of(const bfloat16 *weights, int64_t inputs, int64_t outputs, int64_t output) {
+    // The outputs from `output` on.
+    static TilePanel of(const void *weights, int64_t row, int64_t outputs, int64_t output) {
         int64_t width = least(TILE_PANEL, outputs - output);
-        const bfloat16 *from = weights + output * inputs;
-        return {{from, from + SIDE * inputs}, {least(SIDE, width), most(0, width - SIDE)}, inputs, TILE_PANEL * inputs};
+        const char *from = (const char *)weights + output * row;
+        return {{from, from + SIDE * row}, {least(SIDE, width), most(0, width - SIDE)}, row, TILE_PANEL * row};
     }
 
-    // Of gates [size, inputs] with as many factors behind them, SIDE each.
-    static TilePanel gated(const bfloat16 *weights, int64_t inputs, int64_t size, int64_t output) {
-        const bfloat16 *from = weights + output * inputs;
-        return {{from, from + size * inputs}, {SIDE, SIDE}, inputs, SIDE * inputs};
+    // SIDE gates, and as many factors `size` outputs behind them.
+    static TilePanel gated(const void *weights, int64_t row, int64_t size, int64_t output) {
+        const char *from = (const char *)weights + output * row;
+        return {{from, from + size * row}, {SIDE, SIDE}, row, SIDE * row};
     }
 
-    bool is_whole() const { return width[0] == SIDE && width[1] == SIDE && inputs % TILE_INPUTS == 0; }
+    bool is_whole() const { return width[0] == SIDE && width[1] == SIDE && row % PIECE == 0; }
 
-    // `steps` of them from `step` on, [steps, 2, 16 outputs, 32 inputs]: zeros past the last output and the last input.
-    void copy(int64_t step, int64_t steps, bfloat16 *to) const {
-        for (int64_t k = step * TILE_INPUTS; steps > 0; steps--, k += TILE_INPUTS)
+    // `count` pieces from `one` on, [pieces, 2, 16 outputs]: zeros past the last output and the last input.
+    void copy(int64_t one, int64_t count, char *to) const {
+        for (int64_t k = one * PIECE; count > 0; count--, k += PIECE)
             for (int h = 0; h < 2; h++)
-                for (int64_t o = 0; o < SIDE; o++, to += TILE_INPUTS) {
-                    __m512i some = o < width[h] ? neighbours(half[h] + o * inputs + k, inputs - k) : _mm512_setzero_si512();
-                    _mm512_store_si512(to, some);
-                }
+                for (int64_t o = 0; o < SIDE; o++, to += PIECE)
+                    _mm512_store_si512(to, o < width[h] ? piece(half[h] + o * row + k, row - k) : _mm512_setzero_si512());
     }
-
 };
 
 // What is read ahead of its use: the weights that come next, from their first to their last, which the processor's own
@@ -146,7 +141,7 @@ struct TilePanel {
 struct AheadOfTiles {
     const char *next[2];
 
-    explicit AheadOfTiles(const TilePanel &w) : next{(const char *)(w.half[0] + w.ahead), (const char *)(w.half[1] + w.ahead)} {}
+    explicit AheadOfTiles(const TilePanel &w) : next{w.half[0] + w.ahead, w.half[1] + w.ahead} {}
 
     void read(int64_t lines) {
         for (int h = 0; h < 2; h++)
@@ -167,17 +162,17 @@ class TileSums {
 
     void multiply(const Tiles &x, const TilePanel &w) {
         bool in_place = w.is_whole();
-        int64_t depth = in_place ? x.steps : TILE_DEPTH;
+        int64_t depth = in_place ? x.pieces : TILE_DEPTH;
         AheadOfTiles ahead(w);
-        for (int64_t step = 0; step < x.steps; step += depth) {
-            int64_t steps = least(depth, x.steps - step);
-            if (!in_place) w.copy(step, steps, copied);
+        for (int64_t one = 0; one < x.pieces; one += depth) {
+            int64_t count = least(depth, x.pieces - one);
+            if (!in_place) w.copy(one, count, copied);
             for (int64_t tile = 0; tile < x.count; tile += 2) {
                 bool two = tile + 1 < x.count;
                 if (in_place)
-                    two ? add<true, true>(x, tile, w, step, steps, ahead) : add<false, true>(x, tile, w, step, steps, ahead);
+                    two ? add<true, true>(x, tile, w, one, count, ahead) : add<false, true>(x, tile, w, one, count, ahead);
                 else
-                    two ? add<true, false>(x, tile, w, step, steps, ahead) : add<false, false>(x, tile, w, step, steps, ahead);
+                    two ? add<true, false>(x, tile, w, one, count, ahead) : add<false, false>(x, tile, w, one, count, ahead);
             }
         }
     }
@@ -188,11 +183,11 @@ class TileSums {
    private:
     // Adds the products of a tile of x, or of two. The processor's tiles 0 to 3 are sums, 4 and 5 weights, 6 and 7 x.
     template <bool TWO, bool IN_PLACE>
-    WITH_TILES void add(const Tiles &x, int64_t tile, const TilePanel &w, int64_t step, int64_t steps, AheadOfTiles &ahead) {
-        const int64_t line = 4 * x.each, row = 2 * (IN_PLACE ? w.inputs : TILE_INPUTS);
+    WITH_TILES void add(const Tiles &x, int64_t tile, const TilePanel &w, int64_t from, int64_t count, AheadOfTiles &ahead) {
+        const int64_t line = 4 * x.each, row = IN_PLACE ? w.row : PIECE;
         auto &mine = sums[tile], &more = sums[tile + TWO];
         all_is_written();
-        if (step == 0) {
+        if (from == 0) {
             _tile_zero(0);
             _tile_zero(1);
             if (TWO) _tile_zero(2);
@@ -205,18 +200,17 @@ class TileSums {
         }
         int64_t turns = (x.count + 1) / 2, turn = tile / 2;  // all pairs of tiles take part in reading ahead
         int64_t lines = SIDE * (turn + 1) / turns - SIDE * turn / turns;
-        for (int64_t s = 0; s < steps; s++) {
-            int64_t k = (step + s) * TILE_INPUTS;
-            const bfloat16 *near = copied + s * TILE_PANEL * TILE_INPUTS;
-            const uint32_t *rows = x.at(tile, step + s);
+        for (int64_t one = from; one < from + count; one++) {
+            const char *near = copied + (one - from) * TILE_PANEL * PIECE;
+            const uint32_t *rows = x.at(tile, one);
             ahead.read(lines);
-            _tile_loadd(4, IN_PLACE ? w.half[0] + k : near, row);
+            _tile_loadd(4, IN_PLACE ? w.half[0] + one * PIECE : near, row);
             _tile_loadd(6, rows, line);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(5, IN_PLACE ? w.half[1] + k : near + SIDE * TILE_INPUTS, row);
+            _tile_loadd(5, IN_PLACE ? w.half[1] + one * PIECE : near + SIDE * PIECE, row);
             _tile_dpbf16ps(1, 5, 6);
             if (!TWO) continue;
-            _tile_loadd(7, rows + x.steps * SIDE * x.each, line);
+            _tile_loadd(7, rows + x.pieces * SIDE * x.each, line);
             _tile_dpbf16ps(2, 4, 7);
             _tile_dpbf16ps(3, 5, 7);
         }
@@ -227,7 +221,7 @@ class TileSums {
     }
 
     alignas(64) float sums[TILE_BLOCK / SIDE][2][SIDE * SIDE];  // of each tile of x: [outputs, rows]
-    alignas(64) bfloat16 copied[TILE_DEPTH * TILE_PANEL * TILE_INPUTS];
+    alignas(64) char copied[TILE_DEPTH * TILE_PANEL * PIECE];
 };
 
 // Writes `width` of 16 outputs, each with `rows` rows of x, to the rows of y, `stride` elements apart.
@@ -264,10 +258,10 @@ inline __m512 with_bias(const float *sums, const bfloat16 *bias, int64_t i) {
     return bias ? _mm512_add_ps(sum, widened(_mm256_set1_epi16(bias[i]))) : sum;
 }
 
-// y [rows, outputs], the outputs of a panel from `output` on. `bias` [outputs] may be null.
-inline void tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, int64_t outputs,
-                       int64_t output, TileSums &sums) {
-    TilePanel panel = TilePanel::of(weights, x.inputs, outputs, output);
+// y [rows, outputs], the outputs of a panel from `output` on, of x [rows, inputs]. `bias` [outputs] may be null.
+inline void tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, int64_t inputs,
+                       int64_t outputs, int64_t output, TileSums &sums) {
+    TilePanel panel = TilePanel::of(weights, 2 * inputs, outputs, output);
     sums.multiply(x, panel);
     for (int64_t tile = 0, from = 0; tile < x.count; tile++, from += x.each)
         for (int h = 0; h < 2 && panel.width[h]; h++) {
@@ -281,9 +275,9 @@ inline void tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *
 
 // silu(gate) * up for SIDE outputs from `output` on, of weights [2 * size, inputs]: y [rows, size]. As `tile_panel` and
 // `silu_and_mul` behind it, to the last bit.
-inline void gated_tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, int64_t size,
-                             int64_t output, TileSums &sums) {
-    sums.multiply(x, TilePanel::gated(weights, x.inputs, size, output));
+inline void gated_tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, int64_t inputs,
+                             int64_t size, int64_t output, TileSums &sums) {
+    sums.multiply(x, TilePanel::gated(weights, 2 * inputs, size, output));
     const bfloat16 *added[] = {bias ? bias + output : nullptr, bias ? bias + size + output : nullptr};
     for (int64_t tile = 0, from = 0; tile < x.count; tile++, from += x.each) {
         __m512 turned[SIDE];
