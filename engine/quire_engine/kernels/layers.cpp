@@ -147,7 +147,6 @@ struct Worker {
     int64_t *spent;  // nanoseconds by `Part`, or null
     int64_t since;
     TileSums sums;
-    DigitSums digit_sums;
 
     void spend(Part part) {
         if (!spent) return;
@@ -188,7 +187,7 @@ struct Worker {
         if (decoder.tiles && m.scales) {
             by_digit_panels(m, m.outputs, TILE_PANEL, [&](const DigitTiles &digits, int64_t from, int64_t output) {
                 bfloat16 *to = y + from * m.outputs;
-                digit_panel(digits, (const int8_t *)m.weights, m.scales, m.bias, to, m.outputs, output, digit_sums);
+                digit_panel(digits, (const int8_t *)m.weights, m.scales, m.bias, to, m.outputs, output, sums);
             });
             last();
         } else if (decoder.tiles) {
@@ -222,10 +221,8 @@ struct Worker {
     void by_tile_panels(const Matrix &m, const bfloat16 *x, int64_t outputs, int64_t panel, F one) {
         for (int64_t from = 0; from < batch.count; from += tile_block(m.inputs)) {
             Tiles tiles = tiles_of(least(tile_block(m.inputs), batch.count - from), m.inputs, room_to_pack());
-            const char *rows = (const char *)(x + from * m.inputs);
-            pack(tiles.count * tiles.pieces, [&](int64_t i) {
-                tiles.pack(rows, 2 * m.inputs, 2 * m.inputs, i / tiles.pieces, i % tiles.pieces);
-            });
+            const bfloat16 *rows = x + from * m.inputs;
+            pack(tiles.count * tiles.pieces, [&](int64_t i) { tiles.pack(rows, m.inputs, i); });
             sums.begin(tiles);
             team.share((outputs + panel - 1) / panel, [&](int64_t i) { one(tiles, from, i * panel); });
         }
@@ -238,7 +235,7 @@ struct Worker {
             const char *ready = between.ready + from * digits_bytes(m.inputs);
             DigitTiles digits(ready, least(DIGIT_BLOCK, batch.count - from), m.inputs, room_to_pack());
             pack(digits.tiles.count * digits.tiles.pieces, [&](int64_t i) { digits.pack(i); });
-            digit_sums.begin(digits.tiles);
+            sums.begin(digits.tiles);
             team.share((outputs + panel - 1) / panel, [&](int64_t i) { one(digits, from, i * panel); });
         }
     }
@@ -261,7 +258,7 @@ struct Worker {
             if (m.scales)
                 by_digit_panels(m, size, SIDE, [&](const DigitTiles &digits, int64_t from, int64_t output) {
                     bfloat16 *to = between.inner + from * size;
-                    gated_digit_panel(digits, (const int8_t *)m.weights, m.scales, m.bias, to, size, output, digit_sums);
+                    gated_digit_panel(digits, (const int8_t *)m.weights, m.scales, m.bias, to, size, output, sums);
                 });
             else
                 by_tile_panels(m, between.normed, size, SIDE, [&](const Tiles &tiles, int64_t from, int64_t output) {

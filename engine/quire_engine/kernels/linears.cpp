@@ -59,13 +59,12 @@ void linear_tiles(const bfloat16 *x, const bfloat16 *weights, const bfloat16 *bi
                   int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     for (int64_t from = 0; from < rows; from += tile_block(inputs)) {
         Tiles tiles = tiles_of(least(tile_block(inputs), rows - from), inputs, room);
-        const char *first = (const char *)(x + from * inputs);
         int64_t parts = tiles.count * tiles.pieces, panels = (outputs + TILE_PANEL - 1) / TILE_PANEL;
 #pragma omp parallel num_threads(threads) if (tiles.rows * inputs * outputs > WORTH_THREADS)
         {
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < parts; i++)
-                tiles.pack(first, 2 * inputs, 2 * inputs, i / tiles.pieces, i % tiles.pieces);
+                tiles.pack(x + from * inputs, inputs, i);
             TileSums sums;
             sums.begin(tiles);
 #pragma omp for schedule(static)
@@ -95,12 +94,12 @@ void linear_int8_tiles(const bfloat16 *x, const int8_t *weights, const float *sc
             for (int64_t r = 0; r < count; r++) to_digits(x + (from + r) * inputs, inputs, (Digits *)(room + r * each));
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < parts; i++) digits.pack(i);
-            DigitSums sums;
+            TileSums sums;
             sums.begin(digits.tiles);
 #pragma omp for schedule(static)
             for (int64_t one = 0; one < panels; one++)
                 digit_panel(digits, weights, scales, bias, y + from * outputs, outputs, one * TILE_PANEL, sums);
-            TileSums::done();
+            sums.done();
         }
     }
 }

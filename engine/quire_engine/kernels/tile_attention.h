@@ -30,8 +30,7 @@ class TileAttention {
         alignas(64) uint32_t packed[TILE * WIDEST / 2];
         alignas(64) TileAttention own;
         Tiles queries = tiles_of(rows, shape.size, packed);
-        for (int64_t i = 0; i < queries.count * queries.pieces; i++)
-            queries.pack((const char *)q, 2 * shape.size, 2 * shape.size, i / queries.pieces, i % queries.pieces);
+        for (int64_t i = 0; i < queries.count * queries.pieces; i++) queries.pack(q, shape.size, i);
         begin(queries.each);
         sums.begin(rows, queries.count * queries.each, shape.size);
         memset(own.weights, 0, sizeof(own.weights));

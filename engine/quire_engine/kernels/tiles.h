@@ -84,19 +84,25 @@ struct Tiles {
     int64_t bytes() const { return count * pieces * SIDE * each * sizeof(uint32_t); }
     uint32_t *at(int64_t tile, int64_t one) const { return start + (tile * pieces + one) * SIDE * each; }
 
-    // Of rows of `bytes`, `pitch` apart, one piece of those of one tile.
-    void pack(const char *x, int64_t pitch, int64_t bytes, int64_t tile, int64_t one) const {
+    // One piece of the rows of one tile, where found(row, one) is that of a row.
+    template <typename F>
+    void pack(int64_t tile, int64_t one, F found) const {
         uint32_t *to = at(tile, one);
         __m512 lanes[SIDE];
         for (int64_t r = 0; r < SIDE; r++) {
-            int64_t row = tile * each + r;
-            bool is_row = r < each && row < rows;
-            __m512i found = is_row ? piece(x + row * pitch + one * PIECE, bytes - one * PIECE) : _mm512_setzero_si512();
-            lanes[r] = _mm512_castsi512_ps(found);
+            bool is_row = r < each && tile * each + r < rows;
+            lanes[r] = _mm512_castsi512_ps(is_row ? found(tile * each + r, one) : _mm512_setzero_si512());
         }
         if (each == 1) return _mm512_storeu_ps(to, lanes[0]);
         transpose(lanes);
         for (int64_t lane = 0; lane < SIDE; lane++) _mm512_mask_storeu_ps(to + lane * each, first(each), lanes[lane]);
+    }
+
+    // All of which there are `count * pieces`, of x [rows, inputs].
+    void pack(const bfloat16 *x, int64_t inputs, int64_t i) const {
+        pack(i / pieces, i % pieces, [=](int64_t row, int64_t one) {
+            return piece((const char *)(x + row * inputs) + one * PIECE, 2 * inputs - one * PIECE);
+        });
     }
 };
 
@@ -160,6 +166,8 @@ class TileSums {
     }
     WITH_TILES static void done() { _tile_release(); }
 
+    // With BYTES pieces are of int8, and sums are int32.
+    template <bool BYTES = false>
     void multiply(const Tiles &x, const TilePanel &w) {
         bool in_place = w.is_whole();
         int64_t depth = in_place ? x.pieces : TILE_DEPTH;
@@ -170,9 +178,9 @@ class TileSums {
             for (int64_t tile = 0; tile < x.count; tile += 2) {
                 bool two = tile + 1 < x.count;
                 if (in_place)
-                    two ? add<true, true>(x, tile, w, one, count, ahead) : add<false, true>(x, tile, w, one, count, ahead);
+                    two ? add<true, true, BYTES>(x, tile, w, one, count, ahead) : add<false, true, BYTES>(x, tile, w, one, count, ahead);
                 else
-                    two ? add<true, false>(x, tile, w, one, count, ahead) : add<false, false>(x, tile, w, one, count, ahead);
+                    two ? add<true, false, BYTES>(x, tile, w, one, count, ahead) : add<false, false, BYTES>(x, tile, w, one, count, ahead);
             }
         }
     }
@@ -182,7 +190,7 @@ class TileSums {
 
    private:
     // Adds the products of a tile of x, or of two. The processor's tiles 0 to 3 are sums, 4 and 5 weights, 6 and 7 x.
-    template <bool TWO, bool IN_PLACE>
+    template <bool TWO, bool IN_PLACE, bool BYTES>
     WITH_TILES void add(const Tiles &x, int64_t tile, const TilePanel &w, int64_t from, int64_t count, AheadOfTiles &ahead) {
         const int64_t line = 4 * x.each, row = IN_PLACE ? w.row : PIECE;
         auto &mine = sums[tile], &more = sums[tile + TWO];
@@ -206,13 +214,17 @@ class TileSums {
             ahead.read(lines);
             _tile_loadd(4, IN_PLACE ? w.half[0] + one * PIECE : near, row);
             _tile_loadd(6, rows, line);
-            _tile_dpbf16ps(0, 4, 6);
+            if (BYTES) _tile_dpbssd(0, 4, 6);
+            else _tile_dpbf16ps(0, 4, 6);
             _tile_loadd(5, IN_PLACE ? w.half[1] + one * PIECE : near + SIDE * PIECE, row);
-            _tile_dpbf16ps(1, 5, 6);
+            if (BYTES) _tile_dpbssd(1, 5, 6);
+            else _tile_dpbf16ps(1, 5, 6);
             if (!TWO) continue;
             _tile_loadd(7, rows + x.pieces * SIDE * x.each, line);
-            _tile_dpbf16ps(2, 4, 7);
-            _tile_dpbf16ps(3, 5, 7);
+            if (BYTES) _tile_dpbssd(2, 4, 7);
+            else _tile_dpbf16ps(2, 4, 7);
+            if (BYTES) _tile_dpbssd(3, 5, 7);
+            else _tile_dpbf16ps(3, 5, 7);
         }
         _tile_stored(0, mine[0], 4 * SIDE);
         _tile_stored(1, mine[1], 4 * SIDE);
