@@ -101,13 +101,21 @@ def main() -> None:
             for name in names:
                 case = CASES[name]
                 samples = case.requests(tokenizer, seed=100 * repeat + list(CASES).index(name))
-                for who, contender in contenders.items():
+                for who, contender in list(contenders.items()):
                     if isinstance(contender, Batched) and (isinstance(case, Conversations) or case.prefix):
                         continue  # a batch is of one length, and shares nothing
-                    found = measured(contender, samples, case.streams)
+                    try:
+                        found = measured(contender, samples, case.streams)
+                    except (RuntimeError, OSError) as error:
+                        if who.startswith("quire") or not has_ended(contender.process):
+                            raise
+                        print(f"{who} ended, and is left out from here on: {error}", flush=True)
+                        del contenders[who]
+                        continue
                     runs.setdefault((who, name), []).append(found)
                     print(f"{name}, {who}: " + ", ".join(f"{k} {found[k]:.1f}" for k in FIGURES), flush=True)
         figures["memory_mib"] = {name: round(memory_mib(one.process.pid)) for name, one in contenders.items()}
+    figures["ended_meanwhile"] = [who for who in figures["first_token_after_s"] if who not in contenders]
     for name in names:
         figures[name] = {who: summary(runs[who, name]) for who in contenders if (who, name) in runs}
     streamed = figures.get("one stream")
@@ -142,6 +150,13 @@ def measured(contender: Contender, samples: list[Sample], streams: int) -> dict[
     found = contender.run(samples, streams)
     used = processor_seconds(contender.process.pid) - before
     return {**found, "cpu_ms_per_token": used * 1000 / sum(one.output_len for one in samples)}
+
+
+def has_ended(process: subprocess.Popen[Any]) -> bool:
+    """Whether it has, or does within seconds."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    return process.poll() is not None
 
 
 def idle_share(contender: Contender) -> float:

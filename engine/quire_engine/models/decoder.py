@@ -158,12 +158,12 @@ class Decoder(nn.Module):
         together = self._together(x)
         if together is not None:
             x = together(x, rotations[self.rotary_of[0]], current_context())
-            if together.normed:
-                return x
         else:
             for layer, rotary in zip(self.layers.values(), self.rotary_of, strict=True):
                 x = layer(x, rotations[rotary])
-        out: torch.Tensor = x if self.norm is None else self.norm(x)
+        if self.norm is not None and not (together is not None and together.normed):
+            x = self.norm(x)
+        out: torch.Tensor = x
         return out
 
     def _together(self, x: torch.Tensor) -> LayersTogether | None:
