@@ -31,7 +31,7 @@ class DecodeRows:
         self._ends = self.ends.numpy()
         self._blocks = [-1] * len(rows)  # of its sequence, the one that each writes to
         self._to_slots = [0] * len(rows)  # what makes a slot there of a position
-        self.tables = self.ends  # [decodes, blocks] int64 on the device
+        self.tables = torch.empty(0, 0, dtype=torch.int64)  # [decodes, blocks] on the device
         self._stale = True  # whether `tables` are
 
     def give_blocks(self) -> None:

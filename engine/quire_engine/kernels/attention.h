@@ -1,9 +1,8 @@
 // Attention over the pages of a KV cache, which are read where they are.
 //
 // A row is one query head of one token. Rows that share a KV head are taken together: a tile of them goes over the keys
-// in chunks, see online_softmax.h. A token that decodes has its keys cut into parts, which
-// threads share and which are put together at the end (Flash-Decoding). Neither tiles of other sequences nor threads
-// change a row's result.
+// in chunks, see online_softmax.h. A token that decodes has its keys cut into parts, which threads share and which are
+// put together at the end (Flash-Decoding). Neither tiles of other sequences nor threads change a row's result.
 
 #pragma once
 
@@ -158,7 +157,7 @@ void one_tile(const Batch<T> &batch, int64_t sequence, int64_t kv_head, int64_t 
     int rows = (int)least(TILE, batch.tokens * group - first_row);
     alignas(64) float q[TILE * WIDEST];
     alignas(64) T unchanged[TILE * WIDEST];
-    const bool by_tiles = sizeof(T) == sizeof(bfloat16) && TileAttention::takes(shape, rows);
+    const bool by_tiles = sizeof(T) == sizeof(bfloat16) && TileAttention::takes(shape, batch.tokens);
     Sums sums;
     Bounds bounds;
     int64_t from = length, to = 0, places[TILE];

@@ -12,6 +12,7 @@ from quire_engine.kernels import cpu
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ALIGNMENT = 64
+_KEPT = 64 << 20  # bytes of room at most, from one call to the next: plans count what layers need as free behind them
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +152,8 @@ class AllLayers:
             self._room, self._size = torch.empty(wanted + _ALIGNMENT, dtype=torch.uint8), wanted
             self._start = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT
             self._library.run_layers(*pointers, self._start, self._size, threads, self.nanoseconds)
+        if self._size > _KEPT:
+            self._room, self._start, self._size = torch.empty(0, dtype=torch.uint8), 0, 0
         return x
 
 

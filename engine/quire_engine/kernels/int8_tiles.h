@@ -14,8 +14,9 @@ constexpr int64_t MOST_IN_TILE = SIDE / DIGITS;  // rows of x
 // Rows of x, `ready` as `to_digits` leaves them: of each 64 inputs a digit is a piece.
 struct DigitTiles {
     const char *ready;
-    int64_t rows, inputs, each;  // of a tile
-    Tiles tiles;
+    int64_t rows, inputs;
+    int64_t each;  // rows of a tile
+    Tiles tiles;   // whose own rows are digits
 
     DigitTiles(const char *ready, int64_t rows, int64_t inputs, void *start) : ready(ready), rows(rows), inputs(inputs) {
         int64_t count = most(1, (rows + MOST_IN_TILE - 1) / MOST_IN_TILE);

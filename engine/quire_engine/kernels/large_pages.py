@@ -7,6 +7,7 @@ import ctypes
 import math
 import mmap
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -15,8 +16,8 @@ from torch import nn
 
 LEAST = 1 << 20
 """Bytes of a tensor that are worth it."""
-_ALIGNMENT = 64
-_AHEAD = 4 << 20  # bytes, two large pages
+_KINDS = (torch.bfloat16, torch.float16, torch.float32, torch.int8)  # not numbers that places are told by
+_AHEAD = 4 << 20  # bytes of each tensor, two large pages
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, of Linux since 5.14
 _ASKED = getattr(mmap, "MADV_HUGEPAGE", None)  # of Linux alone
 
@@ -28,19 +29,21 @@ def zeros(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def move_to_large_pages(model: nn.Module) -> None:
-    """Give the model's large weights on the CPU other memory, all of it together, which holds zeros so far."""
-    large = [p for p in model.parameters() if p.device.type == "cpu" and p.nbytes >= LEAST and p.is_contiguous()]
-    sizes = [-(-t.nbytes // _ALIGNMENT) * _ALIGNMENT for t in large]
-    memory, at = _memory(sum(sizes)), 0
-    for tensor, size in zip(large, sizes, strict=True):
-        tensor.data = memory[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        at += size
+    """Give the model's large weights on the CPU other memory, of zeros, before they are filled.
+
+    Each its own, which goes when it goes; neighbours share large pages. Weights that others are views of stay.
+    """
+    users = Counter(p.untyped_storage().data_ptr() for p in model.parameters())
+    for weight in model.parameters():
+        whole = weight.is_contiguous() and users[weight.untyped_storage().data_ptr()] == 1
+        if weight.device.type == "cpu" and weight.dtype in _KINDS and weight.nbytes >= LEAST and whole:
+            weight.data = zeros(tuple(weight.shape), weight.dtype)
 
 
 class PagesAhead:
     """Has tensors [rows, ...] take memory a little before their rows are first written to, by a thread beside.
 
-    A large page is filled with zeros when it is taken, and that of each layer where all are written to alike.
+    A large page is filled with zeros when it is taken, and layers, which are written to alike, take theirs in one step.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -54,7 +57,8 @@ class PagesAhead:
         first = self._taken
         if first < self._rows and row + self._ahead // 2 >= first:
             self._taken = min(self._rows, row + self._ahead)
-            threading.Thread(target=self._take, args=(first, self._taken), daemon=True).start()
+            with suppress(RuntimeError):  # no thread can be started: pages come when they are written to
+                threading.Thread(target=self._take, args=(first, self._taken), daemon=True).start()
 
     def _take(self, first: int, end: int) -> None:
         madvise = getattr(ctypes.CDLL(None), "madvise", None)

@@ -87,6 +87,22 @@ struct Share {
     float *sums;    // of parts
 };
 
+// Whether all tokens decode, each of a sequence of its own, and none reads a page that another fills in this step: a full
+// page is shared from then on, at the same place of both sequences' tables.
+inline bool decode_apart(const Decoder &decoder, const Tokens &batch) {
+    const Span &span = batch.spans[0];
+    if (batch.num_spans != 1 || span.tokens != 1) return false;
+    for (int64_t t = 0; t < span.sequences; t++) {
+        if ((batch.slots[t] + 1) % decoder.page) continue;
+        int64_t filled = batch.slots[t] / decoder.page, place = (span.lengths[t] - 1) / decoder.page;
+        for (int64_t other = 0; other < span.sequences; other++)
+            if (span.lengths[other] - 1 > place * decoder.page && other != t &&
+                span.tables[other * span.stride + place] == filled)
+                return false;
+    }
+    return true;
+}
+
 // Bytes of a block of rows that this matrix meets, packed for tiles.
 inline int64_t bytes_packed(const Decoder &decoder, const Matrix &m, int64_t rows) {
     if (!decoder.tiles) return 0;
@@ -100,9 +116,10 @@ inline bool gates_at_once(const Decoder &decoder, const Layer &layer) {
 }
 
 struct Between {
-    char *ready;     // a linear's inputs as its weights meet them, where that is not by tiles
-    char *packed;    // and by tiles: of each thread where it packs for itself
+    char *ready;     // a linear's inputs as its weights meet them, or as they are packed: floats or digits
+    char *packed;    // what tiles meet, of each thread where it packs for itself
     int64_t each;    // bytes of that
+    bool apart;      // whether no sequence reads what another writes
     Share *shares;   // of each span
     bfloat16 *normed, *qkv, *attended, *both, *inner, *more;
 
@@ -118,6 +135,7 @@ struct Between {
                 if (m->scales || !decoder.tiles) most_ready = most(most_ready, row_bytes(m->inputs));
             }
         }
+        apart = decode_apart(decoder, batch);
         ready = room.take<char>(tokens * most_ready);
         packed = room.take<char>(decoder.tiles && tokens <= SIDE ? threads * each : each);
         shares = room.take<Share>(batch.num_spans);
@@ -155,11 +173,12 @@ struct Worker {
         since = now;
     }
 
-    bool by_tiles(const Matrix &matrix) const { return decoder.tiles && !matrix.scales; }
+    // Whether its rows of x are packed as they are.
+    bool packs_rows(const Matrix &matrix) const { return decoder.tiles && !matrix.scales; }
 
     // Row t of x as the weights of `matrix` meet it. Those that do by tiles take whole rows, and pack them.
     void make_ready(const Matrix &matrix, const bfloat16 *x, int64_t t) {
-        if (by_tiles(matrix)) return;
+        if (packs_rows(matrix)) return;
         x += t * matrix.inputs;
         if (matrix.scales)
             to_digits(x, matrix.inputs, (Digits *)(between.ready + t * digits_bytes(matrix.inputs)));
@@ -174,7 +193,7 @@ struct Worker {
 
     // Features from `from` on of row t of x, which come in parts.
     void make_part_ready(const Matrix &matrix, const bfloat16 *x, int64_t t, int64_t from, int64_t features) {
-        if (by_tiles(matrix)) return;
+        if (packs_rows(matrix)) return;
         widen(x + t * matrix.inputs + from, features, (float *)between.ready + t * stride_of(matrix.inputs) + from);
     }
 
@@ -266,7 +285,7 @@ struct Worker {
                     gated_tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, to, m.inputs, size, output, sums);
                 });
             spend(LINEARS);
-            if (by_tiles(layer.down)) return;
+            if (packs_rows(layer.down)) return;
             team.share(batch.count, [&](int64_t t) { make_ready(layer.down, between.inner, t); });
             return spend(REST);
         }
@@ -312,12 +331,12 @@ struct Worker {
                 span.lengths, span.sequences,    span.tokens, shape};
     }
 
-    // Attention, with what comes before and behind it, of a KV head and token at a time where no other needs it.
+    // Attention, with what comes before and behind it: of a KV head and token at a time where no other needs it.
     void attend(const Layer &layer) {
         const Decoder &d = decoder;
         int64_t features = d.heads / d.kv_heads * d.size, pieces = batch.count * d.kv_heads, last = batch.num_spans - 1;
         int64_t count = between.shares[last].first + between.shares[last].cut.count;
-        bool alone = last == 0 && batch.spans[0].tokens == 1 && count == pieces;
+        bool alone = between.apart && count == pieces;
         bool by_parts = alone && come_in_parts(layer.out, features);
         if (!alone) {
             team.share(pieces, [&](int64_t i) { turn_and_keep(layer, i / d.kv_heads, i % d.kv_heads); });
@@ -341,7 +360,7 @@ struct Worker {
             team.share(all.sequences * d.heads, [&](int64_t row) { items.join_row(row); });
         }
         spend(ATTENTION);
-        if (!by_parts && !by_tiles(layer.out))
+        if (!by_parts && !packs_rows(layer.out))
             team.share(batch.count, [&](int64_t t) { make_ready(layer.out, between.attended, t); });
     }
 

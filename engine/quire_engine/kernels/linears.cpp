@@ -47,7 +47,7 @@ void linear_bfloat16(const bfloat16 *x, const bfloat16 *weights, const bfloat16 
 // Whether the kernel lets this process use the processor's tiles, which it has to be asked for.
 int allow_tiles() {
     constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+    return COMPILED_WITH_TILES && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 }
 
 // As `linear_room` and `linear_bfloat16`, by tiles.

@@ -1,4 +1,4 @@
-// Threads that go through a chain of small pieces of work together, as the layers of one decode step are.
+// Threads that go through a chain of small pieces of work together, as the layers of one step are.
 //
 // A parallel loop of OpenMP for each piece would put threads to sleep and wake them some hundred times a step. Here they
 // meet at a barrier at which they spin for a moment before they sleep: long enough for neighbours that run, and little

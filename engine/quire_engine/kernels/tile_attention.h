@@ -19,9 +19,11 @@ inline const T *of_page(const T *first, const int64_t *table, int64_t position, 
 
 class TileAttention {
    public:
-    // Few rows wait for memory alone, which tiles wait for longer.
-    static bool takes(const Shape &shape, int64_t rows) {
-        return shape.tiles && rows > SIDE / 2 && shape.size % TILE_INPUTS == 0 && shape.page % SIDE == 0;
+    // Whether tokens of which each sequence has so many go this way. A token that decodes waits for memory alone unless many
+    // query heads share a KV head, and tiles wait for it longer. All parts of a prompt go one way, large or small.
+    static bool takes(const Shape &shape, int64_t tokens) {
+        bool few = tokens == 1 && shape.heads / shape.kv_heads <= SIDE / 2;
+        return shape.tiles && !few && shape.size % TILE_INPUTS == 0 && shape.page % SIDE == 0;
     }
 
     // As `attend`, for q [rows, size] in bfloat16.

@@ -1,15 +1,29 @@
-// Linear layers by the processor's products of tiles (AMX), for weights in bfloat16 and sums in float32.
+// Linear layers by the processor's products of tiles (AMX): weights in bfloat16 with sums in float32, and bytes with sums
+// in int32, of which int8_tiles.h makes linears.
 //
 // y^T = W x^T: a tile of weights, 16 outputs by 32 inputs, is read where the checkpoint has it. Tiles of x are packed for
 // it, 32 inputs by up to 16 rows: two neighbouring inputs of a row are one lane, and rows are neighbours. A row's sums
-// are taken in the order of its inputs, whatever other rows there are. Only processors that have these products may call
+// are taken in the order of its inputs, whatever other rows there are; bfloat16's denormals count as 0. Only processors that have these products may call
 // `Tiles`' functions, and only once the kernel allows it, see `allow_tiles`.
 
 #pragma once
 
 #include "elementwise.h"
 
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
 #define WITH_TILES __attribute__((target("amx-tile,amx-bf16,amx-int8")))
+constexpr bool COMPILED_WITH_TILES = true;
+#else  // a compiler that does not know them: `allow_tiles` says no, and nothing below is called
+#define WITH_TILES
+#define _tile_loadconfig(shapes) (void)(shapes)
+#define _tile_release()
+#define _tile_zero(tile)
+#define _tile_loadd(tile, from, pitch) (void)(from), (void)(pitch)
+#define _tile_stored(tile, to, pitch) (void)(to), (void)(pitch)
+#define _tile_dpbf16ps(sums, one, other)
+#define _tile_dpbssd(sums, one, other)
+constexpr bool COMPILED_WITH_TILES = false;
+#endif
 
 namespace {
 
@@ -232,7 +246,7 @@ class TileSums {
         if (TWO) _tile_stored(3, more[1], 4 * SIDE);
     }
 
-    alignas(64) float sums[TILE_BLOCK / SIDE][2][SIDE * SIDE];  // of each tile of x: [outputs, rows]
+    alignas(64) float sums[TILE_BLOCK / SIDE][2][SIDE * SIDE];  // of each tile of x: [outputs, rows]; of BYTES int32
     alignas(64) char copied[TILE_DEPTH * TILE_PANEL * PIECE];
 };
 

@@ -161,7 +161,8 @@ class Decoder(nn.Module):
         else:
             for layer, rotary in zip(self.layers.values(), self.rotary_of, strict=True):
                 x = layer(x, rotations[rotary])
-        if self.norm is not None and not (together is not None and together.normed):
+        normed = together is not None and together.normed
+        if self.norm is not None and not normed:
             x = self.norm(x)
         out: torch.Tensor = x
         return out

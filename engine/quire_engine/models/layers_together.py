@@ -28,7 +28,7 @@ class LayersTogether(nn.Module):
     """
 
     def __init__(self, run: AllLayers, attention: PagedAttention, *, normed: bool) -> None:
-        """`attention` is that of any of the layers; `normed` says whether the norm behind the last one is run too."""
+        """`attention` is that of a layer, without a window if there is one; `normed`: the last norm is run too."""
         super().__init__()
         self.run, self.leaves_to_torch, self.normed = run, attention.leaves_to_torch, normed
 
@@ -71,8 +71,9 @@ def layers_together(layers: Sequence[nn.Module], norm: nn.Module | None, library
         return None
     if plain[0].q_norm is not None and heads[0] is None:  # they differ
         return None
-    attention = layers[0].get_submodule("self_attn").attend
-    assert isinstance(attention, PagedAttention)
+    found = [layer.get_submodule("self_attn").attend for layer in layers]
+    attentions = [one for one in found if isinstance(one, PagedAttention)]
+    attention = next((one for one in attentions if one.window is None), attentions[0])
     last = None
     if norm is not None and type(norm) in _NORMS and _norms_of([norm]) == norms:
         last = norm.get_parameter("weight")

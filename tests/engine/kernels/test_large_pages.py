@@ -25,8 +25,9 @@ class Model(nn.Module):
         self.register_buffer("table", torch.ones(LEAST))
 
 
-def test_large_weights_lie_together_and_can_be_written() -> None:
+def test_large_weights_get_memory_that_can_be_written() -> None:
     model = Model()
+    before = model.large.data_ptr(), model.other.data_ptr()
     small, table = model.small.data_ptr(), model.get_buffer("table").data_ptr()
     move_to_large_pages(model)
     assert (model.large == 0).all()
@@ -37,9 +38,29 @@ def test_large_weights_lie_together_and_can_be_written() -> None:
     model.other.fill_(2.0)
     assert (model.large == 7).all()
     assert (model.other == 2.0).all()
-    assert model.large.untyped_storage().data_ptr() == model.other.untyped_storage().data_ptr()
+    assert (model.large.data_ptr(), model.other.data_ptr()) != before
     assert (model.small.data_ptr(), model.get_buffer("table").data_ptr()) == (small, table)
     assert (model.small == 1).all()
+
+
+def test_weights_that_others_are_views_of_stay_where_they_are() -> None:
+    model = Model()
+    model.view = nn.Parameter(model.large.detach()[: LEAST // 2], requires_grad=False)
+    before = model.large.data_ptr()
+    move_to_large_pages(model)
+    model.view.fill_(3)
+    assert model.large.data_ptr() == before
+    assert (model.large[: LEAST // 2] == 3).all()
+
+
+def test_memory_of_a_weight_goes_with_it() -> None:
+    model = Model()
+    model.large = nn.Parameter(torch.zeros(64 * LEAST, dtype=torch.int8), requires_grad=False)
+    move_to_large_pages(model)
+    model.large.fill_(1)
+    held = rss()
+    del model.large
+    assert rss() < held - 60 * LEAST
 
 
 def test_a_kernel_without_large_pages_gives_small_ones() -> None:
@@ -55,6 +76,10 @@ def test_too_much_memory_is_refused_as_torch_does() -> None:
     refused = mock.patch.object(mmap, "mmap", side_effect=OSError("Cannot allocate memory"))
     with refused, pytest.raises(RuntimeError, match="can't allocate memory: 1048576 bytes"):
         move_to_large_pages(model)
+
+
+def rss() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def resident(tensor: torch.Tensor) -> int:

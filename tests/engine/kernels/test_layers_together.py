@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from quire_engine import SamplingParams
+from quire_engine.attention.context import AttentionContext, attention_context
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineRequest
 from quire_engine.engine import build_engine
@@ -94,6 +95,27 @@ def test_answers_are_the_same_as_by_layers_one_by_one(
         assert (watched.calls > 0) == (most > 0)
     assert all(len(answer) == 12 for answer in found[0].values())
     assert found[1:] == [found[0]] * 3
+
+
+def test_a_page_that_one_sequence_fills_may_be_read_by_another(
+    library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags: dict[str, Any] = {"device": "cpu", "dtype": "bfloat16", "num_gpu_blocks_override": 4, "block_size": 8}
+    monkeypatch.setattr(cpu, "multiplies", True)
+    found = []
+    for most in (0, 96):
+        monkeypatch.setattr(cpu, "library", Watched(library, most))
+        core, _ = build_engine(EngineConfig(model=str(checkpoint("llama", tmp_path)), max_model_len=32, **flags))
+        model = core._executor._model  # type: ignore[union-attr]  # a runner's, on one rank
+        torch.manual_seed(0)
+        for layer in model.attention_layers():
+            layer.k_cache.normal_()
+            layer.v_cache.normal_()
+        tables = torch.tensor([[1, 2], [1, 0]])  # the second sequence fills page 1, and the first has all of it
+        context = AttentionContext(torch.tensor([16, 15]), 2, [9, 8], tables, [])
+        with torch.inference_mode(), attention_context(context):
+            found.append(model(torch.tensor([5, 6]), torch.tensor([8, 7])))
+    assert torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("family", ["llama"])
