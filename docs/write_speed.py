@@ -83,5 +83,4 @@ def _figures(name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     PAGE.write_text(with_tables(PAGE.read_text()))
-    prefix = {name: one for name, one in _figures("cpu_prefix")["shared prefix"].items() if name in ("quire", "vllm")}
-    DRAWING.write_text(drawing(_figures("cpu_short") | {"shared prefix": prefix}))
+    DRAWING.write_text(drawing(_figures("cpu_short")))
