@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -73,6 +74,7 @@ def _lead(
     on_lost, on_model = _on_lost(options.socket_folder), _on_model(replies)
     learned = Learned()
     core, info = build_engine(options.config, _on_phase(replies), on_lost, on_model, learned)
+    gc.freeze()  # what is there now stays: to look through it for garbage takes as long as some tokens
     try:
         replies.send(wire.encode(wire.Ready(info)))
         serve(core, AdapterLoads(core, context, requests), learned, requests, replies)
