@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -67,7 +68,7 @@ def _panel(title: str, ordered: Sequence[float]) -> str:
 
 def _round_up(value: float) -> float:
     """The next of 1, 2, 4, 8 or 10 times a power of ten, so that quarters are short numbers."""
-    if value <= 0:
+    if value < sys.float_info.min:  # 0, or so close to it that its power of ten is none
         return 1.0
     power: float = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value)

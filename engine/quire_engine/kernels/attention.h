@@ -256,7 +256,8 @@ struct Items {
     void operator()(int64_t item) const {
         int64_t rest = item / cut.parts, tile = rest % cut.tiles, kv_heads = batch.shape.kv_heads;
         if (cut.count == batch.sequences * kv_heads) read_ahead_of_next(rest / kv_heads, rest % kv_heads);
-        one_tile(batch, rest / cut.tiles / kv_heads, rest / cut.tiles % kv_heads, tile * TILE, item % cut.parts, cut.parts, room);
+        int64_t sequence = rest / cut.tiles / kv_heads, kv_head = rest / cut.tiles % kv_heads;
+        one_tile(batch, sequence, kv_head, tile * TILE, item % cut.parts, cut.parts, room);
     }
 
     // The keys and values of the sequence that comes next, of which each KV head of this one has its share read: a head's
@@ -273,7 +274,8 @@ struct Items {
             int64_t offset = (table[page] * shape.page + within) * slot, bytes = count * slot * sizeof(T);
             const T *both[] = {batch.keys, batch.values};
             for (const T *of : both)
-                for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch((const char *)(of + offset) + line, _MM_HINT_T2);
+                for (int64_t line = 0; line < bytes; line += 64)
+                    _mm_prefetch((const char *)(of + offset) + line, _MM_HINT_T2);
             at += count;
         }
     }

@@ -81,7 +81,8 @@ inline void gated_digit_panel(const DigitTiles &x, const int8_t *weights, const 
             __m512 both[2];
             for (int h = 0; h < 2; h++) {
                 int64_t own = output + h * size + i;
-                both[h] = rounded(y, of_digits(sums.of(tile, h) + i * SIDE, units, scales[own], bias ? bias + own : nullptr));
+                const float *digits = sums.of(tile, h) + i * SIDE;
+                both[h] = rounded(y, of_digits(digits, units, scales[own], bias ? bias + own : nullptr));
             }
             turned[i] = gated(y, both[0], both[1]);
         }

@@ -56,7 +56,8 @@ class TileAttention {
    private:
     // Tiles 0 and 1 are scores, 2 and 3 sums of values, 4 keys, 5 weights, 6 queries and 7 values.
     WITH_TILES static void begin(int64_t each) {
-        int64_t rows[] = {SIDE, SIDE, each, each, SIDE, each, SIDE, SIDE}, columns[] = {each, each, SIDE, SIDE, SIDE, SIDE, each, SIDE};
+        int64_t rows[] = {SIDE, SIDE, each, each, SIDE, each, SIDE, SIDE};
+        int64_t columns[] = {each, each, SIDE, SIDE, SIDE, SIDE, each, SIDE};
         configure(rows, columns);
     }
 
@@ -91,7 +92,8 @@ class TileAttention {
             if (two) _tile_stored(1, turned[1], 4 * SIDE);
             for (int64_t tile = 0; tile < queries.count; tile++) {
                 __m512 lanes[SIDE];
-                for (int i = 0; i < SIDE; i++) lanes[i] = _mm512_maskz_loadu_ps(first(queries.each), turned[tile] + i * SIDE);
+                for (int i = 0; i < SIDE; i++)
+                    lanes[i] = _mm512_maskz_loadu_ps(first(queries.each), turned[tile] + i * SIDE);
                 transpose(lanes);
                 float *to = scores + tile * queries.each * CHUNK + k;
                 for (int64_t r = 0; r < queries.each; r++) _mm512_storeu_ps(to + r * CHUNK, lanes[r]);
@@ -127,7 +129,7 @@ class TileAttention {
         }
         if (count % TILE_INPUTS == 0 || count % TILE_INPUTS > SIDE) return;
         for (int64_t b = 0; b < blocks; b++)  // the other half of the last step
-            memset(pairs + ((count / TILE_INPUTS * blocks + b) * SIDE + SIDE / 2) * SIDE, 0, SIDE / 2 * SIDE * sizeof(uint32_t));
+            memset(pairs + ((count / TILE_INPUTS * blocks + b) * SIDE + SIDE / 2) * SIDE, 0, SIDE / 2 * SIDE * 4);
     }
 
     WITH_TILES void add_values(const Tiles &queries, int64_t count, Sums &sums, int64_t size) {

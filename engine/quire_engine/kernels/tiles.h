@@ -3,8 +3,8 @@
 //
 // y^T = W x^T: a tile of weights, 16 outputs by 32 inputs, is read where the checkpoint has it. Tiles of x are packed for
 // it, 32 inputs by up to 16 rows: two neighbouring inputs of a row are one lane, and rows are neighbours. A row's sums
-// are taken in the order of its inputs, whatever other rows there are; bfloat16's denormals count as 0. Only processors that have these products may call
-// `Tiles`' functions, and only once the kernel allows it, see `allow_tiles`.
+// are taken in the order of its inputs, whatever other rows there are; bfloat16's denormals count as 0. Only processors
+// that have these products may call what is `WITH_TILES`, and only once the kernel allows it, see `allow_tiles`.
 
 #pragma once
 
@@ -191,10 +191,9 @@ class TileSums {
             if (!in_place) w.copy(one, count, copied);
             for (int64_t tile = 0; tile < x.count; tile += 2) {
                 bool two = tile + 1 < x.count;
-                if (in_place)
-                    two ? add<true, true, BYTES>(x, tile, w, one, count, ahead) : add<false, true, BYTES>(x, tile, w, one, count, ahead);
-                else
-                    two ? add<true, false, BYTES>(x, tile, w, one, count, ahead) : add<false, false, BYTES>(x, tile, w, one, count, ahead);
+                auto add_two = in_place ? &TileSums::add<true, true, BYTES> : &TileSums::add<true, false, BYTES>;
+                auto add_one = in_place ? &TileSums::add<false, true, BYTES> : &TileSums::add<false, false, BYTES>;
+                (this->*(two ? add_two : add_one))(x, tile, w, one, count, ahead);
             }
         }
     }
@@ -205,7 +204,13 @@ class TileSums {
    private:
     // Adds the products of a tile of x, or of two. The processor's tiles 0 to 3 are sums, 4 and 5 weights, 6 and 7 x.
     template <bool TWO, bool IN_PLACE, bool BYTES>
-    WITH_TILES void add(const Tiles &x, int64_t tile, const TilePanel &w, int64_t from, int64_t count, AheadOfTiles &ahead) {
+    WITH_TILES void add(const Tiles &x, int64_t tile, const TilePanel &w, int64_t from, int64_t count,
+                        AheadOfTiles &ahead) {
+#define ADD_PRODUCT(sums, weights, x)   \
+    if (BYTES)                          \
+        _tile_dpbssd(sums, weights, x); \
+    else                                \
+        _tile_dpbf16ps(sums, weights, x)
         const int64_t line = 4 * x.each, row = IN_PLACE ? w.row : PIECE;
         auto &mine = sums[tile], &more = sums[tile + TWO];
         all_is_written();
@@ -228,18 +233,15 @@ class TileSums {
             ahead.read(lines);
             _tile_loadd(4, IN_PLACE ? w.half[0] + one * PIECE : near, row);
             _tile_loadd(6, rows, line);
-            if (BYTES) _tile_dpbssd(0, 4, 6);
-            else _tile_dpbf16ps(0, 4, 6);
+            ADD_PRODUCT(0, 4, 6);
             _tile_loadd(5, IN_PLACE ? w.half[1] + one * PIECE : near + SIDE * PIECE, row);
-            if (BYTES) _tile_dpbssd(1, 5, 6);
-            else _tile_dpbf16ps(1, 5, 6);
+            ADD_PRODUCT(1, 5, 6);
             if (!TWO) continue;
             _tile_loadd(7, rows + x.pieces * SIDE * x.each, line);
-            if (BYTES) _tile_dpbssd(2, 4, 7);
-            else _tile_dpbf16ps(2, 4, 7);
-            if (BYTES) _tile_dpbssd(3, 5, 7);
-            else _tile_dpbf16ps(3, 5, 7);
+            ADD_PRODUCT(2, 4, 7);
+            ADD_PRODUCT(3, 5, 7);
         }
+#undef ADD_PRODUCT
         _tile_stored(0, mine[0], 4 * SIDE);
         _tile_stored(1, mine[1], 4 * SIDE);
         if (TWO) _tile_stored(2, more[0], 4 * SIDE);
@@ -269,11 +271,12 @@ inline void store_turned(const __m512 *outputs, bfloat16 *y, int64_t stride, int
     __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     __mmask16 which = first(width);
     for (int64_t j = 0; j < 4; j++) {  // rows j, 4 + j, 8 + j and 12 + j
-        __m512i two[] = {_mm512_permutex2var_epi64(all[j], low, all[4 + j]), _mm512_permutex2var_epi64(all[j], high, all[4 + j])};
         for (int64_t i = 0; i < 2; i++) {
+            __m512i two = _mm512_permutex2var_epi64(all[j], i ? high : low, all[4 + j]);
             int64_t row = 8 * i + j;
-            if (row < rows) _mm256_mask_storeu_epi16(y + row * stride, which, _mm512_castsi512_si256(two[i]));
-            if (row + 4 < rows) _mm256_mask_storeu_epi16(y + (row + 4) * stride, which, _mm512_extracti64x4_epi64(two[i], 1));
+            bfloat16 *to = y + row * stride;
+            if (row < rows) _mm256_mask_storeu_epi16(to, which, _mm512_castsi512_si256(two));
+            if (row + 4 < rows) _mm256_mask_storeu_epi16(to + 4 * stride, which, _mm512_extracti64x4_epi64(two, 1));
         }
     }
 }
