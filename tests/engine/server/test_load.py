@@ -33,6 +33,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / 100  # user and system, in hundredths on Linux
 
 
+def wakes(pid: int) -> int:
+    """How often threads of a process have begun to run, so far."""
+    lines = [line for file in Path(f"/proc/{pid}/task").glob("*/status") for line in file.read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+
+
 def client() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_connect=120)
@@ -136,8 +142,11 @@ def test_an_idle_server_leaves_the_processor_alone(start_server: StartServer) ->
     server.client().completions.create(model="tiny", prompt="Return", max_tokens=2)
     time.sleep(1)  # what a request leaves to do
     processes = (server.process.pid, server.engine_pid())
-    before, begun = sum(map(cpu_seconds, processes)), time.monotonic()
+    before, woken, begun = sum(map(cpu_seconds, processes)), sum(map(wakes, processes)), time.monotonic()
     time.sleep(10)  # what is measured is a rate
-    used = (sum(map(cpu_seconds, processes)) - before) / (time.monotonic() - begun)
-    assert used < 0.01, f"{100 * used:.1f}% of a core while idle"
+    seconds = time.monotonic() - begun
+    woken, used = sum(map(wakes, processes)) - woken, sum(map(cpu_seconds, processes)) - before
+    # What a wake takes is the machine's: 0.3 ms where idle processors stay warm, 2.4 where they do not.
+    assert woken < 40 * seconds, f"{woken / seconds:.0f} wakes a second while idle"
+    assert used < 0.1 * seconds, f"{100 * used / seconds:.1f}% of a core while idle"
     until(lambda: " tok/s, generation " in server.log)  # of the ten seconds with the request
