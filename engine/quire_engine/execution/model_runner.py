@@ -23,6 +23,7 @@ from quire_engine.execution.model_spans import time_parts
 from quire_engine.execution.padded_decodes import LONGEST_SECONDS, PaddedDecodes
 from quire_engine.execution.pooling import Pooler
 from quire_engine.kernels.choice import by_gpu_kernels
+from quire_engine.kernels.greatest import greatest
 from quire_engine.memory_plan.plan import GIB
 from quire_engine.models.language_model import LanguageModel
 from quire_engine.sampling.logprobs import rank_hidden
@@ -185,7 +186,7 @@ class ModelRunner:
                 with self._profile.span("sampling"):
                     if not inputs.sampling.by_greatest:
                         logits = logits.float()
-                    chosen = choose(logits, inputs.sampling, self._drawing)
+                    chosen = choose(logits, inputs.sampling, self._drawing, greatest)
                     self._batch.keep(inputs, chosen.token_ids)
                     launched.bring(inputs.sampled, chosen)
         if inputs.prompt_logprobs:

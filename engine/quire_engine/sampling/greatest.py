@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from quire_engine.core.step import NO_TOKEN
-from quire_engine.kernels import cpu
 
 
 def greatest(logits: torch.Tensor) -> torch.Tensor:
@@ -16,9 +15,6 @@ def greatest(logits: torch.Tensor) -> torch.Tensor:
     """
     if logits.device.type != "cpu":
         return by_torch(logits)
-    library = cpu.library_for(logits) if logits.dtype == torch.bfloat16 else None
-    if library is not None:
-        return library.greatest(logits, NO_TOKEN)
     return torch.from_numpy(_by_numpy(logits.float().numpy()))
 
 

@@ -63,6 +63,8 @@ class Chosen:
 
 Draw = Callable[[torch.Tensor, SamplingBatch], torch.Tensor]
 """From probabilities [rows, vocab_size] float32, which may be written to, and the limits of a batch: [rows] int64."""
+Best = Callable[[torch.Tensor], torch.Tensor]
+"""As `greatest`."""
 
 
 def draw_within(probabilities: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
@@ -71,17 +73,17 @@ def draw_within(probabilities: torch.Tensor, batch: SamplingBatch) -> torch.Tens
     return draw(probabilities, batch.uniform)
 
 
-def choose(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_within) -> Chosen:
+def choose(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_within, best: Best = greatest) -> Chosen:
     """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to.
 
     They may be of less precision where the batch chooses `by_greatest`.
     """
     if not batch.logprobs:
-        return Chosen(sample(logits, batch, drawing))
+        return Chosen(sample(logits, batch, drawing, best))
     rows, counts = (list(column) for column in zip(*batch.logprobs, strict=True))
     on_device = torch.tensor(rows, dtype=torch.int64).to(logits.device)
     raw = logits[on_device]  # a copy, before anything is forbidden or scaled
-    token_ids = sample(logits, batch, drawing)
+    token_ids = sample(logits, batch, drawing, best)
     among = raw
     if batch.ranks_allowed:
         where = set(batch.ranks_allowed)
@@ -92,7 +94,9 @@ def choose(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_with
     return Chosen(token_ids, ranked, batch.logprobs)
 
 
-def sample(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_within) -> torch.Tensor:
+def sample(
+    logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_within, best: Best = greatest
+) -> torch.Tensor:
     """Choose a token for each row of `logits` [rows, vocab_size] float32, which may be written to: [rows] int64.
 
     `NO_TOKEN` for a row that holds NaN or infinity, or -infinity alone. It costs no look at the whole row: the greatest
@@ -100,11 +104,11 @@ def sample(logits: torch.Tensor, batch: SamplingBatch, drawing: Draw = draw_with
     """
     shape(logits, batch)
     if batch.all_greedy:
-        return greatest(logits)
+        return best(logits)
     probabilities = torch.softmax(logits / batch.temperature[:, None], dim=-1)
     wrong = _is_nan(probabilities)
     drawn = drawing(probabilities, batch)
-    chosen = torch.where(batch.greedy, greatest(logits), drawn) if batch.any_greedy else drawn
+    chosen = torch.where(batch.greedy, best(logits), drawn) if batch.any_greedy else drawn
     return chosen.masked_fill(wrong, NO_TOKEN)
 
 

@@ -17,7 +17,6 @@ from quire_engine.core.messages import EngineRequest
 from quire_engine.execution import model_runner
 from quire_engine.execution.model_runner import ModelRunner
 from quire_engine.execution.padded_decodes import Run
-from quire_engine.sampling import sampler
 from quire_engine.sampling.greatest import by_torch
 from quire_engine.sampling_params import SamplingParams
 from tests.engine.execution.test_padded_decodes import LLAMA, MORE_FAMILIES, answers, build, device, recorded
@@ -115,7 +114,7 @@ def test_from_the_latest_tokens_to_the_next_ones_the_host_looks_at_no_tensor(
         return watch.of_device(run)
 
     monkeypatch.setattr(engine, "capture_for", lambda device: capture)
-    monkeypatch.setattr(sampler, "greatest", by_torch)  # as on a GPU
+    monkeypatch.setattr(model_runner, "greatest", by_torch)  # as on a GPU
     drawing_on = model_runner.drawing_on
     monkeypatch.setattr(model_runner, "drawing_on", lambda device: watch.of_device(drawing_on(device)))
     cls, config = ALL[LLAMA]

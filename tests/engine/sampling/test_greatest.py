@@ -10,7 +10,8 @@ import torch
 
 from quire_engine.core.step import NO_TOKEN
 from quire_engine.kernels import cpu
-from quire_engine.sampling.greatest import by_torch, greatest
+from quire_engine.kernels.greatest import greatest
+from quire_engine.sampling.greatest import by_torch
 
 pytestmark = pytest.mark.usefixtures("by_library_or_not")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
