@@ -53,9 +53,8 @@ def library(library_file: Path, request: pytest.FixtureRequest) -> cpu.Library:
     from quire_engine.kernels import cpu
 
     if request.param == "tiles" and not cpu.flags_of_processor() >= cpu.MULTIPLY_TILES:
-        pytest.skip(
-            "the processor has no tiles"
-        )  # and its linears go by floats, which the other half of the tests hold
+        # Linears go by floats there, which the other half of these tests holds.
+        pytest.skip("the processor has no tiles")
     found = cpu.Library(library_file, tiles=request.param == "tiles")
     assert found.tiles == (request.param == "tiles")
     return found
