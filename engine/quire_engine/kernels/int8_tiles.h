@@ -54,39 +54,38 @@ inline __m512 of_digits(const float *sums, __m512 units, float scale, const bflo
 }
 
 // As `tile_panel`.
-inline void digit_panel(const DigitTiles &x, const int8_t *weights, const float *scales, const bfloat16 *bias,
-                        bfloat16 *y, int64_t outputs, int64_t output, TileSums &sums) {
-    TilePanel panel = TilePanel::of(weights, x.inputs, outputs, output);
-    sums.multiply<true>(x.tiles, panel);
+inline void digit_panel(const DigitTiles &x, const TilePanel &w, const TilePanel &next, const float *scales,
+                        const bfloat16 *bias, bfloat16 *y, int64_t outputs, TileSums &sums) {
+    sums.multiply<true>(x.tiles, w, next);
     for (int64_t tile = 0, from = 0; tile < x.tiles.count; tile++, from += x.each) {
         __m512 units = x.units(tile), turned[SIDE];
-        for (int h = 0; h < 2 && panel.width[h]; h++) {
-            int64_t at = output + h * SIDE;
+        for (int h = 0; h < 2 && w.width[h]; h++) {
+            int64_t at = w.output + h * SIDE;
             for (int64_t i = 0; i < SIDE; i++) {
-                int64_t own = at + least(i, panel.width[h] - 1);  // those past the last output are not stored
+                int64_t own = at + least(i, w.width[h] - 1);  // those past the last output are not stored
                 turned[i] = of_digits(sums.of(tile, h) + i * SIDE, units, scales[own], bias ? bias + own : nullptr);
             }
-            store_turned(turned, y + from * outputs + at, outputs, least(x.each, x.rows - from), panel.width[h]);
+            store_turned(turned, y + from * outputs + at, outputs, least(x.each, x.rows - from), w.width[h]);
         }
     }
 }
 
 // As `gated_tile_panel`.
-inline void gated_digit_panel(const DigitTiles &x, const int8_t *weights, const float *scales, const bfloat16 *bias,
-                              bfloat16 *y, int64_t size, int64_t output, TileSums &sums) {
-    sums.multiply<true>(x.tiles, TilePanel::gated(weights, x.inputs, size, output));
+inline void gated_digit_panel(const DigitTiles &x, const TilePanel &w, const TilePanel &next, const float *scales,
+                              const bfloat16 *bias, bfloat16 *y, int64_t size, TileSums &sums) {
+    sums.multiply<true>(x.tiles, w, next);
     for (int64_t tile = 0, from = 0; tile < x.tiles.count; tile++, from += x.each) {
         __m512 units = x.units(tile), turned[SIDE];
         for (int64_t i = 0; i < SIDE; i++) {
             __m512 both[2];
             for (int h = 0; h < 2; h++) {
-                int64_t own = output + h * size + i;
+                int64_t own = w.output + h * size + i;
                 const float *digits = sums.of(tile, h) + i * SIDE;
                 both[h] = rounded(y, of_digits(digits, units, scales[own], bias ? bias + own : nullptr));
             }
             turned[i] = gated(y, both[0], both[1]);
         }
-        store_turned(turned, y + from * size + output, size, least(x.each, x.rows - from), SIDE);
+        store_turned(turned, y + from * size + w.output, size, least(x.each, x.rows - from), SIDE);
     }
 }
 

@@ -26,7 +26,7 @@ struct Worker {
     const Decoder &decoder;
     const Tokens &batch;
     const Between &between;
-    Team &team;
+    Member team;
     int thread;
     int64_t *spent;  // nanoseconds by `Part`, or null
     int64_t since;
@@ -63,24 +63,14 @@ struct Worker {
         widen(x + t * matrix.inputs + from, features, (float *)between.ready + t * stride_of(matrix.inputs) + from);
     }
 
-    // y [tokens, outputs] of x, whose rows were made ready. `norm`, unless it is null, are the weights of the norm behind
-    // it: all that passed meanwhile has left no room for them in the caches.
-    void product(const Matrix &m, const bfloat16 *x, bfloat16 *y, const bfloat16 *norm = nullptr) {
+    // y [tokens, outputs] of x, whose rows were made ready. `after` are the weights that are met next. `norm`, unless it
+    // is null, are those of the norm behind it: all that passed meanwhile has left no room for them in the caches.
+    void product(const Matrix &m, const bfloat16 *x, bfloat16 *y, TilePanels after, const bfloat16 *norm = nullptr) {
         auto last = [&] {
             for (int64_t d = 0; norm && d < decoder.hidden; d += 32) _mm_prefetch((const char *)(norm + d), _MM_HINT_T0);
         };
-        if (decoder.tiles && m.scales) {
-            by_digit_panels(m, m.outputs, TILE_PANEL, [&](const DigitTiles &digits, int64_t from, int64_t output) {
-                bfloat16 *to = y + from * m.outputs;
-                digit_panel(digits, (const int8_t *)m.weights, m.scales, m.bias, to, m.outputs, output, sums);
-            });
-            last();
-        } else if (decoder.tiles) {
-            by_tile_panels(m, x, m.outputs, TILE_PANEL, [&](const Tiles &tiles, int64_t from, int64_t output) {
-                bfloat16 *to = y + from * m.outputs;
-                tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, to, m.inputs, m.outputs, output, sums);
-            });
-            last();
+        if (decoder.tiles) {
+            by_tile_panels(m, x, y, panels(m), after, last);
         } else {
             for (int64_t from = 0; from < batch.count; from += BLOCK)
                 team.share(panels_of(m.outputs), [&](int64_t one) { panel_of(m, y, from, one * PANEL); }, last);
@@ -101,27 +91,46 @@ struct Worker {
         }
     }
 
-    // one(tiles of x, their first row, output) for all blocks of rows and all panels of so many outputs.
-    template <typename F>
-    void by_tile_panels(const Matrix &m, const bfloat16 *x, int64_t outputs, int64_t panel, F one) {
-        for (int64_t from = 0; from < batch.count; from += tile_block(m.inputs)) {
-            Tiles tiles = tiles_of(least(tile_block(m.inputs), batch.count - from), m.inputs, room_to_pack());
-            const bfloat16 *rows = x + from * m.inputs;
-            pack(tiles.count * tiles.pieces, [&](int64_t i) { tiles.pack(rows, m.inputs, i); });
-            sums.begin(tiles);
-            team.share((outputs + panel - 1) / panel, [&](int64_t i) { one(tiles, from, i * panel); });
-        }
+    static TilePanels panels(const Matrix &m) { return {m.weights, m.inputs * (m.scales ? 1 : 2), m.outputs}; }
+    TilePanels gates_of(const Layer &layer) const {
+        const Matrix &m = layer.gate_up;
+        if (!gates_at_once(decoder, layer)) return panels(m);
+        return {m.weights, m.inputs * (m.scales ? 1 : 2), m.outputs / 2, true};
     }
 
-    // The same of digits that were made ready.
+    // y [tokens, w.outputs] of x, or of digits that were made ready, by blocks of rows. Before it waits a thread does
+    // `last`; by then the weights that it meets next, `after`, come from memory.
     template <typename F>
-    void by_digit_panels(const Matrix &m, int64_t outputs, int64_t panel, F one) {
-        for (int64_t from = 0; from < batch.count; from += DIGIT_BLOCK) {
-            const char *ready = between.ready + from * digits_bytes(m.inputs);
-            DigitTiles digits(ready, least(DIGIT_BLOCK, batch.count - from), m.inputs, room_to_pack());
-            pack(digits.tiles.count * digits.tiles.pieces, [&](int64_t i) { digits.pack(i); });
-            sums.begin(digits.tiles);
-            team.share((outputs + panel - 1) / panel, [&](int64_t i) { one(digits, from, i * panel); });
+    void by_tile_panels(const Matrix &m, const bfloat16 *x, bfloat16 *y, TilePanels w, TilePanels after, F last) {
+        int64_t block = m.scales ? DIGIT_BLOCK : tile_block(m.inputs);
+        for (int64_t from = 0; from < batch.count; from += block) {
+            int64_t rows = least(block, batch.count - from);
+            TilePanel start = from + block < batch.count ? w[team.first(w.count())] : after[team.first(after.count())];
+            auto share = [&](auto &tiles, auto one) {
+                team.share_ahead(w.count(), [&](int64_t i, int64_t next) { one(tiles, w[i], next < 0 ? start : w[next]); }, last);
+            };
+            bfloat16 *to = y + from * w.outputs;
+            if (m.scales) {
+                DigitTiles digits(between.ready + from * digits_bytes(m.inputs), rows, m.inputs, room_to_pack());
+                pack(digits.tiles.count * digits.tiles.pieces, [&](int64_t i) { digits.pack(i); });
+                sums.begin(digits.tiles);
+                share(digits, [&](auto &x, TilePanel panel, TilePanel next) {
+                    if (w.with_gates)
+                        gated_digit_panel(x, panel, next, m.scales, m.bias, to, w.outputs, sums);
+                    else
+                        digit_panel(x, panel, next, m.scales, m.bias, to, w.outputs, sums);
+                });
+            } else {
+                Tiles tiles = tiles_of(rows, m.inputs, room_to_pack());
+                pack(tiles.count * tiles.pieces, [&](int64_t i) { tiles.pack(x + from * m.inputs, m.inputs, i); });
+                sums.begin(tiles);
+                share(tiles, [&](auto &x, TilePanel panel, TilePanel next) {
+                    if (w.with_gates)
+                        gated_tile_panel(x, panel, next, m.bias, to, w.outputs, sums);
+                    else
+                        tile_panel(x, panel, next, m.bias, to, w.outputs, sums);
+                });
+            }
         }
     }
 
@@ -140,22 +149,13 @@ struct Worker {
         const Matrix &m = layer.gate_up;
         int64_t size = layer.down.inputs;
         if (gates_at_once(decoder, layer)) {
-            if (m.scales)
-                by_digit_panels(m, size, SIDE, [&](const DigitTiles &digits, int64_t from, int64_t output) {
-                    bfloat16 *to = between.inner + from * size;
-                    gated_digit_panel(digits, (const int8_t *)m.weights, m.scales, m.bias, to, size, output, sums);
-                });
-            else
-                by_tile_panels(m, between.normed, size, SIDE, [&](const Tiles &tiles, int64_t from, int64_t output) {
-                    bfloat16 *to = between.inner + from * size;
-                    gated_tile_panel(tiles, (const bfloat16 *)m.weights, m.bias, to, m.inputs, size, output, sums);
-                });
+            by_tile_panels(m, between.normed, between.inner, gates_of(layer), panels(layer.down), [] {});
             spend(LINEARS);
             if (packs_rows(layer.down)) return;
             team.share(batch.count, [&](int64_t t) { make_ready(layer.down, between.inner, t); });
             return spend(REST);
         }
-        product(m, between.normed, between.both);
+        product(m, between.normed, between.both, panels(layer.down));
         team.share(batch.count, [&](int64_t t) {
             const bfloat16 *gate = between.both + 2 * t * size;
             silu_and_mul(gate, gate + size, between.inner + t * size, size);
@@ -210,7 +210,8 @@ struct Worker {
         }
         int64_t s = 0;
         team.share(count, [&](int64_t item) {
-            while (s < last && item >= between.shares[s + 1].first) s++;  // the items of a thread ascend
+            while (item < between.shares[s].first) s--;
+            while (s < last && item >= between.shares[s + 1].first) s++;
             const Share &share = between.shares[s];
             int64_t t = item / d.kv_heads, kv_head = item % d.kv_heads;
             if (alone) turn_and_keep(layer, t, kv_head);
@@ -240,17 +241,18 @@ struct Worker {
                 norm_of(layer.input_norm, layer.qkv, t);
             });
             spend(REST);
-            product(layer.qkv, between.normed, between.qkv);
+            product(layer.qkv, between.normed, between.qkv, panels(layer.out));
             attend(layer);
-            product(layer.out, between.attended, between.more, layer.attention_norm);
+            product(layer.out, between.attended, between.more, gates_of(layer), layer.attention_norm);
             team.share(tokens, [&](int64_t t) {
                 add(batch.x + t * hidden, between.more + t * hidden, hidden);
                 norm_of(layer.attention_norm, layer.gate_up, t);
             });
             spend(REST);
             gate(layer);
-            bool last = i + 1 == decoder.num_layers;
-            product(layer.down, between.inner, between.more, last ? decoder.norm : decoder.layers[i + 1].input_norm);
+            const Layer &next = decoder.layers[least(i + 1, decoder.num_layers - 1)];
+            const bfloat16 *norm = i + 1 < decoder.num_layers ? next.input_norm : decoder.norm;
+            product(layer.down, between.inner, between.more, panels(next.qkv), norm);
             more = between.more;
         }
         team.share(tokens, [&](int64_t t) {
@@ -275,12 +277,12 @@ int64_t run_layers(const Decoder *decoder, const Tokens *batch, char *start, int
     Between between(*decoder, *batch, threads, room);
     memset(spent, 0, PARTS_OF_TIME * sizeof(int64_t));
     Team team;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(least(threads, MOST_THREADS))
     {
 #pragma omp single
         team.size = omp_get_num_threads();  // there may be fewer than were asked for
         int thread = omp_get_thread_num();
-        Worker worker = {*decoder, *batch, between, team, thread, thread == 0 ? spent : nullptr, nanoseconds()};
+        Worker worker = {*decoder, *batch, between, Member(team, thread), thread, thread == 0 ? spent : nullptr, nanoseconds()};
         worker.work();
         if (decoder->tiles) TileSums::done();
     }

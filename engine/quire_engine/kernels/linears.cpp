@@ -59,7 +59,8 @@ void linear_tiles(const bfloat16 *x, const bfloat16 *weights, const bfloat16 *bi
                   int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     for (int64_t from = 0; from < rows; from += tile_block(inputs)) {
         Tiles tiles = tiles_of(least(tile_block(inputs), rows - from), inputs, room);
-        int64_t parts = tiles.count * tiles.pieces, panels = (outputs + TILE_PANEL - 1) / TILE_PANEL;
+        int64_t parts = tiles.count * tiles.pieces;
+        TilePanels panels = {weights, 2 * inputs, outputs};
 #pragma omp parallel num_threads(threads) if (tiles.rows * inputs * outputs > WORTH_THREADS)
         {
 #pragma omp for schedule(static)
@@ -68,8 +69,8 @@ void linear_tiles(const bfloat16 *x, const bfloat16 *weights, const bfloat16 *bi
             TileSums sums;
             sums.begin(tiles);
 #pragma omp for schedule(static)
-            for (int64_t one = 0; one < panels; one++)
-                tile_panel(tiles, weights, bias, y + from * outputs, inputs, outputs, one * TILE_PANEL, sums);
+            for (int64_t one = 0; one < panels.count(); one++)
+                tile_panel(tiles, panels[one], panels.behind(one), bias, y + from * outputs, outputs, sums);
             sums.done();
         }
     }
@@ -83,11 +84,12 @@ int64_t linear_int8_tiles_room(int64_t rows, int64_t inputs) {
 
 void linear_int8_tiles(const bfloat16 *x, const int8_t *weights, const float *scales, const bfloat16 *bias, bfloat16 *y,
                        char *room, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
-    int64_t each = digits_bytes(inputs), panels = (outputs + TILE_PANEL - 1) / TILE_PANEL;
+    int64_t each = digits_bytes(inputs);
     for (int64_t from = 0; from < rows; from += DIGIT_BLOCK) {
         int64_t count = least(DIGIT_BLOCK, rows - from);
         DigitTiles digits(room, count, inputs, room + count * each);
         int64_t parts = digits.tiles.count * digits.tiles.pieces;
+        TilePanels panels = {weights, inputs, outputs};
 #pragma omp parallel num_threads(threads) if (count * inputs * outputs > WORTH_THREADS)
         {
 #pragma omp for schedule(static)
@@ -97,8 +99,10 @@ void linear_int8_tiles(const bfloat16 *x, const int8_t *weights, const float *sc
             TileSums sums;
             sums.begin(digits.tiles);
 #pragma omp for schedule(static)
-            for (int64_t one = 0; one < panels; one++)
-                digit_panel(digits, weights, scales, bias, y + from * outputs, outputs, one * TILE_PANEL, sums);
+            for (int64_t one = 0; one < panels.count(); one++) {
+                bfloat16 *to = y + from * outputs;
+                digit_panel(digits, panels[one], panels.behind(one), scales, bias, to, outputs, sums);
+            }
             sums.done();
         }
     }

@@ -32,7 +32,7 @@ constexpr int64_t PIECE = 64;              // bytes of a row of a tile
 constexpr int64_t TILE_INPUTS = 2 * SIDE;  // in bfloat16, of a piece
 constexpr int64_t TILE_PANEL = 2 * SIDE;   // outputs that are multiplied at once
 constexpr int64_t TILE_BLOCK = 512;        // rows of x that weights pass at once, at most
-constexpr int64_t TILE_DEPTH = 16;         // pieces of weights that are copied at once, where they have to be
+constexpr int64_t TILE_DEPTH = 8;          // pieces of a panel that stay in the first-level cache while many rows pass
 
 inline void transpose(__m512 *rows) {  // 16 x 16
     __m512 pairs[16];
@@ -130,20 +130,7 @@ struct TilePanel {
     const char *half[2];
     int64_t width[2];  // outputs of each, at most SIDE
     int64_t row;       // bytes of an output's weights
-    int64_t ahead;     // bytes from here to the weights that come next
-
-    // The outputs from `output` on.
-    static TilePanel of(const void *weights, int64_t row, int64_t outputs, int64_t output) {
-        int64_t width = least(TILE_PANEL, outputs - output);
-        const char *from = (const char *)weights + output * row;
-        return {{from, from + SIDE * row}, {least(SIDE, width), most(0, width - SIDE)}, row, TILE_PANEL * row};
-    }
-
-    // SIDE gates, and as many factors `size` outputs behind them.
-    static TilePanel gated(const void *weights, int64_t row, int64_t size, int64_t output) {
-        const char *from = (const char *)weights + output * row;
-        return {{from, from + size * row}, {SIDE, SIDE}, row, SIDE * row};
-    }
+    int64_t output;    // the first
 
     bool is_whole() const { return width[0] == SIDE && width[1] == SIDE && row % PIECE == 0; }
 
@@ -156,17 +143,48 @@ struct TilePanel {
     }
 };
 
-// What is read ahead of its use: the weights that come next, from their first to their last, which the processor's own
-// reading ahead then follows. Lines asked for here and there would leave no room for those that tiles wait for.
-struct AheadOfTiles {
-    const char *next[2];
+// Weights [outputs, row bytes] by panels. With gates, which are the first half of them, a panel has SIDE gates and the as
+// many outputs that they are for, and `outputs` counts these alone.
+struct TilePanels {
+    const void *weights;
+    int64_t row, outputs;
+    bool with_gates = false;
 
-    explicit AheadOfTiles(const TilePanel &w) : next{w.half[0] + w.ahead, w.half[1] + w.ahead} {}
+    int64_t each() const { return with_gates ? SIDE : TILE_PANEL; }
+    int64_t count() const { return (outputs + each() - 1) / each(); }
+
+    TilePanel operator[](int64_t i) const {
+        int64_t output = i * each(), width = least(each(), outputs - output);
+        const char *from = (const char *)weights + output * row;
+        if (with_gates) return {{from, from + outputs * row}, {width, width}, row, output};
+        return {{from, from + SIDE * row}, {least(SIDE, width), most(0, width - SIDE)}, row, output};
+    }
+
+    // The one behind it, or the last again.
+    TilePanel behind(int64_t i) const { return (*this)[least(i + 1, count() - 1)]; }
+};
+
+// What is read ahead of its use: the weights that come next, from several places at once, at each line after line. The
+// processor's own reading ahead then follows each of them and is far enough in front, together, of what waits for memory,
+// which few lines can at a time. Lines asked for where tiles will want them, here and there, would be such.
+class AheadOfTiles {
+   public:
+    static constexpr int64_t PLACES = 2;         // of each half
+    static constexpr int64_t EACH = SIDE / PLACES;  // outputs, and lines while a piece is multiplied with all rows
+
+    explicit AheadOfTiles(const TilePanel &next) {
+        for (int h = 0; h < 2; h++)
+            for (int64_t p = 0; p < PLACES; p++) places[h][p] = next.half[h] + p * EACH * next.row;
+    }
 
     void read(int64_t lines) {
-        for (int h = 0; h < 2; h++)
-            for (int64_t i = 0; i < lines; i++, next[h] += 64) _mm_prefetch(next[h], _MM_HINT_T2);
+        for (auto &half : places)
+            for (auto &place : half)
+                for (int64_t i = 0; i < lines; i++, place += 64) _mm_prefetch(place, _MM_HINT_T2);
     }
+
+   private:
+    const char *places[2][PLACES];
 };
 
 // Products of a panel with rows of x, of one thread.
@@ -180,12 +198,12 @@ class TileSums {
     }
     WITH_TILES static void done() { _tile_release(); }
 
-    // With BYTES pieces are of int8, and sums are int32.
+    // With BYTES pieces are of int8, and sums are int32. `next` is the panel that is read ahead meanwhile.
     template <bool BYTES = false>
-    void multiply(const Tiles &x, const TilePanel &w) {
+    void multiply(const Tiles &x, const TilePanel &w, const TilePanel &next) {
         bool in_place = w.is_whole();
-        int64_t depth = in_place ? x.pieces : TILE_DEPTH;
-        AheadOfTiles ahead(w);
+        int64_t depth = in_place && x.count <= 2 ? x.pieces : TILE_DEPTH;
+        AheadOfTiles ahead(next);
         for (int64_t one = 0; one < x.pieces; one += depth) {
             int64_t count = least(depth, x.pieces - one);
             if (!in_place) w.copy(one, count, copied);
@@ -226,7 +244,7 @@ class TileSums {
             if (TWO) _tile_loadd(3, more[1], 4 * SIDE);
         }
         int64_t turns = (x.count + 1) / 2, turn = tile / 2;  // all pairs of tiles take part in reading ahead
-        int64_t lines = SIDE * (turn + 1) / turns - SIDE * turn / turns;
+        int64_t lines = ahead.EACH * (turn + 1) / turns - ahead.EACH * turn / turns;
         for (int64_t one = from; one < from + count; one++) {
             const char *near = copied + (one - from) * TILE_PANEL * PIECE;
             const uint32_t *rows = x.at(tile, one);
@@ -287,34 +305,33 @@ inline __m512 with_bias(const float *sums, const bfloat16 *bias, int64_t i) {
     return bias ? _mm512_add_ps(sum, widened(_mm256_set1_epi16(bias[i]))) : sum;
 }
 
-// y [rows, outputs], the outputs of a panel from `output` on, of x [rows, inputs]. `bias` [outputs] may be null.
-inline void tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, int64_t inputs,
-                       int64_t outputs, int64_t output, TileSums &sums) {
-    TilePanel panel = TilePanel::of(weights, 2 * inputs, outputs, output);
-    sums.multiply(x, panel);
+// y [rows, outputs], the outputs of a panel, of x [rows, inputs]. `bias` [outputs] may be null.
+inline void tile_panel(const Tiles &x, const TilePanel &w, const TilePanel &next, const bfloat16 *bias, bfloat16 *y,
+                       int64_t outputs, TileSums &sums) {
+    sums.multiply(x, w, next);
     for (int64_t tile = 0, from = 0; tile < x.count; tile++, from += x.each)
-        for (int h = 0; h < 2 && panel.width[h]; h++) {
-            int64_t at = output + h * SIDE;
+        for (int h = 0; h < 2 && w.width[h]; h++) {
+            int64_t at = w.output + h * SIDE;
             __m512 turned[SIDE];
             for (int64_t i = 0; i < SIDE; i++)
-                turned[i] = with_bias(sums.of(tile, h), bias && i < panel.width[h] ? bias + at : nullptr, i);
-            store_turned(turned, y + from * outputs + at, outputs, least(x.each, x.rows - from), panel.width[h]);
+                turned[i] = with_bias(sums.of(tile, h), bias && i < w.width[h] ? bias + at : nullptr, i);
+            store_turned(turned, y + from * outputs + at, outputs, least(x.each, x.rows - from), w.width[h]);
         }
 }
 
-// silu(gate) * up for SIDE outputs from `output` on, of weights [2 * size, inputs]: y [rows, size]. As `tile_panel` and
+// silu(gate) * up of a panel with gates, of which there are `size` in all: y [rows, size]. As `tile_panel` and
 // `silu_and_mul` behind it, to the last bit.
-inline void gated_tile_panel(const Tiles &x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, int64_t inputs,
-                             int64_t size, int64_t output, TileSums &sums) {
-    sums.multiply(x, TilePanel::gated(weights, 2 * inputs, size, output));
-    const bfloat16 *added[] = {bias ? bias + output : nullptr, bias ? bias + size + output : nullptr};
+inline void gated_tile_panel(const Tiles &x, const TilePanel &w, const TilePanel &next, const bfloat16 *bias, bfloat16 *y,
+                             int64_t size, TileSums &sums) {
+    sums.multiply(x, w, next);
+    const bfloat16 *added[] = {bias ? bias + w.output : nullptr, bias ? bias + size + w.output : nullptr};
     for (int64_t tile = 0, from = 0; tile < x.count; tile++, from += x.each) {
         __m512 turned[SIDE];
         for (int64_t i = 0; i < SIDE; i++) {
             __m512 gate = rounded(y, with_bias(sums.of(tile, 0), added[0], i));
             turned[i] = gated(y, gate, rounded(y, with_bias(sums.of(tile, 1), added[1], i)));
         }
-        store_turned(turned, y + from * size + output, size, least(x.each, x.rows - from), SIDE);
+        store_turned(turned, y + from * size + w.output, size, least(x.each, x.rows - from), SIDE);
     }
 }
 
