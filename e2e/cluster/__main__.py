@@ -10,7 +10,7 @@ from e2e.cluster import binaries, images, node, quire_images, teardown
 from e2e.cluster.addons import catalog
 from e2e.cluster.builders import Buildah, Docker
 from e2e.cluster.errors import ClusterError
-from e2e.cluster.recipes import RECIPES
+from e2e.cluster.recipes import OF_THE_SUITES, RECIPES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +30,12 @@ def _parser() -> argparse.ArgumentParser:
 
     build = commands.add_parser("build", help="build programs from Go modules into the cache")
     build.add_argument("names", nargs="*", metavar="NAME", help=f"default: what a node needs; of {', '.join(RECIPES)}")
-    build.set_defaults(run=lambda options: print(binaries.ensure(*(options.names or binaries.NODE))))
+    build.add_argument(
+        "--for-suites",
+        action="store_true",
+        help="all that lint, test and e2e need, one by one: each is there for them at once",
+    )
+    build.set_defaults(run=_build)
 
     up = commands.add_parser("up", help="bring the node up; does nothing when it is up")
     up.add_argument("--control-plane-only", action="store_true", help="no kubelet: objects, but no pods")
@@ -62,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("dockerfile", type=Path, metavar="DOCKERFILE", help="its folder is the build context")
     one.set_defaults(run=_build_image)
     return parser
+
+
+def _build(options: argparse.Namespace) -> None:
+    if options.for_suites:
+        print(binaries.ensure_in_turn(*OF_THE_SUITES, *options.names))
+    else:
+        print(binaries.ensure(*(options.names or binaries.NODE)))
 
 
 def _up(options: argparse.Namespace) -> None:

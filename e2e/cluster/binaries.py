@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -32,9 +31,15 @@ def ensure(*names: str) -> Path:
     if any(not _is_built(recipe) for recipe in wanted):
         require(*names)
         with _build_lock():
-            missing = [recipe for recipe in wanted if not _is_built(recipe)]
-            for _, group in itertools.groupby(sorted(missing, key=_same_build), key=_same_build):
-                _build(list(group))
+            for group in _builds([recipe for recipe in wanted if not _is_built(recipe)]):
+                _build(group)
+    return locations.binaries()
+
+
+def ensure_in_turn(*names: str) -> Path:
+    """`ensure`, letting others in after each build: a process that needs one of these does not wait for all."""
+    for group in _builds(recipes(names)):
+        ensure(*(recipe.name for recipe in group))
     return locations.binaries()
 
 
@@ -60,6 +65,14 @@ def find(name: str) -> Path:
     if found and not _is_built(recipe):
         return Path(found)
     return ensure(name) / name
+
+
+def _builds(wanted: Sequence[Recipe]) -> list[list[Recipe]]:
+    """The recipes by what one `go build` makes, in the order in which the first of each is named."""
+    builds: dict[tuple[str, ...], list[Recipe]] = {}
+    for recipe in wanted:
+        builds.setdefault(_same_build(recipe), []).append(recipe)
+    return list(builds.values())
 
 
 def _same_build(recipe: Recipe) -> tuple[str, ...]:

@@ -94,7 +94,6 @@ RECIPES: dict[str, Recipe] = {
         Recipe("podrm", versions.KUBERNETES, {"podrm": "./podrm"}, module=_KUBERNETES, source="podrm"),
         Recipe("coredns", versions.COREDNS, {"coredns": "github.com/coredns/coredns"}),
         Recipe("helm", versions.HELM, {"helm": "helm.sh/helm/v3/cmd/helm"}, ldflags=_helm_flags()),
-        Recipe("kubeconform", versions.KUBECONFORM, {"kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"}),
         Recipe("kwok", versions.KWOK, {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
         Recipe(
             "kserve",
@@ -154,6 +153,11 @@ RECIPES: dict[str, Recipe] = {
         ),
     )
 }
+
+_RIVALS = ("kserve", "kserve-config")  # what benchmarks alone need
+
+# In the order in which `make lint`, `make test` and `make e2e` come to need them.
+OF_THE_SUITES = tuple(dict.fromkeys(["helm", "promtool", *(name for name in RECIPES if name not in _RIVALS)]))
 
 
 def recipes(names: Sequence[str]) -> list[Recipe]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 KUBERNETES = "v1.34.10"  # etcd comes from the same module graph
 COREDNS = "v1.14.2"
 HELM = "v3.20.2"
-KUBECONFORM = "v0.7.0"
 KEDA = "v2.19.0"
 PROMETHEUS = "v0.305.0"  # the module's number for Prometheus 3.5
 PROMETHEUS_OPERATOR = "v0.85.0"

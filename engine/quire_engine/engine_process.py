@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -24,6 +23,7 @@ from quire_engine.distributed.leader import MASTER_PORT
 from quire_engine.distributed.watch import RanksLostError
 from quire_engine.engine import Learned, build_engine, build_rank
 from quire_engine.failure import failure_of
+from quire_engine.large_heap import settle
 from quire_engine.logs import configure_logging
 from quire_engine.startup_error import StartupError
 
@@ -74,7 +74,7 @@ def _lead(
     on_lost, on_model = _on_lost(options.socket_folder), _on_model(replies)
     learned = Learned()
     core, info = build_engine(options.config, _on_phase(replies), on_lost, on_model, learned)
-    gc.freeze()  # what is there now stays: to look through it for garbage takes as long as some tokens
+    settle()
     try:
         replies.send(wire.encode(wire.Ready(info)))
         serve(core, AdapterLoads(core, context, requests), learned, requests, replies)

@@ -116,7 +116,7 @@ void attend(const float *q, int rows, const T *keys, const T *values, const int6
             }
         }
         for (int r = 0; r < rows; r++)
-            weigh(scores + r * CHUNK, bounds.from[r] - start, least(bounds.to[r], to) - start, shape, sums, r);
+            weigh(scores + r * CHUNK, count, bounds.from[r] - start, least(bounds.to[r], to) - start, shape, sums, r);
         for (int r = 0; r < rows; r += 4) {
             const float *weight = scores + r * CHUNK;
             float *sum = sums.values + r * size;

@@ -64,6 +64,15 @@ class Norms:
     offset: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """Cosines and sines [rows, 1, half] bfloat16, a row a token; or `rows` [tokens] int64 says which each token has."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    rows: torch.Tensor | None = None
+
+
 class _Matrix(ctypes.Structure):
     _fields_ = (("weights", _POINTER), ("scales", _POINTER), ("bias", _POINTER), ("inputs", _SIZE), ("outputs", _SIZE))
 
@@ -95,7 +104,8 @@ class _Span(ctypes.Structure):
 
 class _Tokens(ctypes.Structure):
     _fields_ = (
-        *((name, _POINTER) for name in ("x", "cos", "sin")),
+        *(("x", _POINTER), ("embedding", _POINTER), ("vocabulary", _SIZE)),
+        *((name, _POINTER) for name in ("ids", "cos", "sin", "turns")),
         *(("half", _SIZE), ("slots", _POINTER), ("count", _SIZE), ("spans", _POINTER), ("num_spans", _SIZE)),
     )
 
@@ -110,12 +120,15 @@ class AllLayers:
         norms: Norms,
         head_norms: Norms | None,
         last_norm: torch.Tensor | None,
+        embedding: torch.Tensor | None,
     ) -> None:
         """All tensors are contiguous and on the CPU. `head_norms` are those of queries and keys.
 
-        `last_norm` [hidden] bfloat16 are weights of one more norm, behind the last layer.
+        `last_norm` [hidden] bfloat16 are weights of one more norm, behind the last layer, and `embedding`
+        [vocabulary, hidden] bfloat16 what comes before the first.
         """
         self._library, self._layers, self._last_norm = library, tuple(layers), last_norm
+        self._embedding = embedding
         first = layers[0]
         _, page, kv_heads, size = first.k_cache.shape
         self._array = (_Layer * len(layers))(*(_layer(one) for one in layers))
@@ -130,24 +143,30 @@ class AllLayers:
         """Of the last call: in linears, in attention and in the rest."""
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        slots: torch.Tensor,
-        spans: Sequence[Span],
+        self, inputs: torch.Tensor, rotation: Rotation, slots: torch.Tensor, spans: Sequence[Span]
     ) -> torch.Tensor:
-        """[tokens, hidden] bfloat16 -> the same, in its place. `spans` have each token once.
+        """[tokens] int64 of the embedding -> [tokens, hidden] bfloat16, or from these in their place.
 
-        `rotation` are cosines and sines [tokens, 1, half], and `slots` [tokens] int64 as in `AttentionContext`.
+        `slots` are [tokens] int64 as in `AttentionContext`; `spans` have each token once.
+        Raises `IndexError` for what is not in the vocabulary.
         """
-        x, cos, sin = x.contiguous(), rotation[0].contiguous(), rotation[1].contiguous()
+        ids, x = None, inputs.contiguous()
+        if not x.is_floating_point():
+            assert self._embedding is not None
+            ids, x = x, self._embedding.new_empty(len(x), self._decoder.hidden)
+        cos, sin = rotation.cos.contiguous(), rotation.sin.contiguous()
         array = (_Span * len(spans))(*(_span(one) for one in spans))
         batch = _Tokens(
-            *(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[-1]),
-            *(slots.data_ptr(), len(x), ctypes.addressof(array), len(spans)),
+            *(x.data_ptr(), _address(self._embedding), 0 if self._embedding is None else len(self._embedding)),
+            *(_address(t) for t in (ids, cos, sin, rotation.rows)),
+            *(cos.shape[-1], slots.data_ptr(), len(x), ctypes.addressof(array), len(spans)),
         )
         pointers, threads = (ctypes.byref(self._decoder), ctypes.byref(batch)), torch.get_num_threads()
         wanted = self._library.run_layers(*pointers, self._start, self._size, threads, self.nanoseconds)
+        if wanted < 0:
+            assert ids is not None
+            assert self._embedding is not None
+            raise IndexError(f"token ids must be from 0 to {len(self._embedding) - 1}: they are {ids.tolist()}")
         if wanted > self._size:  # and nothing was done
             self._room, self._size = torch.empty(wanted + _ALIGNMENT, dtype=torch.uint8), wanted
             self._start = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT

@@ -184,7 +184,8 @@ struct Worker {
 
     void turn(const bfloat16 *norm, bfloat16 *head, int64_t t) {
         if (norm) rms_norm(head, norm, head, decoder.size, decoder.head_eps, decoder.head_offset);
-        const bfloat16 *cos = batch.cos + t * batch.half, *sin = batch.sin + t * batch.half;
+        int64_t row = (batch.turns ? batch.turns[t] : t) * batch.half;
+        const bfloat16 *cos = batch.cos + row, *sin = batch.sin + row;
         rotate(head, cos, sin, head, batch.half, decoder.size);
     }
 
@@ -237,7 +238,9 @@ struct Worker {
         for (int64_t i = 0; i < decoder.num_layers; i++) {
             const Layer &layer = decoder.layers[i];
             team.share(tokens, [&](int64_t t) {
-                if (more) add(batch.x + t * hidden, more + t * hidden, hidden);
+                bfloat16 *x = batch.x + t * hidden;
+                if (more) add(x, more + t * hidden, hidden);
+                if (i == 0 && batch.ids) memcpy(x, batch.embedding + batch.ids[t] * hidden, hidden * sizeof(bfloat16));
                 norm_of(layer.input_norm, layer.qkv, t);
             });
             spend(REST);
@@ -268,9 +271,12 @@ struct Worker {
 
 extern "C" {
 
-// Returns the bytes that it needs room for, at an address that 64 divides, and does nothing unless there are `size`.
+// Returns the bytes that it needs room for, at an address that 64 divides, and does nothing unless there are `size`. Where
+// an id is not of the vocabulary it does nothing either, and returns -1.
 // `spent` are the nanoseconds of linears, attention and the rest.
 int64_t run_layers(const Decoder *decoder, const Tokens *batch, char *start, int64_t size, int threads, int64_t *spent) {
+    for (int64_t t = 0; batch->ids && t < batch->count; t++)
+        if (batch->ids[t] < 0 || batch->ids[t] >= batch->vocabulary) return -1;
     Room wanted = {nullptr}, room = {start};
     Between(*decoder, *batch, threads, wanted);
     if (wanted.used > size) return wanted.used;

@@ -41,10 +41,14 @@ struct Span {
     const int64_t *lengths;
 };
 
-// What a step computes. x [tokens, hidden] is changed in place.
+// What a step computes. x [tokens, hidden] is changed in place, and begins with rows of the embedding where there are ids.
 struct Tokens {
     bfloat16 *x;
-    const bfloat16 *cos, *sin;  // [tokens, half]
+    const bfloat16 *embedding;  // [vocabulary, hidden]
+    int64_t vocabulary;
+    const int64_t *ids;         // may be null
+    const bfloat16 *cos, *sin;  // [..., half]
+    const int64_t *turns;       // the row of these that each token has; null where that is its own
     int64_t half;
     const int64_t *slots;
     int64_t count;

@@ -43,12 +43,14 @@ inline __m512 capped(__m512 scores, float softcap) {  // softcap * tanh(scores /
     return _mm512_mul_ps(_mm512_sub_ps(one, rest), _mm512_set1_ps(softcap));
 }
 
-// Scores of one row become weights, of which those of keys outside `from` .. `to` are 0; the row's sums follow.
-inline void weigh(float *scores, int64_t from, int64_t to, const Shape &shape, Sums &sums, int r) {
+// Scores of one row and 16 keys a vector become weights, of which those of keys outside `from` .. `to` are 0; the row's
+// sums follow.
+template <int VECTORS>
+void weigh(float *scores, int64_t from, int64_t to, const Shape &shape, Sums &sums, int r) {
     const __m512 nothing = _mm512_set1_ps(-__builtin_inff());
-    __m512 score[CHUNK / 16], greatest = nothing;
-    __mmask16 seen[CHUNK / 16];
-    for (int v = 0; v < CHUNK / 16; v++) {
+    __m512 score[VECTORS], greatest = nothing;
+    __mmask16 seen[VECTORS];
+    for (int v = 0; v < VECTORS; v++) {
         seen[v] = first(most(0, to - 16 * v)) & ~first(most(0, from - 16 * v));
         score[v] = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * v), _mm512_set1_ps(shape.scale));
         if (shape.softcap > 0) score[v] = capped(score[v], shape.softcap);
@@ -58,7 +60,7 @@ inline void weigh(float *scores, int64_t from, int64_t to, const Shape &shape, S
     if (!(now > before)) now = before;
     // Scores that are all -inf so far have no weight; less by -inf they would be no numbers.
     __m512 total = _mm512_setzero_ps(), base = _mm512_set1_ps(now == -__builtin_inff() ? 0 : now);
-    for (int v = 0; v < CHUNK / 16; v++) {
+    for (int v = 0; v < VECTORS; v++) {
         __m512 weight = _mm512_maskz_mov_ps(seen[v], exponential(_mm512_sub_ps(score[v], base)));
         total = _mm512_add_ps(total, weight);
         _mm512_storeu_ps(scores + 16 * v, weight);
@@ -72,6 +74,16 @@ inline void weigh(float *scores, int64_t from, int64_t to, const Shape &shape, S
     }
     sums.weights[r] += _mm512_reduce_add_ps(total);
     sums.greatest[r] = now;
+}
+
+// The same for the first `count` keys of a chunk. What is behind them in their vector is not seen.
+inline void weigh(float *scores, int64_t count, int64_t from, int64_t to, const Shape &shape, Sums &sums, int r) {
+    switch ((count + 15) / 16) {
+        case 1: return weigh<1>(scores, from, to, shape, sums, r);
+        case 2: return weigh<2>(scores, from, to, shape, sums, r);
+        case 3: return weigh<3>(scores, from, to, shape, sums, r);
+        default: return weigh<4>(scores, from, to, shape, sums, r);
+    }
 }
 
 }  // namespace

@@ -44,8 +44,9 @@ class TileAttention {
             read_ahead(keys, table, start + CHUNK, next, shape);
             own.score(queries, keys, table, start, count, shape);
             for (int r = 0; r < rows; r++) {
-                weigh(own.scores + r * CHUNK, bounds.from[r] - start, least(bounds.to[r], to) - start, shape, sums, r);
-                own.split(r);
+                int64_t first = bounds.from[r] - start, end = least(bounds.to[r], to) - start;
+                weigh(own.scores + r * CHUNK, count, first, end, shape, sums, r);
+                own.split(r, count);
             }
             own.pair_values(values, table, start, count, shape);
             own.add_values(queries, count, sums, shape.size);
@@ -101,8 +102,9 @@ class TileAttention {
         }
     }
 
-    void split(int64_t row) {
-        for (int64_t k = 0; k < CHUNK; k += 16) {
+    // What is behind the last of `count` weights stays: values there are 0.
+    void split(int64_t row, int64_t count) {
+        for (int64_t k = 0; k < count; k += 16) {
             __m512 weight = _mm512_loadu_ps(scores + row * CHUNK + k);
             __m256i high = narrowed(weight), low = narrowed(_mm512_sub_ps(weight, widened(high)));
             _mm256_storeu_si256((__m256i *)(weights[0][row] + k), high);

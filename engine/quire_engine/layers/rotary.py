@@ -14,6 +14,7 @@ from quire_engine.core.rotation import RotationByLength
 from quire_engine.kernels import cpu
 from quire_engine.memory_plan.context_length import rope_parameters
 
+LONGEST_TABLE = 1 << 15  # positions: 8 MiB for heads of 128 in bfloat16
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
@@ -99,11 +100,24 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         frequencies, self.attention_factor = rope_frequencies(settings)
         self.register_buffer("inverse_frequencies", frequencies, persistent=False)
+        self._table: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of `positions` [num_tokens], each [num_tokens, 1, dim / 2]: once a step."""
         angles = positions.float()[:, None, None] * self.frequencies()
         return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
+
+    def table(self, length: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """`forward` of all positions before `length`, or of more: for later steps as well. None where there is none.
+
+        That is where angles depend on more than positions, and past `LONGEST_TABLE` of them.
+        """
+        if type(self) is not RotaryEmbedding or length > LONGEST_TABLE:
+            return None
+        if self._table is None or len(self._table[0]) < length or self._table[0].dtype != dtype:
+            rows = min(LONGEST_TABLE, max(1024, 1 << (length - 1).bit_length()))
+            self._table = self(torch.arange(rows, device=self.inverse_frequencies.device), dtype)
+        return self._table
 
     def frequencies(self) -> torch.Tensor:
         """[dim / 2] float32, or where they differ by token [num_tokens, 1, dim / 2]."""

@@ -153,12 +153,15 @@ class Decoder(nn.Module):
         hidden: torch.Tensor | None = None,
         images: ImageRows | None = None,
     ) -> torch.Tensor:
-        x = self._embedded(token_ids, positions, images) if hidden is None else hidden
-        rotations = [r(positions, x.dtype) if isinstance(r, RotaryEmbedding) else None for r in self.rotaries]
-        together = self._together(x)
+        together = self._together(token_ids, hidden)
+        x = hidden
+        if x is None and (images is not None or together is None or not together.embeds):
+            x = self._embedded(token_ids, positions, images)
         if together is not None:
-            x = together(x, rotations[self.rotary_of[0]], current_context())
+            x = together(token_ids if x is None else x, positions, current_context())
         else:
+            assert x is not None
+            rotations = [r(positions, x.dtype) if isinstance(r, RotaryEmbedding) else None for r in self.rotaries]
             for layer, rotary in zip(self.layers.values(), self.rotary_of, strict=True):
                 x = layer(x, rotations[rotary])
         normed = together is not None and together.normed
@@ -167,15 +170,22 @@ class Decoder(nn.Module):
         out: torch.Tensor = x
         return out
 
-    def _together(self, x: torch.Tensor) -> LayersTogether | None:
-        """What runs all layers at once for a batch such as `x`, where there is such a thing."""
-        library = cpu.library_for(x)
-        if library is None or x.dtype != torch.bfloat16 or len(set(self.rotary_of)) != 1:
+    def _together(self, token_ids: torch.Tensor, hidden: torch.Tensor | None) -> LayersTogether | None:
+        """What runs all layers at once for such a batch, where there is such a thing."""
+        like = hidden
+        if like is None:
+            assert self.embed_tokens is not None
+            like = self.embed_tokens.weight
+        library = cpu.library_for(like)
+        if library is None or like.dtype != torch.bfloat16 or len(set(self.rotary_of)) != 1:
             return None
-        if not 0 < len(x) <= library.most_together:
+        if not 0 < len(token_ids) <= library.most_together:
             return None
         if self.together_by is not library:  # the first time, when weights and caches are where they stay
-            self.together, self.together_by = layers_together([*self.layers.values()], self.norm, library), library
+            layers, rotary = [*self.layers.values()], self.rotaries[self.rotary_of[0]]
+            embedding = None if self.embed is not None else self.embed_tokens
+            self.together = layers_together(layers, rotary, library, embedding=embedding, norm=self.norm)
+            self.together_by = library
         together = self.together
         return together if together is not None and together.takes(current_context()) else None
 

@@ -10,10 +10,12 @@ from torch import nn
 from quire_engine.attention.context import AttentionContext
 from quire_engine.attention.paged_attention import PagedAttention
 from quire_engine.kernels import cpu
-from quire_engine.kernels.cpu_layers import AllLayers, LayerTensors, Matrix, Norms, Span
+from quire_engine.kernels.cpu_layers import AllLayers, LayerTensors, Matrix, Norms, Rotation, Span
 from quire_engine.layers.activation import ACTIVATIONS
+from quire_engine.layers.embedding import Embedding
 from quire_engine.layers.linear import ByKernel, Linear
 from quire_engine.layers.norm import OffsetRMSNorm, RMSNorm
+from quire_engine.layers.rotary import RotaryEmbedding
 from quire_engine.models.attention_block import Attention
 from quire_engine.models.decoder_layer import PreNormLayer
 from quire_engine.models.mlp_block import GatedMLP
@@ -27,38 +29,60 @@ class LayersTogether(nn.Module):
     A module, so that what profiles a model can hook it: `nanoseconds` says where the time of its last call went.
     """
 
-    def __init__(self, run: AllLayers, attention: PagedAttention, *, normed: bool) -> None:
-        """`attention` is that of a layer, without a window if there is one; `normed`: the last norm is run too."""
+    def __init__(
+        self, run: AllLayers, attention: PagedAttention, rotary: RotaryEmbedding, *, embeds: bool, normed: bool
+    ) -> None:
+        """`attention` is that of a layer, without a window if there is one.
+
+        With `embeds` tokens are embedded too, and with `normed` the norm behind the last layer is run.
+        """
         super().__init__()
-        self.run, self.leaves_to_torch, self.normed = run, attention.leaves_to_torch, normed
+        self.run, self.leaves_to_torch, self.embeds, self.normed = run, attention.leaves_to_torch, embeds, normed
+        self._rotary = (rotary,)  # which is the decoder's module, and none of this one's
 
     @property
     def nanoseconds(self) -> dict[str, int]:
         linears, attention, _ = self.run.nanoseconds
         return {"linears": linears, "attention": attention}
 
-    def forward(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], context: AttentionContext
-    ) -> torch.Tensor:
-        """[num_tokens, hidden_size] -> the same, in its place."""
+    def forward(self, inputs: torch.Tensor, positions: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        """Tokens [num_tokens] int64 if it `embeds`, or their hidden states -> [num_tokens, hidden_size].
+
+        Hidden states are changed in their place.
+        """
         spans = [Span(one.first, one.count, one.blocks[None], one.length_on_host()) for one in context.prefills]
+        longest = max((one.start + one.count for one in context.prefills), default=0)
         if context.num_decodes:
             spans.insert(0, Span(0, 1, context.decode_blocks, context.ends_on_host()))
-        return self.run(x, rotation, context.slots, spans)
+            longest = max(longest, *context.decode_lengths)
+        return self.run(inputs, self._rotation(positions, longest), context.slots, spans)
+
+    def _rotation(self, positions: torch.Tensor, longest: int) -> Rotation:
+        (rotary,) = self._rotary
+        table = rotary.table(longest, torch.bfloat16)
+        return Rotation(*rotary(positions, torch.bfloat16)) if table is None else Rotation(*table, positions)
 
     def takes(self, context: AttentionContext) -> bool:
         """Whether nothing of a batch goes faster layer by layer."""
         return not any(self.leaves_to_torch(span) for span in context.prefills)
 
 
-def layers_together(layers: Sequence[nn.Module], norm: nn.Module | None, library: cpu.Library) -> LayersTogether | None:
+def layers_together(
+    layers: Sequence[nn.Module],
+    rotary: nn.Module,
+    library: cpu.Library,
+    *,
+    embedding: nn.Module | None = None,
+    norm: nn.Module | None = None,
+) -> LayersTogether | None:
     """None where a layer is not plain: whatever it has that is not known here keeps its own code.
 
-    `norm` is the one behind the last layer, which is run too where it is as those within.
+    `embedding` is all that comes before the first layer, and `norm` what comes behind the last one. They are run too
+    where they are plain and, the norm, as those within.
 
     To be called when weights and caches are where they stay.
     """
-    if not cpu.multiplies:
+    if not cpu.multiplies or not isinstance(rotary, RotaryEmbedding):
         return None
     tensors = [_tensors(layer, library) for layer in layers]
     plain = [one for one in tensors if one is not None]
@@ -78,7 +102,16 @@ def layers_together(layers: Sequence[nn.Module], norm: nn.Module | None, library
     if norm is not None and type(norm) in _NORMS and _norms_of([norm]) == norms:
         last = norm.get_parameter("weight")
     last = last if last is not None and last.dtype == torch.bfloat16 else None
-    return LayersTogether(AllLayers(library, plain, norms, heads[0], last), attention, normed=last is not None)
+    tokens = _embedding(embedding)
+    run = AllLayers(library, plain, norms, heads[0], last, tokens)
+    return LayersTogether(run, attention, rotary, embeds=tokens is not None, normed=last is not None)
+
+
+def _embedding(module: nn.Module | None) -> torch.Tensor | None:
+    if type(module) is not Embedding or module.ranks.size > 1:
+        return None
+    weight = module.weight
+    return weight if weight.dtype == torch.bfloat16 and weight.is_contiguous() and weight.device.type == "cpu" else None
 
 
 def _tensors(layer: nn.Module, library: cpu.Library) -> LayerTensors | None:

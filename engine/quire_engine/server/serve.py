@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import logging
 import os
 import resource
@@ -20,6 +19,7 @@ import uvloop
 
 from quire_engine.config import EngineConfig
 from quire_engine.drain import control_socket, serve_control
+from quire_engine.large_heap import settle
 from quire_engine.last_words import give_up
 from quire_engine.logs import configure_logging, parts_of
 from quire_engine.server.api_keys import ApiKeys
@@ -171,10 +171,7 @@ async def _become_ready(config: EngineConfig, service: Any, listener: socket.soc
     from quire_engine.server.startup import complete
 
     await complete(config, service)
-    # What is there now stays, and is a hundred times what requests add: looking through it again and again for what
-    # may be collected would take a quarter of the time that carrying tokens takes.
-    gc.collect()
-    gc.freeze()
+    settle()
     client = service.client
     log.info("ready after %.1f s (%s)", time.monotonic() - client.launched, parts_of(client.startup_seconds))
     host, port = listener.getsockname()[:2]

@@ -118,6 +118,23 @@ def test_a_page_that_one_sequence_fills_may_be_read_by_another(
     assert torch.equal(found[0], found[1])
 
 
+def test_an_id_that_is_no_tokens_is_an_error(
+    library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags: dict[str, Any] = {"device": "cpu", "dtype": "bfloat16", "num_gpu_blocks_override": 4, "block_size": 8}
+    monkeypatch.setattr(cpu, "multiplies", True)
+    monkeypatch.setattr(cpu, "library", Watched(library, 96))
+    core, _ = build_engine(EngineConfig(model=str(checkpoint("llama", tmp_path)), max_model_len=32, **flags))
+    model = core._executor._model  # type: ignore[union-attr]  # a runner's, on one rank
+    context = AttentionContext(torch.tensor([8]), 1, [1], torch.tensor([[1]]), [])
+    size = model.shape.vocab_size
+    with torch.inference_mode(), attention_context(context):
+        for token in (-1, size):
+            with pytest.raises(IndexError, match=f"token ids must be from 0 to {size - 1}: they are \\[{token}\\]"):
+                model(torch.tensor([token]), torch.tensor([0]))
+        model(torch.tensor([size - 1]), torch.tensor([0]))
+
+
 @pytest.mark.parametrize("family", ["llama"])
 def test_float32_keeps_its_layers_apart(
     library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
@@ -145,9 +162,11 @@ def test_norms_of_queries_that_are_not_those_of_keys_keep_layers_apart(library: 
     core, _ = build_engine(EngineConfig(model=str(checkpoint("qwen3", tmp_path)), max_model_len=32, **flags))
     model = core._executor._model  # type: ignore[union-attr]  # a runner's, on one rank
     layers = [*model.model.layers.values()]
-    found = layers_together(layers, model.model.norm, library)
+    (rotary,) = model.model.rotaries
+    found = layers_together(layers, rotary, library, embedding=model.model.embed_tokens, norm=model.model.norm)
     assert found is not None
     assert found.normed
+    assert found.embeds
     for layer in layers:
         layer.self_attn.k_norm.eps *= 2
-    assert layers_together(layers, model.model.norm, library) is None
+    assert layers_together(layers, rotary, library) is None

@@ -10,7 +10,14 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from quire_engine.layers.rotary import RopeSettings, RotaryEmbedding, rope_frequencies, rotate
+from quire_engine.layers.rotary import (
+    LONGEST_TABLE,
+    RopeSettings,
+    RotaryEmbedding,
+    rope_frequencies,
+    rotary_embedding,
+    rotate,
+)
 from quire_engine.memory_plan.context_length import longest_context
 
 HEAD_DIM = 64
@@ -82,3 +89,24 @@ def test_rotation_equals_that_of_transformers() -> None:
 def test_what_is_not_supported_is_named(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rope_frequencies(RopeSettings.from_config(config, HEAD_DIM, 4096))
+
+
+@pytest.mark.parametrize("kind", ["default", "llama3", "yarn"])
+def test_a_table_has_the_angles_of_each_position(kind: str) -> None:
+    more = {"llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}}
+    parameters = {"factor": 4.0, **more.get(kind, {})}
+    rotary = rotary_embedding(RopeSettings(kind, 10000.0, 32, parameters, 4096))
+    positions = torch.tensor([0, 1, 77, 1023, 1024, 1500, 2999])
+    for length in (8, 3000):  # the second asks for more than there is
+        table = rotary.table(length, torch.bfloat16)
+        assert table is not None
+        known = positions[positions < length]
+        for one, other in zip(table, rotary(known, torch.bfloat16), strict=True):
+            assert torch.equal(one[known], other)
+
+
+def test_there_is_no_table_of_angles_that_depend_on_more_or_of_too_many_positions() -> None:
+    plain = rotary_embedding(RopeSettings("default", 10000.0, 32, {}, 4096))
+    assert plain.table(LONGEST_TABLE, torch.bfloat16) is not None
+    assert plain.table(LONGEST_TABLE + 1, torch.bfloat16) is None
+    assert rotary_embedding(RopeSettings("dynamic", 10000.0, 32, {"factor": 2.0}, 64)).table(8, torch.bfloat16) is None
