@@ -35,11 +35,18 @@ void add(T *x, const T *more, int64_t size) {
     }
 }
 
+// 1 / x to 2 units in the last place, for x from 1 on, in a quarter of a division's time (Newton's method); 0 of infinity.
+inline __m512 reciprocal(__m512 x) {
+    __m512 near = _mm512_rcp14_ps(x), error = _mm512_fnmadd_ps(x, near, _mm512_set1_ps(1.0f));
+    __mmask16 finite = _mm512_cmp_ps_mask(x, _mm512_set1_ps(__builtin_inff()), _CMP_NEQ_UQ);
+    return _mm512_mask_fmadd_ps(near, finite, error, near);
+}
+
 // silu(gate) * up, where silu(gate) is rounded as a T.
 template <typename T>
 inline __m512 gated(const T *like, __m512 gate, __m512 up) {
     __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
-    return _mm512_mul_ps(rounded(like, _mm512_div_ps(gate, below)), up);
+    return _mm512_mul_ps(rounded(like, _mm512_mul_ps(gate, reciprocal(below))), up);
 }
 
 template <typename T>

@@ -65,8 +65,8 @@ void weigh(float *scores, int64_t from, int64_t to, const Shape &shape, Sums &su
         total = _mm512_add_ps(total, weight);
         _mm512_storeu_ps(scores + 16 * v, weight);
     }
-    if (now != before) {
-        __m512 less = exponential(_mm512_set1_ps(before - now));  // of nothing yet: of zeros
+    if (now != before && before != -__builtin_inff()) {  // else there is nothing yet
+        __m512 less = exponential(_mm512_set1_ps(before - now));
         sums.weights[r] *= _mm512_cvtss_f32(less);
         float *values = sums.values + r * shape.size;
         for (int64_t d = 0; d < shape.size; d += 16)
