@@ -12,6 +12,7 @@ from pathlib import Path
 from quire_engine import __version__
 from quire_engine.config import EngineConfig
 from quire_engine.flags import FlagParser, from_namespace
+from quire_engine.large_heap import lay_arenas_together
 from quire_engine.server.api_keys import keys_of_environment
 from quire_engine.server.settings import ServerSettings
 
@@ -42,6 +43,7 @@ def serve(argv: Sequence[str]) -> int:
     # A container's first process never gets a SIGTERM that it has no handler for: this one holds until the server's.
     # It raises nothing: modules are being imported, and compiled ones crash when an exception reaches them half made.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    lay_arenas_together()
     parser = FlagParser("quire-engine serve", usage="quire-engine serve MODEL [flags]", description=serve.__doc__)
     parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="the model, as with --model")
     parser.add_settings(EngineConfig)

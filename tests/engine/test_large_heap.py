@@ -1,4 +1,4 @@
-"""What a process holds is in large pages once its start is over."""
+"""What a process holds is in large pages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from quire_engine import large_heap
 from quire_engine.large_heap import LARGE_PAGE, worth_it
 
 _ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -50,26 +51,61 @@ def test_less_than_a_page_is_left() -> None:
     assert worth_it(mapping(4096, LARGE_PAGE, "rw-p 0", rss=2000)) == []
 
 
-_PROGRAM = """
-import sys
+def run(program: str) -> list[str]:
+    """The words that it prints. `large()` and `resident()` are the process's KiB."""
+    if not _ENABLED.exists() or "[never]" in _ENABLED.read_text():
+        pytest.skip("this kernel has no large pages, or its administrator wants none")
+    done = subprocess.run([sys.executable, "-c", _TOOLS + program], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+_TOOLS = """
+import gc, resource
 from pathlib import Path
-from quire_engine.large_heap import put_together
-def large():
+from quire_engine.large_heap import lay_arenas_together, put_together
+def sizes(name):
     rollup = Path("/proc/self/smaps_rollup").read_text()
-    return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("AnonHugePages"))
-kept = [str(i) * 3 for i in range(400_000)]
-before = large()
-put_together()
-print(before, large(), len(kept), kept[77], kept[-1])
+    return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith(name))
+large, resident = lambda: sizes("AnonHugePages:"), lambda: sizes("Rss:")
 """
 
 
 def test_objects_stay_what_they_are_and_their_pages_become_large() -> None:
-    if not _ENABLED.exists() or "[never]" in _ENABLED.read_text():
-        pytest.skip("this kernel has no large pages, or its administrator wants none")
-    result = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True)
-    before, after, *kept = result.stdout.split()
+    before, after, *kept = run("""
+kept = [str(i) * 3 for i in range(400_000)]
+before = large()
+put_together()
+print(before, large(), len(kept), kept[77], kept[-1])
+""")
     assert kept == ["400000", "77" * 3, "399999" * 3]
     version = tuple(int(n) for n in Path("/proc/sys/kernel/osrelease").read_text().split("-")[0].split(".")[:2])
     if version >= (6, 1):
         assert int(after) - int(before) > 10 * 1024
+
+
+def test_arenas_lie_together_and_are_given_back() -> None:
+    before, taken, gone, *kept = run("""
+first = [str(i) for i in range(20_000)]  # in arenas of before, which go back as well
+lay_arenas_together()
+lay_arenas_together()
+before, kept = large(), [str(i) * 3 for i in range(1_000_000)]
+taken, all_of_it = large(), resident()
+some = kept[::100_000], first[-1]
+del kept, first
+gc.collect()
+print(before, taken, all_of_it - resident(), *some[0], some[1])
+""")
+    assert kept == [*(str(i) * 3 for i in range(0, 1_000_000, 100_000)), "19999"]
+    if not [*Path(large_heap.__file__).parent.glob("_arenas.*.so")]:
+        pytest.skip("the library was not built here: arenas stay where Python has them")
+    assert int(taken) - int(before) > 50 * 1024
+    assert int(gone) > 50 * 1024
+
+
+def test_a_process_that_may_not_reserve_so_much_goes_on() -> None:
+    assert run("""
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+lay_arenas_together()
+kept = [str(i) * 3 for i in range(400_000)]
+print(len(kept), kept[-1])
+""") == ["400000", "399999" * 3]

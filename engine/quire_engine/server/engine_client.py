@@ -64,7 +64,7 @@ class EngineClient:
         self.launched = time.monotonic()
         options = LaunchOptions(config, self._folder, log_level, log_format, os.getpid(), self.launched)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "quire_engine.engine_process"], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "quire_engine.engine_main"], stdin=subprocess.PIPE, start_new_session=True
         )
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(options))
