@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include "lines_ahead.h"
 #include "tile_attention.h"
 
 namespace {
@@ -31,11 +32,12 @@ inline void four_scores(const float *q, int64_t size, const T *const *keys, floa
 // Adds R rows' weighted values, of V vectors of features each, to their sums.
 template <int R, int V, typename T>
 inline void add_values(const float *weights, const T *const *values, int64_t offset, int64_t keys, float *sums,
-                       int64_t size) {
+                       int64_t size, LinesAhead &ahead, int64_t lines) {
     __m512 sum[R][V];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) sum[r][v] = _mm512_loadu_ps(sums + r * size + 16 * v);
     for (int64_t k = 0; k < keys; k++) {
+        if (k % 4 == 0) ahead.read(lines);
         __m512 value[V];
         for (int v = 0; v < V; v++) value[v] = load(values[k] + offset + 16 * v);
         for (int r = 0; r < R; r++) {
@@ -48,15 +50,20 @@ inline void add_values(const float *weights, const T *const *values, int64_t off
 }
 
 template <int R, typename T>
-void chunk_scores(const float *q, int64_t size, const T *const *keys, int64_t count, float *scores) {
-    for (int64_t k = 0; k < count; k += 4) four_scores<R>(q, size, keys + k, scores + k);
+void chunk_scores(const float *q, int64_t size, const T *const *keys, int64_t count, float *scores, LinesAhead &ahead,
+                  int64_t lines) {
+    for (int64_t k = 0; k < count; k += 4) {
+        ahead.read(lines);
+        four_scores<R>(q, size, keys + k, scores + k);
+    }
 }
 
 template <int R, typename T>
-void chunk_values(const float *weights, const T *const *values, int64_t keys, float *sums, int64_t size) {
+void chunk_values(const float *weights, const T *const *values, int64_t keys, float *sums, int64_t size,
+                  LinesAhead &ahead, int64_t lines) {
     int64_t d = 0;
-    for (; d + 64 <= size; d += 64) add_values<R, 4>(weights, values, d, keys, sums + d, size);
-    for (; d < size; d += 16) add_values<R, 1>(weights, values, d, keys, sums + d, size);
+    for (; d + 64 <= size; d += 64) add_values<R, 4>(weights, values, d, keys, sums + d, size, ahead, lines);
+    for (; d < size; d += 16) add_values<R, 1>(weights, values, d, keys, sums + d, size, ahead, lines);
 }
 
 // Where a chunk's keys and values are. Those past its end are the last one, and not seen.
@@ -88,10 +95,13 @@ inline void read_ahead(const T *const *rows, int64_t count, int64_t size) {
         for (int64_t d = 0; d < size; d += 64 / (int64_t)sizeof(T)) _mm_prefetch((const char *)(rows[k] + d), _MM_HINT_T0);
 }
 
-// All of a tile's keys from `from` to `to`. `keys` and `values` are those of its KV head in the first slot.
+// All of a tile's keys from `from` to `to`. `keys` and `values` are those of its KV head in the first slot. What is `ahead`
+// comes from memory meanwhile.
 template <typename T>
 void attend(const float *q, int rows, const T *keys, const T *values, const int64_t *table, int64_t from, int64_t to,
-            const Bounds &bounds, const Shape &shape, Sums &sums) {
+            const Bounds &bounds, const Shape &shape, Sums &sums, LinesAhead ahead) {
+    constexpr int64_t CALLS = 2 * CHUNK / 4;  // a chunk has, at least
+    const int64_t lines = ahead.each_of(most(1, (to - from) * CALLS / CHUNK));
     alignas(64) float scores[TILE * CHUNK];
     int64_t size = shape.size;
     Chunk<T> chunks[2];
@@ -109,10 +119,10 @@ void attend(const float *q, int rows, const T *keys, const T *values, const int6
             const float *query = q + r * size;
             float *score = scores + r * CHUNK;
             switch (least(4, rows - r)) {
-                case 1: chunk_scores<1>(query, size, key, count, score); break;
-                case 2: chunk_scores<2>(query, size, key, count, score); break;
-                case 3: chunk_scores<3>(query, size, key, count, score); break;
-                default: chunk_scores<4>(query, size, key, count, score);
+                case 1: chunk_scores<1>(query, size, key, count, score, ahead, lines); break;
+                case 2: chunk_scores<2>(query, size, key, count, score, ahead, lines); break;
+                case 3: chunk_scores<3>(query, size, key, count, score, ahead, lines); break;
+                default: chunk_scores<4>(query, size, key, count, score, ahead, lines);
             }
         }
         for (int r = 0; r < rows; r++)
@@ -121,10 +131,10 @@ void attend(const float *q, int rows, const T *keys, const T *values, const int6
             const float *weight = scores + r * CHUNK;
             float *sum = sums.values + r * size;
             switch (least(4, rows - r)) {
-                case 1: chunk_values<1>(weight, value, count, sum, size); break;
-                case 2: chunk_values<2>(weight, value, count, sum, size); break;
-                case 3: chunk_values<3>(weight, value, count, sum, size); break;
-                default: chunk_values<4>(weight, value, count, sum, size);
+                case 1: chunk_values<1>(weight, value, count, sum, size, ahead, lines); break;
+                case 2: chunk_values<2>(weight, value, count, sum, size, ahead, lines); break;
+                case 3: chunk_values<3>(weight, value, count, sum, size, ahead, lines); break;
+                default: chunk_values<4>(weight, value, count, sum, size, ahead, lines);
             }
         }
     }
@@ -151,7 +161,7 @@ struct Batch {
 // One tile of rows of one sequence and KV head, over one part of the keys where a sequence has several.
 template <typename T>
 void one_tile(const Batch<T> &batch, int64_t sequence, int64_t kv_head, int64_t first_row, int64_t part, int64_t parts,
-              float *partial) {
+              float *partial, LinesAhead ahead) {
     const Shape &shape = batch.shape;
     int64_t group = shape.heads / shape.kv_heads, size = shape.size, length = batch.lengths[sequence];
     int rows = (int)least(TILE, batch.tokens * group - first_row);
@@ -184,7 +194,7 @@ void one_tile(const Batch<T> &batch, int64_t sequence, int64_t kv_head, int64_t 
     if constexpr (sizeof(T) == sizeof(bfloat16)) {
         if (by_tiles) TileAttention::attend(unchanged, rows, keys, values, table, from, to, bounds, shape, sums);
     }
-    if (!by_tiles) attend(q, rows, keys, values, table, from, to, bounds, shape, sums);
+    if (!by_tiles) attend(q, rows, keys, values, table, from, to, bounds, shape, sums, ahead);
     for (int r = 0; r < rows; r++) {
         float *values = sums.values + r * size;
         if (parts > 1) {
@@ -255,29 +265,21 @@ struct Items {
 
     void operator()(int64_t item) const {
         int64_t rest = item / cut.parts, tile = rest % cut.tiles, kv_heads = batch.shape.kv_heads;
-        if (cut.count == batch.sequences * kv_heads) read_ahead_of_next(rest / kv_heads, rest % kv_heads);
         int64_t sequence = rest / cut.tiles / kv_heads, kv_head = rest / cut.tiles % kv_heads;
-        one_tile(batch, sequence, kv_head, tile * TILE, item % cut.parts, cut.parts, room);
+        LinesAhead ahead;
+        if (cut.count == batch.sequences * kv_heads) ahead = share_of_next(sequence, kv_head);
+        one_tile(batch, sequence, kv_head, tile * TILE, item % cut.parts, cut.parts, room, ahead);
     }
 
     // The keys and values of the sequence that comes next, of which each KV head of this one has its share read: a head's
     // own would come too late.
-    void read_ahead_of_next(int64_t sequence, int64_t kv_head) const {
-        if (++sequence == batch.sequences) return;
+    LinesAhead share_of_next(int64_t sequence, int64_t kv_head) const {
+        if (++sequence == batch.sequences) return {};
         const Shape &shape = batch.shape;
         int64_t length = batch.lengths[sequence], start = shape.window ? most(0, length - shape.window) : 0;
         int64_t from = start + (length - start) * kv_head / shape.kv_heads;
-        int64_t to = start + (length - start) * (kv_head + 1) / shape.kv_heads, slot = shape.kv_heads * shape.size;
-        const int64_t *table = batch.tables + sequence * batch.tables_stride;
-        for (int64_t at = from; at < to;) {
-            int64_t page = at / shape.page, within = at - page * shape.page, count = least(shape.page - within, to - at);
-            int64_t offset = (table[page] * shape.page + within) * slot, bytes = count * slot * sizeof(T);
-            const T *both[] = {batch.keys, batch.values};
-            for (const T *of : both)
-                for (int64_t line = 0; line < bytes; line += 64)
-                    _mm_prefetch((const char *)(of + offset) + line, _MM_HINT_T2);
-            at += count;
-        }
+        int64_t to = start + (length - start) * (kv_head + 1) / shape.kv_heads;
+        return {batch.keys, batch.values, batch.tables + sequence * batch.tables_stride, from, to, shape};
     }
 
     // Puts the parts of one of the [sequences x heads] rows together, where there are parts.
