@@ -1,4 +1,4 @@
-"""A process's own memory once its start is over: left to no collector, and in large pages where Linux has some.
+"""A process's own memory: in large pages where Linux has some, and left to no collector once its start is over.
 
 What answers a request lies scattered over many small pages. Each is looked up again after the weights have passed, and
 on a virtual machine whose host takes memory back that was not touched for seconds each is fetched again as well.

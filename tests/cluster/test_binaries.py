@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from e2e.cluster import binaries, versions
+from e2e.cluster.addons.catalog import ADDONS
 from e2e.cluster.errors import ClusterError
+from e2e.cluster.recipes import OF_THE_SUITES
 
 
 @pytest.fixture
@@ -45,3 +47,15 @@ def test_a_link_to_a_folder_that_was_cleaned_away_is_made_anew(cache: Path) -> N
         binaries.folder("keda-crds")
     (cache / "modules").mkdir()
     assert binaries.folder("keda-crds").exists()
+
+
+def test_builds_in_turn_begin_with_the_first_that_is_named(cache: Path) -> None:
+    (cache / "bin" / "helm").touch()
+    (cache / "stamp" / f"helm@{versions.HELM}").touch()
+    with pytest.raises(ClusterError, match=r"^kubelet, kube-proxy must be built"):  # one build of both, and keda waits
+        binaries.ensure_in_turn("helm", "kubelet", "keda", "kube-proxy")
+
+
+def test_the_suites_have_all_that_nodes_and_add_ons_need() -> None:
+    needed = {*binaries.NODE, *(program for addon in ADDONS.values() for program in addon.programs)}
+    assert needed <= set(OF_THE_SUITES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def test_less_than_a_page_is_left() -> None:
 def run(program: str) -> list[str]:
     """The words that it prints. `large()` and `resident()` are the process's KiB."""
     if not _ENABLED.exists() or "[never]" in _ENABLED.read_text():
+        # Nothing is put together there, by design: worth_it, which decides what would be, is tested above all the same.
         pytest.skip("this kernel has no large pages, or its administrator wants none")
     done = subprocess.run([sys.executable, "-c", _TOOLS + program], capture_output=True, text=True, check=True)
     return done.stdout.split()
@@ -72,15 +74,15 @@ large, resident = lambda: sizes("AnonHugePages:"), lambda: sizes("Rss:")
 
 def test_objects_stay_what_they_are_and_their_pages_become_large() -> None:
     before, after, *kept = run("""
-kept = [str(i) * 3 for i in range(400_000)]
+kept = [str(i) * 3 for i in range(1_000_000)]  # 70 MiB and more
 before = large()
 put_together()
 print(before, large(), len(kept), kept[77], kept[-1])
 """)
-    assert kept == ["400000", "77" * 3, "399999" * 3]
+    assert kept == ["1000000", "77" * 3, "999999" * 3]
     version = tuple(int(n) for n in Path("/proc/sys/kernel/osrelease").read_text().split("-")[0].split(".")[:2])
     if version >= (6, 1):
-        assert int(after) - int(before) > 10 * 1024
+        assert int(after) - int(before) > 8 * 1024  # how much depends on what arenas lie between
 
 
 def test_arenas_lie_together_and_are_given_back() -> None:
@@ -96,8 +98,11 @@ gc.collect()
 print(before, taken, all_of_it - resident(), *some[0], some[1])
 """)
     assert kept == [*(str(i) * 3 for i in range(0, 1_000_000, 100_000)), "19999"]
-    if not [*Path(large_heap.__file__).parent.glob("_arenas.*.so")]:
-        pytest.skip("the library was not built here: arenas stay where Python has them")
+    built = [*Path(large_heap.__file__).parent.glob("_arenas.*.so")]
+    if not built and shutil.which("gcc") is None:
+        # The library is optional, and only a compiler makes it: with one, `make install` has, and this has to hold.
+        pytest.skip("there is no gcc: arenas stay where Python has them")
+    assert built, "there is a compiler and no library: run make install"
     assert int(taken) - int(before) > 50 * 1024
     assert int(gone) > 50 * 1024
 

@@ -143,7 +143,7 @@ struct TilePanel {
     }
 };
 
-// Weights [outputs, row bytes] by panels. With gates, which are the first half of them, a panel has SIDE gates and the as
+// Weights [outputs, row bytes] by panels. With gates, which are the first half of them, a panel has SIDE gates and as
 // many outputs that they are for, and `outputs` counts these alone.
 struct TilePanels {
     const void *weights;
