@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quire_engine.kernels import cpu
+from quire_engine.kernels import cpu, large_pages
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ALIGNMENT = 64
@@ -168,7 +168,7 @@ class AllLayers:
             assert self._embedding is not None
             raise IndexError(f"token ids must be from 0 to {len(self._embedding) - 1}: they are {ids.tolist()}")
         if wanted > self._size:  # and nothing was done
-            self._room, self._size = torch.empty(wanted + _ALIGNMENT, dtype=torch.uint8), wanted
+            self._room, self._size = large_pages.zeros((wanted + _ALIGNMENT,), torch.uint8), wanted
             self._start = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT
             self._library.run_layers(*pointers, self._start, self._size, threads, self.nanoseconds)
         if self._size > _KEPT:

@@ -44,6 +44,13 @@ inline void store(bfloat16 *to, __m512 values, __mmask16 which = 0xffff) {
 }
 inline void store(float *to, __m512 values, __mmask16 which = 0xffff) { _mm512_mask_storeu_ps(to, which, values); }
 
+// Of values that an element of T holds as they are.
+inline void store_rounded(bfloat16 *to, __m512 values, __mmask16 which = 0xffff) {
+    __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(values), 16));
+    _mm256_mask_storeu_epi16(to, which, halves);
+}
+inline void store_rounded(float *to, __m512 values, __mmask16 which = 0xffff) { store(to, values, which); }
+
 // As one element of T would hold them.
 inline __m512 rounded(const bfloat16 *, __m512 values) {
     return _mm512_castsi512_ps(_mm512_and_si512(narrow(values), _mm512_set1_epi32((int)0xffff0000)));

@@ -31,6 +31,7 @@ struct Worker {
     int64_t *spent;  // nanoseconds by `Part`, or null
     int64_t since;
     TileSums sums;
+    bool inner_is_packed = false;
 
     void spend(Part part) {
         if (!spent) return;
@@ -121,18 +122,31 @@ struct Worker {
                         digit_panel(x, panel, next, m.scales, m.bias, to, w.outputs, sums);
                 });
             } else {
-                Tiles tiles = tiles_of(rows, m.inputs, room_to_pack());
-                pack(tiles.count * tiles.pieces, [&](int64_t i) { tiles.pack(x + from * m.inputs, m.inputs, i); });
+                Tiles tiles = packed(m, x, from, rows);
                 sums.begin(tiles);
                 share(tiles, [&](auto &x, TilePanel panel, TilePanel next) {
-                    if (w.with_gates)
-                        gated_tile_panel(x, panel, next, m.bias, to, w.outputs, sums);
-                    else
-                        tile_panel(x, panel, next, m.bias, to, w.outputs, sums);
+                    if (!w.with_gates) return tile_panel(x, panel, next, m.bias, to, w.outputs, sums);
+                    gated_tile_panel(x, panel, next, m.bias, w.outputs, sums, [&](int64_t tile, const __m512 *gated) {
+                        if (inner_is_packed) return store_packed(gated, inner(), tile, panel.output);
+                        int64_t first = tile * x.each;
+                        bfloat16 *y = to + first * w.outputs + panel.output;
+                        store_turned(gated, y, w.outputs, least(x.each, x.rows - first), SIDE);
+                    });
                 });
             }
         }
     }
+
+    // Rows of x from `from` on as the tiles of `m` take them.
+    Tiles packed(const Matrix &m, const bfloat16 *x, int64_t from, int64_t rows) {
+        if (inner_is_packed && x == between.inner) return inner();
+        Tiles tiles = tiles_of(rows, m.inputs, room_to_pack());
+        pack(tiles.count * tiles.pieces, [&](int64_t i) { tiles.pack(x + from * m.inputs, m.inputs, i); });
+        return tiles;
+    }
+
+    // What passed the gates, where it stays packed.
+    Tiles inner() const { return tiles_of(batch.count, decoder.layers[0].down.inputs, between.inner); }
 
     // Few rows are packed by each thread for itself, which takes less time than to wait for others.
     bool packs_alone() const { return batch.count <= SIDE; }
@@ -164,9 +178,14 @@ struct Worker {
         spend(REST);
     }
 
-    void norm_of(const bfloat16 *weight, const Matrix &next, int64_t t) {
-        bfloat16 *to = between.normed + t * decoder.hidden;
-        rms_norm(batch.x + t * decoder.hidden, weight, to, decoder.hidden, decoder.eps, decoder.offset);
+    // The norm of row t of x, to which `more` is added before unless it is null.
+    void norm_of(const bfloat16 *more, const bfloat16 *weight, const Matrix &next, int64_t t) {
+        const Decoder &d = decoder;
+        bfloat16 *x = batch.x + t * d.hidden, *to = between.normed + t * d.hidden;
+        if (more)
+            add_and_norm(x, more + t * d.hidden, weight, to, d.hidden, d.eps, d.offset);
+        else
+            rms_norm(x, weight, to, d.hidden, d.eps, d.offset);
         make_ready(next, between.normed, t);
     }
 
@@ -237,20 +256,17 @@ struct Worker {
         int64_t hidden = decoder.hidden, tokens = batch.count;
         for (int64_t i = 0; i < decoder.num_layers; i++) {
             const Layer &layer = decoder.layers[i];
+            inner_is_packed = stays_packed(decoder, layer, tokens);
             team.share(tokens, [&](int64_t t) {
                 bfloat16 *x = batch.x + t * hidden;
-                if (more) add(x, more + t * hidden, hidden);
                 if (i == 0 && batch.ids) memcpy(x, batch.embedding + batch.ids[t] * hidden, hidden * sizeof(bfloat16));
-                norm_of(layer.input_norm, layer.qkv, t);
+                norm_of(more, layer.input_norm, layer.qkv, t);
             });
             spend(REST);
             product(layer.qkv, between.normed, between.qkv, panels(layer.out));
             attend(layer);
             product(layer.out, between.attended, between.more, gates_of(layer), layer.attention_norm);
-            team.share(tokens, [&](int64_t t) {
-                add(batch.x + t * hidden, between.more + t * hidden, hidden);
-                norm_of(layer.attention_norm, layer.gate_up, t);
-            });
+            team.share(tokens, [&](int64_t t) { norm_of(between.more, layer.attention_norm, layer.gate_up, t); });
             spend(REST);
             gate(layer);
             const Layer &next = decoder.layers[least(i + 1, decoder.num_layers - 1)];
@@ -260,8 +276,10 @@ struct Worker {
         }
         team.share(tokens, [&](int64_t t) {
             bfloat16 *x = batch.x + t * hidden;
-            add(x, more + t * hidden, hidden);
-            if (decoder.norm) rms_norm(x, decoder.norm, x, hidden, decoder.eps, decoder.offset);
+            if (decoder.norm)
+                add_and_norm(x, more + t * hidden, decoder.norm, x, hidden, decoder.eps, decoder.offset);
+            else
+                add(x, more + t * hidden, hidden);
         });
         spend(REST);
     }

@@ -104,6 +104,13 @@ inline bool gates_at_once(const Decoder &decoder, const Layer &layer) {
     return decoder.tiles && layer.down.inputs % SIDE == 0;
 }
 
+// Whether what passed the gates of all rows is kept as tiles of the next linear take it.
+inline bool stays_packed(const Decoder &decoder, const Layer &layer, int64_t rows) {
+    const Matrix &gates = layer.gate_up, &down = layer.down;
+    bool at_once = rows <= least(tile_block(gates.inputs), tile_block(down.inputs));
+    return gates_at_once(decoder, layer) && !gates.scales && !down.scales && at_once && down.inputs % TILE_INPUTS == 0;
+}
+
 struct Between {
     char *ready;     // a linear's inputs as its weights meet them, or as they are packed: floats or digits
     char *packed;    // what tiles meet, of each thread where it packs for itself
@@ -139,7 +146,7 @@ struct Between {
         qkv = room.take<bfloat16>(tokens * one.qkv.outputs);
         attended = room.take<bfloat16>(tokens * one.out.inputs);
         both = room.take<bfloat16>(gates_at_once(decoder, one) ? 0 : tokens * one.gate_up.outputs);
-        inner = room.take<bfloat16>(tokens * one.down.inputs);
+        inner = room.take<bfloat16>((tokens + SIDE) * one.down.inputs);  // tiles may have rows past the last one
         more = room.take<bfloat16>(tokens * decoder.hidden);
     }
 };

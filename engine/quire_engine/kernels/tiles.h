@@ -19,6 +19,7 @@ constexpr bool COMPILED_WITH_TILES = true;
 #define _tile_release()
 #define _tile_zero(tile)
 #define _tile_loadd(tile, from, pitch) (void)(from), (void)(pitch)
+#define _tile_stream_loadd(tile, from, pitch) (void)(from), (void)(pitch)
 #define _tile_stored(tile, to, pitch) (void)(to), (void)(pitch)
 #define _tile_dpbf16ps(sums, one, other)
 #define _tile_dpbssd(sums, one, other)
@@ -169,29 +170,31 @@ struct TilePanels {
 // which few lines can at a time. Lines asked for where tiles will want them, here and there, would be such.
 class AheadOfTiles {
    public:
-    static constexpr int64_t PLACES = 2;         // of each half
+    static constexpr int64_t PARTS = 4;            // of the places, read one after the other between products
+    static constexpr int64_t PLACES = 4;           // of each half
     static constexpr int64_t EACH = SIDE / PLACES;  // outputs, and lines while a piece is multiplied with all rows
 
     explicit AheadOfTiles(const TilePanel &next) {
         for (int h = 0; h < 2; h++)
-            for (int64_t p = 0; p < PLACES; p++) places[h][p] = next.half[h] + p * EACH * next.row;
+            for (int64_t p = 0; p < PLACES; p++) places[h * PLACES + p] = next.half[h] + p * EACH * next.row;
     }
 
-    void read(int64_t lines) {
-        for (auto &half : places)
-            for (auto &place : half)
-                for (int64_t i = 0; i < lines; i++, place += 64) _mm_prefetch(place, _MM_HINT_T2);
+    void read(int64_t part, int64_t lines) {
+        for (int64_t p = part * COUNT / PARTS; p < (part + 1) * COUNT / PARTS; p++)
+            for (int64_t i = 0; i < lines; i++, places[p] += 64) _mm_prefetch(places[p], _MM_HINT_T2);
     }
 
    private:
-    const char *places[2][PLACES];
+    static constexpr int64_t COUNT = 2 * PLACES;
+    const char *places[COUNT];
 };
 
 // Products of a panel with rows of x, of one thread.
 class TileSums {
    public:
     // To be called on each thread before others are, for the x that all of them are for; `done` after.
-    WITH_TILES static void begin(const Tiles &x) {
+    WITH_TILES void begin(const Tiles &x) {
+        rows_pass = false;
         int64_t rows[] = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE};
         int64_t columns[] = {x.each, x.each, x.each, x.each, SIDE, SIDE, x.each, x.each};
         configure(rows, columns);
@@ -214,6 +217,7 @@ class TileSums {
                 (this->*(two ? add_two : add_one))(x, tile, w, one, count, ahead);
             }
         }
+        rows_pass = x.count > 2;
     }
 
     // Of one half of the panel and one tile of x: for each output the sums of 16 rows of x.
@@ -229,6 +233,11 @@ class TileSums {
         _tile_dpbssd(sums, weights, x); \
     else                                \
         _tile_dpbf16ps(sums, weights, x)
+#define LOAD_ROWS(tile, from)                 \
+    if (rows_pass)                            \
+        _tile_stream_loadd(tile, from, line); \
+    else                                      \
+        _tile_loadd(tile, from, line)
         const int64_t line = 4 * x.each, row = IN_PLACE ? w.row : PIECE;
         auto &mine = sums[tile], &more = sums[tile + TWO];
         all_is_written();
@@ -248,17 +257,24 @@ class TileSums {
         for (int64_t one = from; one < from + count; one++) {
             const char *near = copied + (one - from) * TILE_PANEL * PIECE;
             const uint32_t *rows = x.at(tile, one);
-            ahead.read(lines);
+            ahead.read(0, lines);
             _tile_loadd(4, IN_PLACE ? w.half[0] + one * PIECE : near, row);
-            _tile_loadd(6, rows, line);
+            LOAD_ROWS(6, rows);
             ADD_PRODUCT(0, 4, 6);
+            ahead.read(1, lines);
             _tile_loadd(5, IN_PLACE ? w.half[1] + one * PIECE : near + SIDE * PIECE, row);
             ADD_PRODUCT(1, 5, 6);
-            if (!TWO) continue;
-            _tile_loadd(7, rows + x.pieces * SIDE * x.each, line);
-            ADD_PRODUCT(2, 4, 7);
-            ADD_PRODUCT(3, 5, 7);
+            ahead.read(2, lines);
+            if (TWO) {
+                LOAD_ROWS(7, rows + x.pieces * SIDE * x.each);
+                ADD_PRODUCT(2, 4, 7);
+            }
+            ahead.read(3, lines);
+            if (TWO) {
+                ADD_PRODUCT(3, 5, 7);
+            }
         }
+#undef LOAD_ROWS
 #undef ADD_PRODUCT
         _tile_stored(0, mine[0], 4 * SIDE);
         _tile_stored(1, mine[1], 4 * SIDE);
@@ -266,17 +282,25 @@ class TileSums {
         if (TWO) _tile_stored(3, more[1], 4 * SIDE);
     }
 
+    // Whether rows of x pass the first-level cache without driving weights and sums out of it. They were brought to the second
+    // one before, by the first panel, which they would pass as well.
+    bool rows_pass;
     alignas(64) float sums[TILE_BLOCK / SIDE][2][SIDE * SIDE];  // of each tile of x: [outputs, rows]; of BYTES int32
     alignas(64) char copied[TILE_DEPTH * TILE_PANEL * PIECE];
 };
 
-// Writes `width` of 16 outputs, each with `rows` rows of x, to the rows of y, `stride` elements apart.
-inline void store_turned(const __m512 *outputs, bfloat16 *y, int64_t stride, int64_t rows, int64_t width) {
-    __m512i pairs[8], fours[8], all[8];  // two neighbouring outputs are a lane
+// Sixteen outputs, each with 16 rows of x, where two neighbouring outputs are a lane in bfloat16.
+inline void pair_outputs(const __m512 *outputs, __m512i *pairs) {
     for (int i = 0; i < 8; i++) {
         __m512i odd = _mm512_and_si512(narrow(outputs[2 * i + 1]), _mm512_set1_epi32((int)0xffff0000));
         pairs[i] = _mm512_or_si512(_mm512_srli_epi32(narrow(outputs[2 * i]), 16), odd);
     }
+}
+
+// Writes `width` of 16 outputs, each with `rows` rows of x, to the rows of y, `stride` elements apart.
+inline void store_turned(const __m512 *outputs, bfloat16 *y, int64_t stride, int64_t rows, int64_t width) {
+    __m512i pairs[8], fours[8], all[8];
+    pair_outputs(outputs, pairs);
     for (int i = 0; i < 8; i += 2) {
         fours[i] = _mm512_unpacklo_epi32(pairs[i], pairs[i + 1]);
         fours[i + 1] = _mm512_unpackhi_epi32(pairs[i], pairs[i + 1]);
@@ -299,6 +323,14 @@ inline void store_turned(const __m512 *outputs, bfloat16 *y, int64_t stride, int
     }
 }
 
+// Writes 16 outputs from `from` on, each with the rows of a tile, as inputs of what is multiplied next: nothing is turned.
+inline void store_packed(const __m512 *outputs, const Tiles &to, int64_t tile, int64_t from) {
+    __m512i pairs[8];
+    pair_outputs(outputs, pairs);
+    uint32_t *lane = to.at(tile, from / TILE_INPUTS) + from % TILE_INPUTS / 2 * to.each;
+    for (int i = 0; i < 8; i++, lane += to.each) _mm512_mask_storeu_epi32(lane, first(to.each), pairs[i]);
+}
+
 // Output `i`, with its bias [outputs], which may be null.
 inline __m512 with_bias(const float *sums, const bfloat16 *bias, int64_t i) {
     __m512 sum = _mm512_loadu_ps(sums + i * SIDE);
@@ -319,19 +351,20 @@ inline void tile_panel(const Tiles &x, const TilePanel &w, const TilePanel &next
         }
 }
 
-// silu(gate) * up of a panel with gates, of which there are `size` in all: y [rows, size]. As `tile_panel` and
-// `silu_and_mul` behind it, to the last bit.
-inline void gated_tile_panel(const Tiles &x, const TilePanel &w, const TilePanel &next, const bfloat16 *bias, bfloat16 *y,
-                             int64_t size, TileSums &sums) {
+// silu(gate) * up of a panel with gates, of which there are `size` in all, for each tile of x: keep(tile, outputs) has
+// [16 outputs] of 16 rows. As `tile_panel` and `silu_and_mul` behind it, to the last bit.
+template <typename F>
+inline void gated_tile_panel(const Tiles &x, const TilePanel &w, const TilePanel &next, const bfloat16 *bias, int64_t size,
+                             TileSums &sums, F keep) {
     sums.multiply(x, w, next);
     const bfloat16 *added[] = {bias ? bias + w.output : nullptr, bias ? bias + size + w.output : nullptr};
-    for (int64_t tile = 0, from = 0; tile < x.count; tile++, from += x.each) {
+    for (int64_t tile = 0; tile < x.count; tile++) {
         __m512 turned[SIDE];
         for (int64_t i = 0; i < SIDE; i++) {
-            __m512 gate = rounded(y, with_bias(sums.of(tile, 0), added[0], i));
-            turned[i] = gated(y, gate, rounded(y, with_bias(sums.of(tile, 1), added[1], i)));
+            __m512 gate = rounded(bias, with_bias(sums.of(tile, 0), added[0], i));
+            turned[i] = gated(bias, gate, rounded(bias, with_bias(sums.of(tile, 1), added[1], i)));
         }
-        store_turned(turned, y + from * size + w.output, size, least(x.each, x.rows - from), SIDE);
+        keep(tile, turned);
     }
 }
 
