@@ -29,7 +29,7 @@ inline __m512 half_of(__m512i pairs, int odd) {
 }
 
 template <int R>
-inline void multiply(const float *x, int64_t stride, const __m512i *loaded, __m512 (*sums)[COLUMNS]) {
+INLINED void multiply(const float *x, int64_t stride, const __m512i *loaded, __m512 (*sums)[COLUMNS]) {
     for (int half = 0; half < 2; half++) {
         __m512 weights[COLUMNS];
         for (int c = 0; c < COLUMNS; c++) weights[c] = half_of(loaded[c], half);

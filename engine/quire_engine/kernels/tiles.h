@@ -19,7 +19,6 @@ constexpr bool COMPILED_WITH_TILES = true;
 #define _tile_release()
 #define _tile_zero(tile)
 #define _tile_loadd(tile, from, pitch) (void)(from), (void)(pitch)
-#define _tile_stream_loadd(tile, from, pitch) (void)(from), (void)(pitch)
 #define _tile_stored(tile, to, pitch) (void)(to), (void)(pitch)
 #define _tile_dpbf16ps(sums, one, other)
 #define _tile_dpbssd(sums, one, other)
@@ -35,7 +34,7 @@ constexpr int64_t TILE_PANEL = 2 * SIDE;   // outputs that are multiplied at onc
 constexpr int64_t TILE_BLOCK = 512;        // rows of x that weights pass at once, at most
 constexpr int64_t TILE_DEPTH = 8;          // pieces of a panel that stay in the first-level cache while many rows pass
 
-inline void transpose(__m512 *rows) {  // 16 x 16
+INLINED void transpose(__m512 *rows) {  // 16 x 16
     __m512 pairs[16];
     for (int i = 0; i < 16; i += 4) {
         __m512d low[2], high[2];
@@ -193,8 +192,7 @@ class AheadOfTiles {
 class TileSums {
    public:
     // To be called on each thread before others are, for the x that all of them are for; `done` after.
-    WITH_TILES void begin(const Tiles &x) {
-        rows_pass = false;
+    WITH_TILES static void begin(const Tiles &x) {
         int64_t rows[] = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE};
         int64_t columns[] = {x.each, x.each, x.each, x.each, SIDE, SIDE, x.each, x.each};
         configure(rows, columns);
@@ -217,7 +215,6 @@ class TileSums {
                 (this->*(two ? add_two : add_one))(x, tile, w, one, count, ahead);
             }
         }
-        rows_pass = x.count > 2;
     }
 
     // Of one half of the panel and one tile of x: for each output the sums of 16 rows of x.
@@ -233,11 +230,6 @@ class TileSums {
         _tile_dpbssd(sums, weights, x); \
     else                                \
         _tile_dpbf16ps(sums, weights, x)
-#define LOAD_ROWS(tile, from)                 \
-    if (rows_pass)                            \
-        _tile_stream_loadd(tile, from, line); \
-    else                                      \
-        _tile_loadd(tile, from, line)
         const int64_t line = 4 * x.each, row = IN_PLACE ? w.row : PIECE;
         auto &mine = sums[tile], &more = sums[tile + TWO];
         all_is_written();
@@ -259,14 +251,14 @@ class TileSums {
             const uint32_t *rows = x.at(tile, one);
             ahead.read(0, lines);
             _tile_loadd(4, IN_PLACE ? w.half[0] + one * PIECE : near, row);
-            LOAD_ROWS(6, rows);
+            _tile_loadd(6, rows, line);
             ADD_PRODUCT(0, 4, 6);
             ahead.read(1, lines);
             _tile_loadd(5, IN_PLACE ? w.half[1] + one * PIECE : near + SIDE * PIECE, row);
             ADD_PRODUCT(1, 5, 6);
             ahead.read(2, lines);
             if (TWO) {
-                LOAD_ROWS(7, rows + x.pieces * SIDE * x.each);
+                _tile_loadd(7, rows + x.pieces * SIDE * x.each, line);
                 ADD_PRODUCT(2, 4, 7);
             }
             ahead.read(3, lines);
@@ -274,7 +266,6 @@ class TileSums {
                 ADD_PRODUCT(3, 5, 7);
             }
         }
-#undef LOAD_ROWS
 #undef ADD_PRODUCT
         _tile_stored(0, mine[0], 4 * SIDE);
         _tile_stored(1, mine[1], 4 * SIDE);
@@ -282,15 +273,12 @@ class TileSums {
         if (TWO) _tile_stored(3, more[1], 4 * SIDE);
     }
 
-    // Whether rows of x pass the first-level cache without driving weights and sums out of it. They were brought to the second
-    // one before, by the first panel, which they would pass as well.
-    bool rows_pass;
     alignas(64) float sums[TILE_BLOCK / SIDE][2][SIDE * SIDE];  // of each tile of x: [outputs, rows]; of BYTES int32
     alignas(64) char copied[TILE_DEPTH * TILE_PANEL * PIECE];
 };
 
 // Sixteen outputs, each with 16 rows of x, where two neighbouring outputs are a lane in bfloat16.
-inline void pair_outputs(const __m512 *outputs, __m512i *pairs) {
+INLINED void pair_outputs(const __m512 *outputs, __m512i *pairs) {
     for (int i = 0; i < 8; i++) {
         __m512i odd = _mm512_and_si512(narrow(outputs[2 * i + 1]), _mm512_set1_epi32((int)0xffff0000));
         pairs[i] = _mm512_or_si512(_mm512_srli_epi32(narrow(outputs[2 * i]), 16), odd);
@@ -298,7 +286,7 @@ inline void pair_outputs(const __m512 *outputs, __m512i *pairs) {
 }
 
 // Writes `width` of 16 outputs, each with `rows` rows of x, to the rows of y, `stride` elements apart.
-inline void store_turned(const __m512 *outputs, bfloat16 *y, int64_t stride, int64_t rows, int64_t width) {
+INLINED void store_turned(const __m512 *outputs, bfloat16 *y, int64_t stride, int64_t rows, int64_t width) {
     __m512i pairs[8], fours[8], all[8];
     pair_outputs(outputs, pairs);
     for (int i = 0; i < 8; i += 2) {
@@ -324,7 +312,7 @@ inline void store_turned(const __m512 *outputs, bfloat16 *y, int64_t stride, int
 }
 
 // Writes 16 outputs from `from` on, each with the rows of a tile, as inputs of what is multiplied next: nothing is turned.
-inline void store_packed(const __m512 *outputs, const Tiles &to, int64_t tile, int64_t from) {
+INLINED void store_packed(const __m512 *outputs, const Tiles &to, int64_t tile, int64_t from) {
     __m512i pairs[8];
     pair_outputs(outputs, pairs);
     uint32_t *lane = to.at(tile, from / TILE_INPUTS) + from % TILE_INPUTS / 2 * to.each;
