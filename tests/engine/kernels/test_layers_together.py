@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ class Watched:
         return getattr(self._library, name)
 
 
-def checkpoint(family: str, directory: Path, head_dim: int = 16) -> Path:
+def checkpoint(family: str, directory: Path, head_dim: int = 16, inner: int = 96) -> Path:
     cls, config = FAMILIES[family]
     settings = config()
     settings.hidden_size, settings.head_dim, settings.max_position_embeddings = 64, head_dim, 2048
-    settings.num_attention_heads, settings.num_key_value_heads, settings.intermediate_size = 4, 2, 96
+    settings.num_attention_heads, settings.num_key_value_heads, settings.intermediate_size = 4, 2, inner
     save(make_model(cls, settings), directory)
     return directory
 
@@ -54,6 +55,29 @@ def answers(model: Path, prompts: dict[str, list[int]], **flags: Any) -> dict[st
         for output in core.step():
             entries = [entry.logprob for entry in output.logprobs or ()]
             found[output.request_id] += zip(output.new_token_ids, entries, strict=True)
+    return found
+
+
+def answers_by_ways(
+    library: cpu.Library,
+    monkeypatch: pytest.MonkeyPatch,
+    model: Path,
+    prompts: dict[str, list[int]],
+    ways: Sequence[tuple[int, int]],
+    flags: dict[str, Any],
+) -> list[dict[str, Answer]]:
+    """Answers with all layers at once for batches of up to so many tokens, 0 for none, and with so many threads."""
+    monkeypatch.setattr(cpu, "multiplies", True)
+    found = []
+    for most, threads in ways:
+        watched = Watched(library, most)
+        monkeypatch.setattr(cpu, "library", watched)
+        torch.set_num_threads(threads)
+        try:
+            found.append(answers(model, prompts, **flags))
+        finally:
+            torch.set_num_threads(1)
+        assert (watched.calls > 0) == (most > 0)
     return found
 
 
@@ -82,19 +106,19 @@ def test_answers_are_the_same_as_by_layers_one_by_one(
     prompts: dict[str, list[int]],
 ) -> None:
     model = checkpoint(family, tmp_path, head_dim=2 * flags.get("block_size", 8))  # of 32 attention goes by tiles
-    monkeypatch.setattr(cpu, "multiplies", True)
-    found = []
-    for most, threads in ((0, 1), (96, 1), (96, 3), (2, 1)):  # there are more than two sequences
-        watched = Watched(library, most)
-        monkeypatch.setattr(cpu, "library", watched)
-        torch.set_num_threads(threads)
-        try:
-            found.append(answers(model, prompts, **flags))
-        finally:
-            torch.set_num_threads(1)
-        assert (watched.calls > 0) == (most > 0)
+    ways = (0, 1), (96, 1), (96, 3), (2, 1)  # there are more than two sequences
+    found = answers_by_ways(library, monkeypatch, model, prompts, ways, flags)
     assert all(len(answer) == 12 for answer in found[0].values())
     assert found[1:] == [found[0]] * 3
+
+
+@pytest.mark.parametrize("inner", [72, 80])  # no whole number of tiles, and of what tiles take at once
+def test_gates_of_any_width_are_handed_on(
+    library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: int
+) -> None:
+    model = checkpoint("llama", tmp_path, inner=inner)
+    apart, together = answers_by_ways(library, monkeypatch, model, PROMPTS, ((0, 1), (96, 3)), {})
+    assert together == apart
 
 
 def test_a_page_that_one_sequence_fills_may_be_read_by_another(
