@@ -151,11 +151,14 @@ class InputBatch:
             sequences, rows, sampled_rows = decodes, self._decodes.rows, self._decodes.on_device
         else:
             lasts = [(s, first + len(s.token_ids) - 1) for s, first in firsts if s.samples]
-            lasts += _beside(step, lasts)
+            beside = _beside(step, lasts)
+            lasts += beside
             sequences = [s for s, _ in lasts]
             rows, lengths = [self._rows[s.request_id] for s in sequences], [s.end for s in sequences]
             places = np.array([[last for _, last in lasts], rows], dtype=np.int64)
             sampled_tokens, sampled_rows = to_device(places, self.device).unbind()
+            if not prompt_logprobs and not beside:
+                context.wanted = sampled_tokens
         sampling = None
         if self._sampling is not None:
             sampling = self._sampling.batch(rows, lengths, [s.allowed for s in sequences])

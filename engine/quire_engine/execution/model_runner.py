@@ -204,6 +204,8 @@ class ModelRunner:
     def _run_layers(self, inputs: ModelInputs) -> torch.Tensor | None:
         """This stage's hidden states [num_tokens, hidden_size]; None where they went on to the next stage."""
         link, stage = self._place.link, self._place.stage
+        if self._pooler is not None or not stage.last:
+            inputs.context.wanted = None
         more: list[torch.Tensor] = []
         if link is not None and not stage.first:
             size = self._model.shape.hidden_size

@@ -107,6 +107,7 @@ class _Tokens(ctypes.Structure):
         *(("x", _POINTER), ("embedding", _POINTER), ("vocabulary", _SIZE)),
         *((name, _POINTER) for name in ("ids", "cos", "sin", "turns")),
         *(("half", _SIZE), ("slots", _POINTER), ("count", _SIZE), ("spans", _POINTER), ("num_spans", _SIZE)),
+        *(("wanted", _POINTER), ("num_wanted", _SIZE)),
     )
 
 
@@ -143,11 +144,17 @@ class AllLayers:
         """Of the last call: in linears, in attention and in the rest."""
 
     def __call__(
-        self, inputs: torch.Tensor, rotation: Rotation, slots: torch.Tensor, spans: Sequence[Span]
+        self,
+        inputs: torch.Tensor,
+        rotation: Rotation,
+        slots: torch.Tensor,
+        spans: Sequence[Span],
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """[tokens] int64 of the embedding -> [tokens, hidden] bfloat16, or from these in their place.
 
         `slots` are [tokens] int64 as in `AttentionContext`; `spans` have each token once.
+        Where there are `wanted` [n] int64, different tokens, the rows of the others are nothing of use.
         Raises `IndexError` for what is not in the vocabulary.
         """
         ids, x = None, inputs.contiguous()
@@ -160,6 +167,7 @@ class AllLayers:
             *(x.data_ptr(), _address(self._embedding), 0 if self._embedding is None else len(self._embedding)),
             *(_address(t) for t in (ids, cos, sin, rotation.rows)),
             *(cos.shape[-1], slots.data_ptr(), len(x), ctypes.addressof(array), len(spans)),
+            *(_address(wanted), -1 if wanted is None else len(wanted)),
         )
         pointers, threads = (ctypes.byref(self._decoder), ctypes.byref(batch)), torch.get_num_threads()
         wanted = self._library.run_layers(*pointers, self._start, self._size, threads, self.nanoseconds)

@@ -32,6 +32,8 @@ struct Worker {
     int64_t since;
     TileSums sums;
     bool inner_is_packed = false;
+    int64_t tokens = batch.count;     // those that are worked on
+    const int64_t *wanted = nullptr;  // which of the batch they are; null for all of them
 
     void spend(Part part) {
         if (!spent) return;
@@ -73,7 +75,7 @@ struct Worker {
         if (decoder.tiles) {
             by_tile_panels(m, x, y, panels(m), after, last);
         } else {
-            for (int64_t from = 0; from < batch.count; from += BLOCK)
+            for (int64_t from = 0; from < tokens; from += BLOCK)
                 team.share(panels_of(m.outputs), [&](int64_t one) { panel_of(m, y, from, one * PANEL); }, last);
         }
         spend(LINEARS);
@@ -81,7 +83,7 @@ struct Worker {
 
     // y from row `from` on, a block of rows, and from output `output` on, a panel.
     void panel_of(const Matrix &m, bfloat16 *y, int64_t from, int64_t output) {
-        int64_t rows = least(BLOCK, batch.count - from);
+        int64_t rows = least(BLOCK, tokens - from);
         y += from * m.outputs;
         if (m.scales) {
             const char *x = between.ready + from * digits_bytes(m.inputs);
@@ -104,11 +106,12 @@ struct Worker {
     template <typename F>
     void by_tile_panels(const Matrix &m, const bfloat16 *x, bfloat16 *y, TilePanels w, TilePanels after, F last) {
         int64_t block = m.scales ? DIGIT_BLOCK : tile_block(m.inputs);
-        for (int64_t from = 0; from < batch.count; from += block) {
-            int64_t rows = least(block, batch.count - from);
-            TilePanel start = from + block < batch.count ? w[team.first(w.count())] : after[team.first(after.count())];
+        for (int64_t from = 0; from < tokens; from += block) {
+            int64_t rows = least(block, tokens - from);
+            TilePanel start = from + block < tokens ? w[team.first(w.count())] : after[team.first(after.count())];
             auto share = [&](auto &tiles, auto one) {
-                team.share_ahead(w.count(), [&](int64_t i, int64_t next) { one(tiles, w[i], next < 0 ? start : w[next]); }, last);
+                auto one_of = [&](int64_t i, int64_t next) { one(tiles, w[i], next < 0 ? start : w[next]); };
+                team.share_ahead(w.count(), one_of, last);
             };
             bfloat16 *to = y + from * w.outputs;
             if (m.scales) {
@@ -146,7 +149,7 @@ struct Worker {
     }
 
     // What passed the gates, where it stays packed.
-    Tiles inner() const { return tiles_of(batch.count, decoder.layers[0].down.inputs, between.inner); }
+    Tiles inner() const { return tiles_of(tokens, decoder.layers[0].down.inputs, between.inner); }
 
     // Few rows are packed by each thread for itself, which takes less time than to wait for others.
     bool packs_alone() const { return batch.count <= SIDE; }
@@ -166,11 +169,11 @@ struct Worker {
             by_tile_panels(m, between.normed, between.inner, gates_of(layer), panels(layer.down), [] {});
             spend(LINEARS);
             if (packs_rows(layer.down)) return;
-            team.share(batch.count, [&](int64_t t) { make_ready(layer.down, between.inner, t); });
+            team.share(tokens, [&](int64_t t) { make_ready(layer.down, between.inner, t); });
             return spend(REST);
         }
         product(m, between.normed, between.both, panels(layer.down));
-        team.share(batch.count, [&](int64_t t) {
+        team.share(tokens, [&](int64_t t) {
             const bfloat16 *gate = between.both + 2 * t * size;
             silu_and_mul(gate, gate + size, between.inner + t * size, size);
             make_ready(layer.down, between.inner, t);
@@ -178,10 +181,13 @@ struct Worker {
         spend(REST);
     }
 
-    // The norm of row t of x, to which `more` is added before unless it is null.
+    // x of the token that is the t-th of those worked on.
+    bfloat16 *x_of(int64_t t) const { return batch.x + (wanted ? wanted[t] : t) * decoder.hidden; }
+
+    // The norm of x of token t, to which `more` is added before unless it is null.
     void norm_of(const bfloat16 *more, const bfloat16 *weight, const Matrix &next, int64_t t) {
         const Decoder &d = decoder;
-        bfloat16 *x = batch.x + t * d.hidden, *to = between.normed + t * d.hidden;
+        bfloat16 *x = x_of(t), *to = between.normed + t * d.hidden;
         if (more)
             add_and_norm(x, more + t * d.hidden, weight, to, d.hidden, d.eps, d.offset);
         else
@@ -251,12 +257,23 @@ struct Worker {
             team.share(batch.count, [&](int64_t t) { make_ready(layer.out, between.attended, t); });
     }
 
+    // From here on only tokens that are wanted: what they attended to, from where keys and queries are no more needed.
+    const bfloat16 *leave_out_others(const Layer &layer) {
+        int64_t size = layer.out.inputs;
+        wanted = batch.wanted;
+        tokens = batch.num_wanted;
+        team.share(tokens, [&](int64_t t) {
+            memcpy(between.qkv + t * size, between.attended + wanted[t] * size, size * sizeof(bfloat16));
+            make_ready(layer.out, between.qkv, t);
+        });
+        return between.qkv;
+    }
+
     void work() {
         const bfloat16 *more = nullptr;  // what the layer before adds
-        int64_t hidden = decoder.hidden, tokens = batch.count;
+        int64_t hidden = decoder.hidden;
         for (int64_t i = 0; i < decoder.num_layers; i++) {
             const Layer &layer = decoder.layers[i];
-            inner_is_packed = stays_packed(decoder, layer, tokens);
             team.share(tokens, [&](int64_t t) {
                 bfloat16 *x = batch.x + t * hidden;
                 if (i == 0 && batch.ids) memcpy(x, batch.embedding + batch.ids[t] * hidden, hidden * sizeof(bfloat16));
@@ -265,7 +282,10 @@ struct Worker {
             spend(REST);
             product(layer.qkv, between.normed, between.qkv, panels(layer.out));
             attend(layer);
-            product(layer.out, between.attended, between.more, gates_of(layer), layer.attention_norm);
+            const bfloat16 *attended = between.attended;
+            if (batch.num_wanted >= 0 && i == decoder.num_layers - 1) attended = leave_out_others(layer);
+            inner_is_packed = stays_packed(decoder, layer, tokens);
+            product(layer.out, attended, between.more, gates_of(layer), layer.attention_norm);
             team.share(tokens, [&](int64_t t) { norm_of(between.more, layer.attention_norm, layer.gate_up, t); });
             spend(REST);
             gate(layer);
@@ -275,7 +295,7 @@ struct Worker {
             more = between.more;
         }
         team.share(tokens, [&](int64_t t) {
-            bfloat16 *x = batch.x + t * hidden;
+            bfloat16 *x = x_of(t);
             if (decoder.norm)
                 add_and_norm(x, more + t * hidden, decoder.norm, x, hidden, decoder.eps, decoder.offset);
             else

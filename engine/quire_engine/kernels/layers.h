@@ -54,6 +54,8 @@ struct Tokens {
     int64_t count;
     const Span *spans;  // which together have all tokens
     int64_t num_spans;
+    const int64_t *wanted;  // different tokens whose x is all that is read in the end
+    int64_t num_wanted;     // -1 for all tokens
 };
 
 // Where results between the parts lie. A null room only counts bytes.
@@ -131,7 +133,7 @@ struct Between {
                 if (m->scales || !decoder.tiles) most_ready = most(most_ready, row_bytes(m->inputs));
             }
         }
-        apart = decode_apart(decoder, batch);
+        apart = batch.num_wanted < 0 && decode_apart(decoder, batch);
         ready = room.take<char>(tokens * most_ready);
         packed = room.take<char>(decoder.tiles && tokens <= SIDE ? threads * each : each);
         shares = room.take<Share>(batch.num_spans);

@@ -48,14 +48,14 @@ class LayersTogether(nn.Module):
     def forward(self, inputs: torch.Tensor, positions: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """Tokens [num_tokens] int64 if it `embeds`, or their hidden states -> [num_tokens, hidden_size].
 
-        Hidden states are changed in their place.
+        Hidden states are changed in their place. Rows that the context does not want are nothing of use.
         """
         spans = [Span(one.first, one.count, one.blocks[None], one.length_on_host()) for one in context.prefills]
         longest = max((one.start + one.count for one in context.prefills), default=0)
         if context.num_decodes:
             spans.insert(0, Span(0, 1, context.decode_blocks, context.ends_on_host()))
             longest = max(longest, *context.decode_lengths)
-        return self.run(inputs, self._rotation(positions, longest), context.slots, spans)
+        return self.run(inputs, self._rotation(positions, longest), context.slots, spans, context.wanted)
 
     def _rotation(self, positions: torch.Tensor, longest: int) -> Rotation:
         (rotary,) = self._rotary
