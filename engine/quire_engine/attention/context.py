@@ -47,7 +47,7 @@ class AttentionContext:
     ends: torch.Tensor | None = None  # decode_lengths as [num_decodes] int64 on the CPU, filled on demand
     adapters: tuple[tuple[int, torch.Tensor], ...] = ()  # by number, [n] int64: the rows of requests that chose it
     groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)  # by sliding window, filled on demand
-    wanted: torch.Tensor | None = None  # [n] int64: different rows, the only ones read behind the last layer; None for all
+    wanted: torch.Tensor | None = None  # [n] int64: different rows, all that is read in the end; None for all
     lengths_on_device: torch.Tensor | None = None  # decode_lengths as [num_decodes] int32, where they are there alone
     on_device: BatchOnDevice | None = None  # for kernels, made on demand
 

@@ -170,13 +170,13 @@ class AllLayers:
             *(_address(wanted), -1 if wanted is None else len(wanted)),
         )
         pointers, threads = (ctypes.byref(self._decoder), ctypes.byref(batch)), torch.get_num_threads()
-        wanted = self._library.run_layers(*pointers, self._start, self._size, threads, self.nanoseconds)
-        if wanted < 0:
+        needed = self._library.run_layers(*pointers, self._start, self._size, threads, self.nanoseconds)
+        if needed < 0:
             assert ids is not None
             assert self._embedding is not None
             raise IndexError(f"token ids must be from 0 to {len(self._embedding) - 1}: they are {ids.tolist()}")
-        if wanted > self._size:  # and nothing was done
-            self._room, self._size = large_pages.zeros((wanted + _ALIGNMENT,), torch.uint8), wanted
+        if needed > self._size:  # and nothing was done
+            self._room, self._size = large_pages.zeros((needed + _ALIGNMENT,), torch.uint8), needed
             self._start = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT
             self._library.run_layers(*pointers, self._start, self._size, threads, self.nanoseconds)
         if self._size > _KEPT:

@@ -43,16 +43,18 @@ def checkpoint(family: str, directory: Path, head_dim: int = 16, inner: int = 96
     return directory
 
 
-def answers(model: Path, prompts: dict[str, list[int]], **flags: Any) -> dict[str, Answer]:
-    """Tokens, each with its logprob."""
+def answers(model: Path, prompts: dict[str, list[int]], flags: dict[str, Any], **asked: Any) -> dict[str, Answer]:
+    """Tokens, each with its logprob, and before these what is `asked` of the prompt's."""
     settings = {"block_size": 8, "max_model_len": 1400, "num_gpu_blocks_override": 400, "dtype": "bfloat16"} | flags
     core, _ = build_engine(EngineConfig(model=str(model), device="cpu", **settings))
     for name, prompt in prompts.items():
-        params = SamplingParams(temperature=0.0, max_tokens=12, logprobs=0, ignore_eos=True)
+        params = SamplingParams(temperature=0.0, max_tokens=12, logprobs=0, ignore_eos=True, **asked)
         core.add_request(EngineRequest(name, prompt, params))
     found: dict[str, Answer] = {name: [] for name in prompts}
     while core.has_work():
         for output in core.step():
+            of_prompt = output.prompt_logprobs or []
+            found[output.request_id] += [(entry.token_id, entry.logprob) for entry in of_prompt]
             entries = [entry.logprob for entry in output.logprobs or ()]
             found[output.request_id] += zip(output.new_token_ids, entries, strict=True)
     return found
@@ -65,6 +67,7 @@ def answers_by_ways(
     prompts: dict[str, list[int]],
     ways: Sequence[tuple[int, int]],
     flags: dict[str, Any],
+    **asked: Any,
 ) -> list[dict[str, Answer]]:
     """Answers with all layers at once for batches of up to so many tokens, 0 for none, and with so many threads."""
     monkeypatch.setattr(cpu, "multiplies", True)
@@ -74,7 +77,7 @@ def answers_by_ways(
         monkeypatch.setattr(cpu, "library", watched)
         torch.set_num_threads(threads)
         try:
-            found.append(answers(model, prompts, **flags))
+            found.append(answers(model, prompts, flags, **asked))
         finally:
             torch.set_num_threads(1)
         assert (watched.calls > 0) == (most > 0)
@@ -92,6 +95,7 @@ SHORT = {str(i): list(range(3 + i, 12 + 3 * i)) for i in range(7)}
         ("llama", {}),
         ("llama", {"block_size": 16}),
         ("llama", {"quantization": "int8"}),
+        ("llama", {"max_num_batched_tokens": 40}),  # of most chunks no row is read in the end
         ("mistral", {}),
         ("qwen2", {}),
         ("qwen3", {}),
@@ -119,6 +123,15 @@ def test_gates_of_any_width_are_handed_on(
     model = checkpoint("llama", tmp_path, inner=inner)
     apart, together = answers_by_ways(library, monkeypatch, model, PROMPTS, ((0, 1), (96, 3)), {})
     assert together == apart
+
+
+def test_rows_of_prompts_whose_logprobs_are_asked_for_are_read(
+    library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = checkpoint("llama", tmp_path)
+    apart, together = answers_by_ways(library, monkeypatch, model, SHORT, ((0, 1), (128, 1)), {}, prompt_logprobs=0)
+    assert together == apart
+    assert [len(answer) for answer in together.values()] == [12 + len(prompt) - 1 for prompt in SHORT.values()]
 
 
 def test_a_page_that_one_sequence_fills_may_be_read_by_another(
@@ -166,7 +179,7 @@ def test_float32_keeps_its_layers_apart(
     watched = Watched(library, 96)
     monkeypatch.setattr(cpu, "library", watched)
     monkeypatch.setattr(cpu, "multiplies", True)
-    answers(checkpoint(family, tmp_path), {"a": [5, 6]}, dtype="float32")
+    answers(checkpoint(family, tmp_path), {"a": [5, 6]}, {"dtype": "float32"})
     assert watched.calls == 0
 
 
@@ -176,7 +189,7 @@ def test_a_processor_that_multiplies_bfloat16_itself_keeps_layers_apart(
     watched = Watched(library, 96)
     monkeypatch.setattr(cpu, "library", watched)
     monkeypatch.setattr(cpu, "multiplies", False)
-    answers(checkpoint("llama", tmp_path), {"a": [5, 6]})
+    answers(checkpoint("llama", tmp_path), {"a": [5, 6]}, {})
     assert watched.calls == 0
 
 
