@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 NEEDED = frozenset(("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"))
 MULTIPLIES_BYTES = "avx512_vnni"
 MULTIPLY_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16"))  # oneDNN's linears use them
-MULTIPLY_TILES = frozenset(("amx_tile", "amx_bf16", "amx_int8"))
+MULTIPLY_TILES = frozenset(("amx_tile", "amx_bf16", "amx_int8", "avx512_bf16"))  # the last rounds what they multiply
+_LINE = 32  # elements in bfloat16 of a line of the caches
 LARGEST_HEAD = 256
 _NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -47,8 +48,9 @@ class Library:
         self._int8_room = found.linear_int8_tiles_room if self.tiles else found.linear_room
         for room in (self._room, self._int8_room):
             room.argtypes, room.restype = [_SIZE] * 2, _SIZE
-        self._linear.argtypes, self._linear.restype = [_POINTER] * 5 + [_SIZE] * 3 + [_INT], None
-        self._linear_int8.argtypes, self._linear_int8.restype = [_POINTER] * 6 + [_SIZE] * 3 + [_INT], None
+        around = [_POINTER] * 3 + [_SIZE] * 3 + [_INT]
+        self._linear.argtypes, self._linear.restype = [_POINTER, _POINTER, _SIZE, *around], None
+        self._linear_int8.argtypes, self._linear_int8.restype = [*[_POINTER] * 3, *around], None
         found.linear_int8_most.restype = _SIZE
         self._most_inputs: int = found.linear_int8_most()
         self._attention_room, self._keep = found.attention_room, found.keep
@@ -72,9 +74,10 @@ class Library:
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """[..., inputs] -> [..., outputs], for weight [outputs, inputs] and bias [outputs]; all bfloat16.
 
-        Sums are float32 and in the same order whatever the number of rows: a row's result depends on that row alone.
+        Rows of the weight may lie apart. Sums are float32 and in the same order whatever the number of rows of x: a
+        row's result depends on that row alone.
         """
-        return self._multiply(self._linear, self._room, x, (weight,), bias)
+        return self._multiply(self._linear, self._room, x, weight, weight.stride(0), bias)
 
     def linear_int8(
         self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
@@ -83,7 +86,7 @@ class Library:
 
         x is taken to 21 bits below the greatest element of each row.
         """
-        return self._multiply(self._linear_int8, self._int8_room, x, (weight, scale), bias)
+        return self._multiply(self._linear_int8, self._int8_room, x, weight, scale.data_ptr(), bias)
 
     def takes_int8(self, inputs: int) -> bool:
         """Whether weights in int8 of so many inputs can be multiplied."""
@@ -94,18 +97,20 @@ class Library:
         kernel: Callable[..., None],
         room_for: Callable[[int, int], int],
         x: torch.Tensor,
-        weight: Sequence[torch.Tensor],
+        weight: torch.Tensor,
+        of_weight: int,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """By a kernel that takes the tensors of `weight` behind `x`; the first is [outputs, inputs]."""
-        outputs, inputs = weight[0].shape
+        """By a kernel that takes `of_weight` behind weight [outputs, inputs]."""
+        outputs, inputs = weight.shape
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], outputs))
         rows = x.numel() // inputs
         room = torch.empty(room_for(rows, inputs), dtype=torch.uint8)
         added = None if bias is None else bias.data_ptr()
-        pointers = x.data_ptr(), *(tensor.data_ptr() for tensor in weight), added, y.data_ptr(), room.data_ptr()
-        kernel(*pointers, rows, inputs, outputs, torch.get_num_threads())
+        pointers = added, y.data_ptr(), room.data_ptr()
+        sizes = rows, inputs, outputs, torch.get_num_threads()
+        kernel(x.data_ptr(), weight.data_ptr(), of_weight, *pointers, *sizes)
         return y
 
     def attention(
@@ -213,11 +218,29 @@ def _by_rows(x: torch.Tensor) -> torch.Tensor:
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`functional.linear`, by the library where that is faster."""
     ours = library is not None and multiplies and x.dtype == weight.dtype == torch.bfloat16
-    ours = ours and (bias is None or bias.dtype == x.dtype) and weight.is_contiguous()
+    ours = ours and (bias is None or bias.dtype == x.dtype) and rows_are_whole(weight)
     if ours and weight.device.type == "cpu" and not torch.is_grad_enabled():
         assert library is not None
         return library.linear(x, weight, bias)
     return functional.linear(x, weight, bias)
+
+
+def rows_are_whole(weight: torch.Tensor) -> bool:
+    """Whether linears take weight [outputs, inputs] as it lies in memory: each row in one piece."""
+    return weight.stride(1) == 1 and weight.stride(0) >= weight.shape[1]
+
+
+def empty_weight(outputs: int, inputs: int) -> torch.Tensor:
+    """[outputs, inputs] of torch's default dtype and device, for a linear's weight, with rows where they are read best.
+
+    A tile is 16 rows at once, which push one another out of the first-level cache where they begin at few of its
+    places. So for tiles there is a line between rows then, or two: 32 of them lie evenly over all places.
+    """
+    crowded = inputs % (16 * _LINE) == 0 and library is not None and library.tiles
+    apart = 0
+    if crowded and torch.get_default_dtype() == torch.bfloat16 and torch.get_default_device().type == "cpu":
+        apart = _LINE if inputs % (64 * _LINE) else 2 * _LINE
+    return torch.empty(outputs, inputs + apart)[:, :inputs]
 
 
 def library_for(x: torch.Tensor, *others: torch.Tensor) -> Library | None:

@@ -17,7 +17,10 @@ _KEPT = 64 << 20  # bytes of room at most, from one call to the next: plans coun
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A linear: weight [outputs, inputs] bfloat16, or int8 with scale [outputs, 1] float32; bias [outputs] bfloat16."""
+    """A linear: weight [outputs, inputs] bfloat16, or int8 with scale [outputs, 1] float32; bias [outputs] bfloat16.
+
+    Rows of bfloat16 may lie apart; all else is contiguous.
+    """
 
     weight: torch.Tensor
     scale: torch.Tensor | None = None
@@ -74,7 +77,10 @@ class Rotation:
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = (("weights", _POINTER), ("scales", _POINTER), ("bias", _POINTER), ("inputs", _SIZE), ("outputs", _SIZE))
+    _fields_ = (
+        *((name, _POINTER) for name in ("weights", "scales", "bias")),
+        *((name, _SIZE) for name in ("inputs", "outputs", "pitch")),
+    )
 
 
 class _Layer(ctypes.Structure):
@@ -123,7 +129,9 @@ class AllLayers:
         last_norm: torch.Tensor | None,
         embedding: torch.Tensor | None,
     ) -> None:
-        """All tensors are contiguous and on the CPU. `head_norms` are those of queries and keys.
+        """All tensors are on the CPU, and contiguous but for what `Matrix` says.
+
+        `head_norms` are those of queries and keys.
 
         `last_norm` [hidden] bfloat16 are weights of one more norm, behind the last layer, and `embedding`
         [vocabulary, hidden] bfloat16 what comes before the first.
@@ -199,7 +207,8 @@ def _span(span: Span) -> _Span:
 
 def _matrix(matrix: Matrix) -> _Matrix:
     outputs, inputs = matrix.weight.shape
-    return _Matrix(matrix.weight.data_ptr(), _address(matrix.scale), _address(matrix.bias), inputs, outputs)
+    addresses = (_address(tensor) for tensor in (matrix.weight, matrix.scale, matrix.bias))
+    return _Matrix(*addresses, inputs, outputs, matrix.weight.stride(0))
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:

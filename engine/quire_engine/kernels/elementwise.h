@@ -66,18 +66,17 @@ inline __m512 reciprocal(__m512 x) {
     return _mm512_mask_fmadd_ps(near, finite, error, near);
 }
 
-// silu(gate) * up, where silu(gate) is rounded as a T.
-template <typename T>
-inline __m512 gated(const T *like, __m512 gate, __m512 up) {
-    __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
-    return _mm512_mul_ps(rounded(like, _mm512_mul_ps(gate, reciprocal(below))), up);
+INLINED __m512 silu(__m512 x) {
+    __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), x)));
+    return _mm512_mul_ps(x, reciprocal(below));
 }
 
 template <typename T>
 void silu_and_mul(const T *gate, const T *up, T *out, int64_t size) {
     for (int64_t d = 0; d < size; d += 16) {
         __mmask16 which = first(size - d);
-        store(out + d, gated(gate, load(gate + d, which), load(up + d, which)), which);
+        __m512 factor = rounded(gate, silu(load(gate + d, which)));
+        store(out + d, _mm512_mul_ps(factor, load(up + d, which)), which);
     }
 }
 

@@ -54,38 +54,43 @@ inline __m512 of_digits(const float *sums, __m512 units, float scale, const bflo
 }
 
 // As `tile_panel`.
-inline void digit_panel(const DigitTiles &x, const TilePanel &w, const TilePanel &next, const float *scales,
-                        const bfloat16 *bias, bfloat16 *y, int64_t outputs, TileSums &sums) {
+WITH_BFLOAT16 inline void digit_panel(const DigitTiles &x, const TilePanel &w, const TilePanel &next, const float *scales,
+                                      const bfloat16 *bias, bfloat16 *y, int64_t outputs, TileSums &sums) {
     sums.multiply<true>(x.tiles, w, next);
     for (int64_t tile = 0, from = 0; tile < x.tiles.count; tile++, from += x.each) {
-        __m512 units = x.units(tile), turned[SIDE];
+        __m512 units = x.units(tile);
         for (int h = 0; h < 2 && w.width[h]; h++) {
             int64_t at = w.output + h * SIDE;
-            for (int64_t i = 0; i < SIDE; i++) {
+            auto one = [&](int64_t i) {
                 int64_t own = at + least(i, w.width[h] - 1);  // those past the last output are not stored
-                turned[i] = of_digits(sums.of(tile, h) + i * SIDE, units, scales[own], bias ? bias + own : nullptr);
-            }
-            store_turned(turned, y + from * outputs + at, outputs, least(x.each, x.rows - from), w.width[h]);
+                return of_digits(sums.of(tile, h) + i * SIDE, units, scales[own], bias ? bias + own : nullptr);
+            };
+            __m512i pairs[SIDE / 2];
+            for (int64_t i = 0; i < SIDE; i += 2) pairs[i / 2] = paired(one(i), one(i + 1));
+            store_turned(pairs, y + from * outputs + at, outputs, least(x.each, x.rows - from), w.width[h]);
         }
     }
 }
 
 // As `gated_tile_panel`.
-inline void gated_digit_panel(const DigitTiles &x, const TilePanel &w, const TilePanel &next, const float *scales,
-                              const bfloat16 *bias, bfloat16 *y, int64_t size, TileSums &sums) {
+WITH_BFLOAT16 inline void gated_digit_panel(const DigitTiles &x, const TilePanel &w, const TilePanel &next,
+                                            const float *scales, const bfloat16 *bias, bfloat16 *y, int64_t size,
+                                            TileSums &sums) {
     sums.multiply<true>(x.tiles, w, next);
     for (int64_t tile = 0, from = 0; tile < x.tiles.count; tile++, from += x.each) {
-        __m512 units = x.units(tile), turned[SIDE];
-        for (int64_t i = 0; i < SIDE; i++) {
-            __m512 both[2];
-            for (int h = 0; h < 2; h++) {
-                int64_t own = w.output + h * size + i;
-                const float *digits = sums.of(tile, h) + i * SIDE;
-                both[h] = rounded(y, of_digits(digits, units, scales[own], bias ? bias + own : nullptr));
-            }
-            turned[i] = gated(y, both[0], both[1]);
+        __m512 units = x.units(tile);
+        __m512i pairs[SIDE / 2];
+        for (int64_t i = 0; i < SIDE; i += 2) {
+            __m512 both[2][2];
+            for (int h = 0; h < 2; h++)
+                for (int64_t j = 0; j < 2; j++) {
+                    int64_t own = w.output + h * size + i + j;
+                    const float *digits = sums.of(tile, h) + (i + j) * SIDE;
+                    both[h][j] = of_digits(digits, units, scales[own], bias ? bias + own : nullptr);
+                }
+            pairs[i / 2] = gated_pair(both[0], both[1]);
         }
-        store_turned(turned, y + from * size + w.output, size, least(x.each, x.rows - from), SIDE);
+        store_turned(pairs, y + from * size + w.output, size, least(x.each, x.rows - from), SIDE);
     }
 }
 

@@ -31,13 +31,15 @@ def zeros(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 def move_to_large_pages(model: nn.Module) -> None:
     """Give the model's large weights on the CPU other memory, of zeros, before they are filled.
 
-    Each its own, which goes when it goes; neighbours share large pages. Weights that others are views of stay.
+    Each its own, which goes when it goes; neighbours share large pages. Rows that lie apart do so there too. Weights
+    that others are views of stay.
     """
     users = Counter(p.untyped_storage().data_ptr() for p in model.parameters())
     for weight in model.parameters():
-        whole = weight.is_contiguous() and users[weight.untyped_storage().data_ptr()] == 1
-        if weight.device.type == "cpu" and weight.dtype in _KINDS and weight.nbytes >= LEAST and whole:
-            weight.data = zeros(tuple(weight.shape), weight.dtype)
+        alone = users[weight.untyped_storage().data_ptr()] == 1
+        if weight.device.type == "cpu" and weight.dtype in _KINDS and weight.nbytes >= LEAST and alone:
+            elements = weight.untyped_storage().nbytes() // weight.itemsize
+            weight.data = zeros((elements,), weight.dtype).as_strided(weight.shape, weight.stride())
 
 
 class PagesAhead:

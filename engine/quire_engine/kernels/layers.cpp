@@ -90,15 +90,19 @@ struct Worker {
             byte_panel(x, (const int8_t *)m.weights, m.scales, m.bias, y, rows, m.inputs, m.outputs, output);
         } else {
             const float *x = (const float *)between.ready + from * stride_of(m.inputs);
-            panel(x, stride_of(m.inputs), (const bfloat16 *)m.weights, m.bias, y, rows, m.inputs, m.outputs, output);
+            Weights weights = {(const bfloat16 *)m.weights, m.inputs, m.outputs, m.pitch};
+            panel(x, stride_of(m.inputs), weights, m.bias, y, rows, output);
         }
     }
 
-    static TilePanels panels(const Matrix &m) { return {m.weights, m.inputs * (m.scales ? 1 : 2), m.outputs}; }
+    static TilePanels panels(const Matrix &m) {
+        int64_t size = m.scales ? 1 : 2;  // of an element
+        return {m.weights, m.inputs * size, m.pitch * size, m.outputs};
+    }
     TilePanels gates_of(const Layer &layer) const {
-        const Matrix &m = layer.gate_up;
-        if (!gates_at_once(decoder, layer)) return panels(m);
-        return {m.weights, m.inputs * (m.scales ? 1 : 2), m.outputs / 2, true};
+        TilePanels all = panels(layer.gate_up);
+        if (gates_at_once(decoder, layer)) all.outputs /= 2, all.with_gates = true;
+        return all;
     }
 
     // y [tokens, w.outputs] of x, or of digits that were made ready, by blocks of rows. Before it waits a thread does
@@ -129,11 +133,11 @@ struct Worker {
                 sums.begin(tiles);
                 share(tiles, [&](auto &x, TilePanel panel, TilePanel next) {
                     if (!w.with_gates) return tile_panel(x, panel, next, m.bias, to, w.outputs, sums);
-                    gated_tile_panel(x, panel, next, m.bias, w.outputs, sums, [&](int64_t tile, const __m512 *gated) {
-                        if (inner_is_packed) return store_packed(gated, inner(), tile, panel.output);
+                    gated_tile_panel(x, panel, next, m.bias, w.outputs, sums, [&](int64_t tile, const __m512i *pairs) {
+                        if (inner_is_packed) return store_packed(pairs, inner(), tile, panel.output);
                         int64_t first = tile * x.each;
                         bfloat16 *y = to + first * w.outputs + panel.output;
-                        store_turned(gated, y, w.outputs, least(x.each, x.rows - first), SIDE);
+                        store_turned(pairs, y, w.outputs, least(x.each, x.rows - first), SIDE);
                     });
                 });
             }

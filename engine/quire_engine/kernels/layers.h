@@ -8,12 +8,13 @@
 
 namespace {
 
-// A linear: weights [outputs, inputs] in bfloat16, or in int8 where there are scales [outputs]; bias may be null.
+// A linear: weights [outputs, inputs], `pitch` elements apart, in bfloat16, or in int8 and contiguous where there are
+// scales [outputs]; bias may be null.
 struct Matrix {
     const void *weights;
     const float *scales;
     const bfloat16 *bias;
-    int64_t inputs, outputs;
+    int64_t inputs, outputs, pitch;
 };
 
 struct Layer {

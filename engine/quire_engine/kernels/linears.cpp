@@ -32,15 +32,16 @@ int64_t linear_room(int64_t rows, int64_t inputs) { return least(rows, BLOCK) * 
 // Inputs that `linear_int8` takes at most.
 int64_t linear_int8_most() { return MOST_INPUTS; }
 
-// x [rows, inputs], weights [outputs, inputs], bias [outputs] or null -> y [rows, outputs], all contiguous.
-void linear_bfloat16(const bfloat16 *x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, float *room,
-                     int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+// x [rows, inputs], weights [outputs, inputs], bias [outputs] or null -> y [rows, outputs], all contiguous but the weights,
+// of which an output's are `pitch` elements from the next one's.
+void linear_bfloat16(const bfloat16 *x, const bfloat16 *weights, int64_t pitch, const bfloat16 *bias, bfloat16 *y,
+                     float *room, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     int64_t stride = stride_of(inputs);
     by_blocks(
         rows, inputs, outputs, threads,
         [&](int64_t from, int64_t to) { widen(x + from * inputs, inputs, room + to * stride); },
         [&](int64_t from, int64_t count, int64_t output) {
-            panel(room, stride, weights, bias, y + from * outputs, count, inputs, outputs, output);
+            panel(room, stride, {weights, inputs, outputs, pitch}, bias, y + from * outputs, count, output);
         });
 }
 
@@ -55,12 +56,12 @@ int64_t linear_tiles_room(int64_t rows, int64_t inputs) {
     return tiles_of(least(rows, tile_block(inputs)), inputs, nullptr).bytes();
 }
 
-void linear_tiles(const bfloat16 *x, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y, void *room,
-                  int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+void linear_tiles(const bfloat16 *x, const bfloat16 *weights, int64_t pitch, const bfloat16 *bias, bfloat16 *y,
+                  void *room, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     for (int64_t from = 0; from < rows; from += tile_block(inputs)) {
         Tiles tiles = tiles_of(least(tile_block(inputs), rows - from), inputs, room);
         int64_t parts = tiles.count * tiles.pieces;
-        TilePanels panels = {weights, 2 * inputs, outputs};
+        TilePanels panels = {weights, 2 * inputs, 2 * pitch, outputs};
 #pragma omp parallel num_threads(threads) if (tiles.rows * inputs * outputs > WORTH_THREADS)
         {
 #pragma omp for schedule(static)
@@ -89,7 +90,7 @@ void linear_int8_tiles(const bfloat16 *x, const int8_t *weights, const float *sc
         int64_t count = least(DIGIT_BLOCK, rows - from);
         DigitTiles digits(room, count, inputs, room + count * each);
         int64_t parts = digits.tiles.count * digits.tiles.pieces;
-        TilePanels panels = {weights, inputs, outputs};
+        TilePanels panels = {weights, inputs, inputs, outputs};
 #pragma omp parallel num_threads(threads) if (count * inputs * outputs > WORTH_THREADS)
         {
 #pragma omp for schedule(static)

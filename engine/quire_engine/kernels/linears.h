@@ -1,6 +1,6 @@
 // Linear layers: y = x W^T + bias, for weights in bfloat16 and sums in float32. For int8 see int8_linears.h.
 //
-// Weights stay as the checkpoint has them, [outputs, inputs]: nothing is packed, kept twice or waited for. A tile of
+// Weights stay as the checkpoint has them, [outputs, inputs], but that rows may lie apart: nothing is packed, kept twice or waited for. A tile of
 // their rows is multiplied with a tile of rows of x and summed across lanes at its end. A tile's weights come from
 // memory once, and from the first-level cache for further rows of x.
 //
@@ -92,9 +92,16 @@ void tile_of(int64_t rows, const float *x, int64_t stride, const bfloat16 *const
     }
 }
 
+// Weights [outputs, inputs], `pitch` elements apart.
+struct Weights {
+    const bfloat16 *start;
+    int64_t inputs, outputs, pitch;
+};
+
 // The outputs of one panel, from `output` on, for `rows` rows, at most BLOCK.
-inline void panel(const float *x, int64_t stride, const bfloat16 *weights, const bfloat16 *bias, bfloat16 *y,
-                  int64_t rows, int64_t inputs, int64_t outputs, int64_t output) {
+inline void panel(const float *x, int64_t stride, const Weights &weights, const bfloat16 *bias, bfloat16 *y,
+                  int64_t rows, int64_t output) {
+    const int64_t inputs = weights.inputs, outputs = weights.outputs, pitch = weights.pitch;
     float sums[BLOCK * PANEL];
     memset(sums, 0, rows * PANEL * sizeof(float));
     int64_t width = least(PANEL, outputs - output);
@@ -102,9 +109,10 @@ inline void panel(const float *x, int64_t stride, const bfloat16 *weights, const
         int64_t depth = least(DEPTH, inputs - k);
         for (int64_t c = 0; c < width; c += COLUMNS) {
             const bfloat16 *w[COLUMNS];  // those past the last output are read again, and not stored
-            for (int one = 0; one < COLUMNS; one++) w[one] = weights + (output + least(c + one, width - 1)) * inputs + k;
+            for (int one = 0; one < COLUMNS; one++)
+                w[one] = weights.start + (output + least(c + one, width - 1)) * pitch + k;
             int64_t tiles = (rows + ROWS - 1) / ROWS;  // of sizes as even as can be: 16 rows are 5, 5 and 6
-            Ahead ahead = {COLUMNS * inputs, 0, tiles};
+            Ahead ahead = {COLUMNS * pitch, 0, tiles};
             for (int64_t r = 0; r < rows; ahead.turn++) {
                 int64_t size = (rows - r) / (tiles - ahead.turn);
                 auto one_tile = tiles == 1 ? tile_of<true> : tile_of<false>;

@@ -12,9 +12,12 @@
 
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
 #define WITH_TILES __attribute__((target("amx-tile,amx-bf16,amx-int8")))
+#define WITH_BFLOAT16 __attribute__((target("avx512bf16")))  // which all processors with tiles have
 constexpr bool COMPILED_WITH_TILES = true;
 #else  // a compiler that does not know them: `allow_tiles` says no, and nothing below is called
 #define WITH_TILES
+#define WITH_BFLOAT16
+#define _mm512_cvtne2ps_pbh(high, low) _mm512_setzero_si512()
 #define _tile_loadconfig(shapes) (void)(shapes)
 #define _tile_release()
 #define _tile_zero(tile)
@@ -128,9 +131,9 @@ inline Tiles tiles_of(int64_t rows, int64_t inputs, void *start) { return {rows,
 // What is multiplied at once: two tiles' outputs, which need not be neighbours.
 struct TilePanel {
     const char *half[2];
-    int64_t width[2];  // outputs of each, at most SIDE
-    int64_t row;       // bytes of an output's weights
-    int64_t output;    // the first
+    int64_t width[2];    // outputs of each, at most SIDE
+    int64_t row, pitch;  // bytes of an output's weights, and from these to the next output's
+    int64_t output;      // the first
 
     bool is_whole() const { return width[0] == SIDE && width[1] == SIDE && row % PIECE == 0; }
 
@@ -139,15 +142,15 @@ struct TilePanel {
         for (int64_t k = one * PIECE; count > 0; count--, k += PIECE)
             for (int h = 0; h < 2; h++)
                 for (int64_t o = 0; o < SIDE; o++, to += PIECE)
-                    _mm512_store_si512(to, o < width[h] ? piece(half[h] + o * row + k, row - k) : _mm512_setzero_si512());
+                    _mm512_store_si512(to, o < width[h] ? piece(half[h] + o * pitch + k, row - k) : _mm512_setzero_si512());
     }
 };
 
-// Weights [outputs, row bytes] by panels. With gates, which are the first half of them, a panel has SIDE gates and as
+// Weights [outputs, row bytes], `pitch` bytes apart, by panels. With gates, which are the first half of them, a panel has SIDE gates and as
 // many outputs that they are for, and `outputs` counts these alone.
 struct TilePanels {
     const void *weights;
-    int64_t row, outputs;
+    int64_t row, pitch, outputs;
     bool with_gates = false;
 
     int64_t each() const { return with_gates ? SIDE : TILE_PANEL; }
@@ -155,9 +158,9 @@ struct TilePanels {
 
     TilePanel operator[](int64_t i) const {
         int64_t output = i * each(), width = least(each(), outputs - output);
-        const char *from = (const char *)weights + output * row;
-        if (with_gates) return {{from, from + outputs * row}, {width, width}, row, output};
-        return {{from, from + SIDE * row}, {least(SIDE, width), most(0, width - SIDE)}, row, output};
+        const char *from = (const char *)weights + output * pitch;
+        if (with_gates) return {{from, from + outputs * pitch}, {width, width}, row, pitch, output};
+        return {{from, from + SIDE * pitch}, {least(SIDE, width), most(0, width - SIDE)}, row, pitch, output};
     }
 
     // The one behind it, or the last again.
@@ -175,7 +178,7 @@ class AheadOfTiles {
 
     explicit AheadOfTiles(const TilePanel &next) {
         for (int h = 0; h < 2; h++)
-            for (int64_t p = 0; p < PLACES; p++) places[h * PLACES + p] = next.half[h] + p * EACH * next.row;
+            for (int64_t p = 0; p < PLACES; p++) places[h * PLACES + p] = next.half[h] + p * EACH * next.pitch;
     }
 
     void read(int64_t part, int64_t lines) {
@@ -230,7 +233,7 @@ class TileSums {
         _tile_dpbssd(sums, weights, x); \
     else                                \
         _tile_dpbf16ps(sums, weights, x)
-        const int64_t line = 4 * x.each, row = IN_PLACE ? w.row : PIECE;
+        const int64_t line = 4 * x.each, pitch = IN_PLACE ? w.pitch : PIECE;
         auto &mine = sums[tile], &more = sums[tile + TWO];
         all_is_written();
         if (from == 0) {
@@ -250,11 +253,11 @@ class TileSums {
             const char *near = copied + (one - from) * TILE_PANEL * PIECE;
             const uint32_t *rows = x.at(tile, one);
             ahead.read(0, lines);
-            _tile_loadd(4, IN_PLACE ? w.half[0] + one * PIECE : near, row);
+            _tile_loadd(4, IN_PLACE ? w.half[0] + one * PIECE : near, pitch);
             _tile_loadd(6, rows, line);
             ADD_PRODUCT(0, 4, 6);
             ahead.read(1, lines);
-            _tile_loadd(5, IN_PLACE ? w.half[1] + one * PIECE : near + SIDE * PIECE, row);
+            _tile_loadd(5, IN_PLACE ? w.half[1] + one * PIECE : near + SIDE * PIECE, pitch);
             ADD_PRODUCT(1, 5, 6);
             ahead.read(2, lines);
             if (TWO) {
@@ -277,18 +280,62 @@ class TileSums {
     alignas(64) char copied[TILE_DEPTH * TILE_PANEL * PIECE];
 };
 
-// Sixteen outputs, each with 16 rows of x, where two neighbouring outputs are a lane in bfloat16.
-INLINED void pair_outputs(const __m512 *outputs, __m512i *pairs) {
-    for (int i = 0; i < 8; i++) {
-        __m512i odd = _mm512_and_si512(narrow(outputs[2 * i + 1]), _mm512_set1_epi32((int)0xffff0000));
-        pairs[i] = _mm512_or_si512(_mm512_srli_epi32(narrow(outputs[2 * i]), 16), odd);
-    }
+// Thirty-two numbers in bfloat16, to nearest, ties to even: those of `low` come first. Denormals become 0.
+WITH_BFLOAT16 INLINED __m512i narrowed(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+// Of each two neighbours the one or the other.
+INLINED __m512 evens(__m512i numbers) { return _mm512_castsi512_ps(_mm512_slli_epi32(numbers, 16)); }
+INLINED __m512 odds(__m512i numbers) {
+    return _mm512_castsi512_ps(_mm512_and_si512(numbers, _mm512_set1_epi32((int)0xffff0000)));
 }
 
-// Writes `width` of 16 outputs, each with `rows` rows of x, to the rows of y, `stride` elements apart.
-INLINED void store_turned(const __m512 *outputs, bfloat16 *y, int64_t stride, int64_t rows, int64_t width) {
-    __m512i pairs[8], fours[8], all[8];
-    pair_outputs(outputs, pairs);
+// Where to find each of 32 numbers.
+struct Order {
+    alignas(64) uint16_t from[32] = {};
+
+    INLINED __m512i operator()(__m512i numbers) const {
+        return _mm512_permutexvar_epi16(_mm512_load_si512(from), numbers);
+    }
+};
+
+constexpr Order two_by_two() {  // what has its first and its second half beside each other
+    Order order;
+    for (int i = 0; i < 32; i++) order.from[i] = 16 * (i % 2) + i / 2;
+    return order;
+}
+
+constexpr Order evens_first() {  // as `narrowed(evens, odds)` leaves them
+    Order order;
+    for (int i = 0; i < 32; i++) order.from[i] = 2 * (i % 16) + i / 16;
+    return order;
+}
+
+constexpr Order two_by_two_again() {  // the same as `two_by_two`, of what was put `evens_first` twice
+    Order order;
+    for (int i = 0; i < 32; i++) {
+        int at = 16 * (i % 2) + i / 2;
+        for (int turn = 0; turn < 2; turn++) at = at / 2 + 16 * (at % 2);
+        order.from[i] = at;
+    }
+    return order;
+}
+
+constexpr Order TWO_BY_TWO = two_by_two(), EVENS_FIRST = evens_first(), TWO_BY_TWO_AGAIN = two_by_two_again();
+
+// Of two neighbouring outputs, each with 16 rows of x, a lane of both in bfloat16 for each row.
+WITH_BFLOAT16 INLINED __m512i paired(__m512 first, __m512 second) { return TWO_BY_TWO(narrowed(first, second)); }
+
+// silu(gate) * up of two neighbouring outputs, paired: as `silu_and_mul`, to the last bit.
+WITH_BFLOAT16 INLINED __m512i gated_pair(const __m512 *gates, const __m512 *ups) {
+    __m512i gate = narrowed(gates[0], gates[1]), up = EVENS_FIRST(narrowed(ups[0], ups[1]));
+    __m512i factor = narrowed(silu(evens(gate)), silu(odds(gate)));
+    __m512 even = _mm512_mul_ps(evens(factor), evens(up)), odd = _mm512_mul_ps(odds(factor), odds(up));
+    return TWO_BY_TWO_AGAIN(narrowed(even, odd));
+}
+
+// Writes `width` of 16 outputs, paired, each with `rows` rows of x, to the rows of y, `stride` elements apart.
+INLINED void store_turned(const __m512i *pairs, bfloat16 *y, int64_t stride, int64_t rows, int64_t width) {
+    __m512i fours[8], all[8];
     for (int i = 0; i < 8; i += 2) {
         fours[i] = _mm512_unpacklo_epi32(pairs[i], pairs[i + 1]);
         fours[i + 1] = _mm512_unpackhi_epi32(pairs[i], pairs[i + 1]);
@@ -311,10 +358,9 @@ INLINED void store_turned(const __m512 *outputs, bfloat16 *y, int64_t stride, in
     }
 }
 
-// Writes 16 outputs from `from` on, each with the rows of a tile, as inputs of what is multiplied next: nothing is turned.
-INLINED void store_packed(const __m512 *outputs, const Tiles &to, int64_t tile, int64_t from) {
-    __m512i pairs[8];
-    pair_outputs(outputs, pairs);
+// Writes 16 outputs from `from` on, paired, each with the rows of a tile, as inputs of what is multiplied next: nothing is
+// turned.
+INLINED void store_packed(const __m512i *pairs, const Tiles &to, int64_t tile, int64_t from) {
     uint32_t *lane = to.at(tile, from / TILE_INPUTS) + from % TILE_INPUTS / 2 * to.each;
     for (int i = 0; i < 8; i++, lane += to.each) _mm512_mask_storeu_epi32(lane, first(to.each), pairs[i]);
 }
@@ -326,33 +372,37 @@ inline __m512 with_bias(const float *sums, const bfloat16 *bias, int64_t i) {
 }
 
 // y [rows, outputs], the outputs of a panel, of x [rows, inputs]. `bias` [outputs] may be null.
-inline void tile_panel(const Tiles &x, const TilePanel &w, const TilePanel &next, const bfloat16 *bias, bfloat16 *y,
-                       int64_t outputs, TileSums &sums) {
+WITH_BFLOAT16 inline void tile_panel(const Tiles &x, const TilePanel &w, const TilePanel &next, const bfloat16 *bias,
+                                     bfloat16 *y, int64_t outputs, TileSums &sums) {
     sums.multiply(x, w, next);
     for (int64_t tile = 0, from = 0; tile < x.count; tile++, from += x.each)
         for (int h = 0; h < 2 && w.width[h]; h++) {
             int64_t at = w.output + h * SIDE;
-            __m512 turned[SIDE];
-            for (int64_t i = 0; i < SIDE; i++)
-                turned[i] = with_bias(sums.of(tile, h), bias && i < w.width[h] ? bias + at : nullptr, i);
-            store_turned(turned, y + from * outputs + at, outputs, least(x.each, x.rows - from), w.width[h]);
+            auto one = [&](int64_t i) {
+                return with_bias(sums.of(tile, h), bias && i < w.width[h] ? bias + at : nullptr, i);
+            };
+            __m512i pairs[SIDE / 2];
+            for (int64_t i = 0; i < SIDE; i += 2) pairs[i / 2] = paired(one(i), one(i + 1));
+            store_turned(pairs, y + from * outputs + at, outputs, least(x.each, x.rows - from), w.width[h]);
         }
 }
 
-// silu(gate) * up of a panel with gates, of which there are `size` in all, for each tile of x: keep(tile, outputs) has
-// [16 outputs] of 16 rows. As `tile_panel` and `silu_and_mul` behind it, to the last bit.
+// silu(gate) * up of a panel with gates, of which there are `size` in all, for each tile of x: keep(tile, pairs) has
+// 16 outputs, paired, each with 16 rows. As `tile_panel` and `silu_and_mul` behind it, to the last bit.
 template <typename F>
-inline void gated_tile_panel(const Tiles &x, const TilePanel &w, const TilePanel &next, const bfloat16 *bias, int64_t size,
-                             TileSums &sums, F keep) {
+WITH_BFLOAT16 inline void gated_tile_panel(const Tiles &x, const TilePanel &w, const TilePanel &next, const bfloat16 *bias,
+                                           int64_t size, TileSums &sums, F keep) {
     sums.multiply(x, w, next);
     const bfloat16 *added[] = {bias ? bias + w.output : nullptr, bias ? bias + size + w.output : nullptr};
     for (int64_t tile = 0; tile < x.count; tile++) {
-        __m512 turned[SIDE];
-        for (int64_t i = 0; i < SIDE; i++) {
-            __m512 gate = rounded(bias, with_bias(sums.of(tile, 0), added[0], i));
-            turned[i] = gated(bias, gate, rounded(bias, with_bias(sums.of(tile, 1), added[1], i)));
+        __m512i pairs[SIDE / 2];
+        for (int64_t i = 0; i < SIDE; i += 2) {
+            __m512 both[2][2];
+            for (int h = 0; h < 2; h++)
+                for (int64_t j = 0; j < 2; j++) both[h][j] = with_bias(sums.of(tile, h), added[h], i + j);
+            pairs[i / 2] = gated_pair(both[0], both[1]);
         }
-        keep(tile, turned);
+        keep(tile, pairs);
     }
 }
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from quire_engine.distributed.ranks import TensorRanks, tensor_ranks
-from quire_engine.kernels.cpu import linear
+from quire_engine.kernels.cpu import empty_weight, linear
 from quire_engine.layers.shard import Shard
 
 DRAWN_STD = 0.02
@@ -77,7 +77,7 @@ class Unquantized:
     """One weight [out_features, in_features] of the model's dtype."""
 
     def create(self, layer: Linear) -> None:
-        layer.weight = nn.Parameter(torch.empty(layer.out_features, layer.in_features), requires_grad=False)
+        layer.weight = nn.Parameter(empty_weight(layer.out_features, layer.in_features), requires_grad=False)
 
     def shards(self, layer: Linear) -> dict[tuple[str, str], Shard]:
         return {
@@ -86,7 +86,8 @@ class Unquantized:
         }
 
     def draw(self, layer: Linear, generator: torch.Generator) -> None:
-        layer.weight.normal_(0.0, DRAWN_STD, generator=generator)
+        drawn = torch.empty_like(layer.weight, memory_format=torch.contiguous_format)  # the same however rows lie
+        layer.weight.copy_(drawn.normal_(0.0, DRAWN_STD, generator=generator))
 
     def finish(self, layer: Linear) -> None:
         pass

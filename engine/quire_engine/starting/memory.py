@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.core_config import CoreConfig
@@ -63,7 +64,7 @@ def memory_request(
         on_gpu=on_gpu,
         limit=limit if on_gpu else limit // layout.per_node,  # ranks have a GPU each, and share the cgroup
         resident=resident,
-        weights=sum(p.numel() * p.element_size() for p in model.parameters()),
+        weights=held_by_weights(model),
         utilization=config.gpu_memory_utilization,
         block_size=config.block_size,
         max_model_len=core_config.max_model_len,
@@ -78,6 +79,12 @@ def memory_request(
         image_room=image_room(model.shape, dtype) if core_config.images is not None and place.rank == 0 else 0,
         adapters=adapters,
     )
+
+
+def held_by_weights(model: nn.Module) -> int:
+    """Bytes of memory, with what lies between rows that are apart."""
+    storages = (parameter.untyped_storage() for parameter in model.parameters())
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def window_of_all_layers(model: LanguageModel) -> int | None:

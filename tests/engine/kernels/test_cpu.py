@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,6 +42,13 @@ def drawn(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
+def lying_apart(weight: torch.Tensor, apart: int) -> torch.Tensor:
+    """The same with so many elements that are no numbers between its rows."""
+    outputs, inputs = weight.shape
+    room = torch.full((outputs, inputs + apart), float("nan"), dtype=weight.dtype)
+    return room[:, :inputs].copy_(weight)
+
+
 def close_to(found: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Within a rounding to bfloat16 of the sum in float64, and what float32 loses on the way."""
     wanted = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
@@ -49,11 +58,18 @@ def close_to(found: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: t
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=SIZES, inputs=SIZES, outputs=SIZES, biased=st.booleans(), seed=st.integers(0, 999))
+@given(
+    rows=SIZES,
+    inputs=SIZES,
+    outputs=SIZES,
+    apart=st.sampled_from((0, 1, 32)),
+    biased=st.booleans(),
+    seed=st.integers(0, 999),
+)
 def test_products_are_right_for_every_size(
-    library: cpu.Library, rows: int, inputs: int, outputs: int, biased: bool, seed: int
+    library: cpu.Library, rows: int, inputs: int, outputs: int, apart: int, biased: bool, seed: int
 ) -> None:
-    x, weight = drawn(rows, inputs, seed=seed), drawn(outputs, inputs, seed=seed + 1)
+    x, weight = drawn(rows, inputs, seed=seed), lying_apart(drawn(outputs, inputs, seed=seed + 1), apart)
     bias = drawn(outputs, seed=seed + 2) if biased else None
     close_to(library.linear(x, weight, bias), x, weight, bias)
 
@@ -165,6 +181,38 @@ def test_threads_share_the_outputs_and_change_nothing(library: cpu.Library) -> N
         torch.set_num_threads(1)
 
 
+@pytest.fixture
+def in_bfloat16() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("in_bfloat16")
+@pytest.mark.parametrize("inputs", [64, 512, 1000, 1024, 1536, 2048, 2816, 3072, 4096, 8192, 14336])
+def test_weights_that_tiles_read_lie_evenly_over_the_first_level_cache(
+    monkeypatch: pytest.MonkeyPatch, inputs: int
+) -> None:
+    monkeypatch.setattr(cpu, "library", SimpleNamespace(tiles=True))
+    weight = cpu.empty_weight(32, inputs)
+    assert weight.shape == (32, inputs)
+    assert weight.stride(0) <= inputs * 1.07
+    lines = (weight.stride(0) * row // 32 + line for row in range(32) for line in range(8))  # 48 KiB of 12 ways
+    assert max(Counter(line % 64 for line in lines).values()) <= 6
+
+
+@pytest.mark.usefixtures("in_bfloat16")
+def test_other_weights_lie_without_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "library", SimpleNamespace(tiles=False))
+    assert cpu.empty_weight(4, 1024).is_contiguous()
+    monkeypatch.setattr(cpu, "library", SimpleNamespace(tiles=True))
+    with torch.device("meta"):
+        assert cpu.empty_weight(4, 1024).is_contiguous()
+    torch.set_default_dtype(torch.float32)
+    assert cpu.empty_weight(4, 1024).is_contiguous()
+
+
 @settings(max_examples=20, deadline=None)
 @given(rows=st.integers(1, 130), row=st.integers(0, 129))
 def test_a_row_depends_on_itself_alone(library: cpu.Library, rows: int, row: int) -> None:
@@ -186,8 +234,8 @@ def test_views_and_numbers_that_are_none_are_as_in_torch(library: cpu.Library) -
 def test_torch_multiplies_what_the_library_does_not() -> None:
     x, weight = torch.randn(3, 8), torch.randn(5, 8)
     assert torch.equal(cpu.linear(x, weight), functional.linear(x, weight))
-    slices = drawn(5, 16, seed=1)[:, :8]
-    assert torch.equal(cpu.linear(x.bfloat16(), slices), functional.linear(x.bfloat16(), slices))
+    columns = drawn(8, 5, seed=1).t()
+    assert torch.equal(cpu.linear(x.bfloat16(), columns), functional.linear(x.bfloat16(), columns))
     trained = drawn(5, 8, seed=1).requires_grad_()
     assert cpu.linear(x.bfloat16(), trained).requires_grad
 

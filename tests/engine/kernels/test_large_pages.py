@@ -13,6 +13,7 @@ from torch import nn
 
 from quire_engine.kernels import large_pages
 from quire_engine.kernels.large_pages import LEAST, PagesAhead, move_to_large_pages, zeros
+from quire_engine.starting.memory import held_by_weights
 
 
 class Model(nn.Module):
@@ -41,6 +42,18 @@ def test_large_weights_get_memory_that_can_be_written() -> None:
     assert (model.large.data_ptr(), model.other.data_ptr()) != before
     assert (model.small.data_ptr(), model.get_buffer("table").data_ptr()) == (small, table)
     assert (model.small == 1).all()
+
+
+def test_rows_that_lie_apart_do_so_there_and_count_with_what_is_between_them() -> None:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(1024, 1024 + 32, dtype=torch.bfloat16)[:, :1024], requires_grad=False)
+    model.tied = model.weight
+    before = model.weight.data_ptr()
+    move_to_large_pages(model)
+    assert model.weight.data_ptr() != before
+    assert model.weight.shape == (1024, 1024)
+    assert model.weight.stride() == (1024 + 32, 1)
+    assert held_by_weights(model) == 1024 * (1024 + 32) * 2
 
 
 def test_weights_that_others_are_views_of_stay_where_they_are() -> None:

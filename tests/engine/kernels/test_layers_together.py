@@ -15,6 +15,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineRequest
 from quire_engine.engine import build_engine
 from quire_engine.kernels import cpu
+from quire_engine.layers import linear
 from quire_engine.models.layers_together import layers_together
 from tests.engine.models.checkpoints import FAMILIES, make_model, save
 
@@ -123,6 +124,22 @@ def test_gates_of_any_width_are_handed_on(
     model = checkpoint("llama", tmp_path, inner=inner)
     apart, together = answers_by_ways(library, monkeypatch, model, SHORT, ((0, 1), (128, 3)), {})
     assert together == apart
+
+
+def test_weights_whose_rows_lie_apart_give_the_same_answers(
+    library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lying_apart(outputs: int, inputs: int) -> torch.Tensor:
+        made.append(torch.full((outputs, inputs + 32), float("nan"))[:, :inputs])
+        return made[-1]
+
+    made: list[torch.Tensor] = []
+    model = checkpoint("llama", tmp_path)
+    (dense,) = answers_by_ways(library, monkeypatch, model, SHORT, ((128, 3),), {})
+    monkeypatch.setattr(linear, "empty_weight", lying_apart)
+    found = answers_by_ways(library, monkeypatch, model, SHORT, ((0, 1), (128, 3)), {})
+    assert made
+    assert found == [dense, dense]
 
 
 def test_rows_of_prompts_whose_logprobs_are_asked_for_are_read(
