@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def main() -> None:
         figures: dict[str, Any] = {
             "first_token_after_s": {name: round(one.start_seconds, 2) for name, one in contenders.items()}
         }
-        figures["idle_cpu_share"] = {name: round(idle_share(one), 4) for name, one in contenders.items()}
+        figures["idle_cpu_share"] = idle_shares(contenders)
         runs: dict[tuple[str, str], list[dict[str, float]]] = {}
         for repeat in range(options.repeats):
             for name in names:
@@ -159,11 +159,13 @@ def has_ended(process: subprocess.Popen[Any]) -> bool:
     return process.poll() is not None
 
 
-def idle_share(contender: Contender) -> float:
-    """Of one core, while nothing is asked: over ten seconds."""
-    before = processor_seconds(contender.process.pid)
+def idle_shares(contenders: Mapping[str, Contender]) -> dict[str, float]:
+    """Of one core, while nothing is asked of any: over ten seconds."""
+    before = {name: processor_seconds(one.process.pid) for name, one in contenders.items()}
     time.sleep(10)
-    return (processor_seconds(contender.process.pid) - before) / 10
+    return {
+        name: round((processor_seconds(one.process.pid) - before[name]) / 10, 4) for name, one in contenders.items()
+    }
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, Any]:

@@ -74,12 +74,13 @@ class InputBatch:
         self._staging = torch.zeros((4 if rotates_by_length else 3, max_num_batched_tokens), dtype=torch.int64)
         self._staged = self._staging.numpy()
         self._latest = torch.zeros(max_num_seqs, dtype=torch.int64, device=device) if feeds_back else None
-        self._decodes = self._rows_that_decode([])  # in the latest step
+        self._none_decode = self._rows_that_decode([])
+        self._decodes = self._none_decode  # in the latest step
 
     def apply(self, step: Step) -> None:
         """Bring the rows up to date with what the step removes, adds and grows."""
         if step.removed or step.new:
-            self._decodes = self._rows_that_decode([])  # the same requests may come back in other rows
+            self._decodes = self._none_decode  # the same requests may come back in other rows
         for request_id in step.removed:
             row = self._rows.pop(request_id)
             self._image_positions.pop(request_id, None)
@@ -119,7 +120,7 @@ class InputBatch:
         request_ids = [s.request_id for s in decodes]
         if request_ids != self._decodes.request_ids:
             self._decodes = self._rows_that_decode(request_ids)
-        lengths = self._decodes.lay_out(decodes, self._tables)
+        lengths = self._decodes.lay_out(decodes, self._tables) if decodes else []
         spans, end = [], num_decodes
         for sequence in prompts:
             first, end = end, end + len(sequence.token_ids)
@@ -149,6 +150,7 @@ class InputBatch:
         sampled_tokens: torch.Tensor | None = None
         if len(decodes) == len(step.scheduled) and all(s.samples for s in decodes):
             sequences, rows, sampled_rows = decodes, self._decodes.rows, self._decodes.on_device
+            context.asks_logits = True
         else:
             lasts = [(s, first + len(s.token_ids) - 1) for s, first in firsts if s.samples]
             beside = _beside(step, lasts)
@@ -158,7 +160,7 @@ class InputBatch:
             places = np.array([[last for _, last in lasts], rows], dtype=np.int64)
             sampled_tokens, sampled_rows = to_device(places, self.device).unbind()
             if not prompt_logprobs and not beside:
-                context.wanted = sampled_tokens
+                context.wanted, context.asks_logits = sampled_tokens, True
         sampling = None
         if self._sampling is not None:
             sampling = self._sampling.batch(rows, lengths, [s.allowed for s in sequences])

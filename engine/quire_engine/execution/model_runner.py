@@ -27,7 +27,7 @@ from quire_engine.kernels.greatest import greatest
 from quire_engine.memory_plan.plan import GIB
 from quire_engine.models.language_model import LanguageModel
 from quire_engine.sampling.logprobs import rank_hidden
-from quire_engine.sampling.sampler import Draw, choose, draw_within
+from quire_engine.sampling.sampler import Chosen, Draw, choose, draw_within
 from quire_engine.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -179,14 +179,21 @@ class ModelRunner:
             launched.result.embeddings = self._pooler.pool(hidden, inputs.firsts)
         if inputs.sampled:
             # The ranks that share the head compute its logits together, and all get them.
-            with self._profile.span("head"):
-                which = inputs.sampled_tokens
-                logits = self._model.logits(hidden if which is None else hidden[which])
+            made = inputs.context.logits
+            if made is None:
+                with self._profile.span("head"):
+                    which = inputs.sampled_tokens
+                    logits = self._model.logits(hidden if which is None else hidden[which])
+            else:
+                logits = made.all
             if inputs.sampling is not None:
                 with self._profile.span("sampling"):
                     if not inputs.sampling.by_greatest:
-                        logits = logits.float()
-                    chosen = choose(logits, inputs.sampling, self._drawing, greatest)
+                        chosen = choose(logits.float(), inputs.sampling, self._drawing, greatest)
+                    elif made is None:
+                        chosen = choose(logits, inputs.sampling, self._drawing, greatest)
+                    else:
+                        chosen = Chosen(made.greatest)
                     self._batch.keep(inputs, chosen.token_ids)
                     launched.bring(inputs.sampled, chosen)
         if inputs.prompt_logprobs:
@@ -205,7 +212,7 @@ class ModelRunner:
         """This stage's hidden states [num_tokens, hidden_size]; None where they went on to the next stage."""
         link, stage = self._place.link, self._place.stage
         if self._pooler is not None or not stage.last:
-            inputs.context.wanted = None
+            inputs.context.wanted, inputs.context.asks_logits = None, False
         more: list[torch.Tensor] = []
         if link is not None and not stage.first:
             size = self._model.shape.hidden_size

@@ -39,6 +39,7 @@ class SamplingState:
         """`longest` is the greatest number of tokens of a sequence; None where there is no limit."""
         self._vocab_size = vocab_size
         self._device = device or torch.device("cpu")
+        self._nothing = torch.empty(0, device=self._device)
         self._greedy = np.zeros(num_rows, dtype=np.bool_)
         self._temperature = np.ones(num_rows, dtype=np.float32)
         self._top_k = np.full(num_rows, vocab_size, dtype=np.int64)
@@ -124,17 +125,20 @@ class SamplingState:
     def _by_params(self, rows: list[int]) -> SamplingBatch:
         """What the parameters of `rows` say, whatever their tokens are."""
         greedy = self._greedy[rows]
+        logprobs = [(i, self._logprobs[row]) for i, row in enumerate(rows) if row in self._logprobs]
+        if greedy.all():  # nothing is drawn, and nothing else is read
+            return SamplingBatch.of_greatest(self._nothing, logprobs)
         top_k, top_p, min_p = self._top_k[rows], self._top_p[rows], self._min_p[rows]
         return SamplingBatch(
             greedy=self._to_device(greedy),
-            all_greedy=bool(greedy.all()),
+            all_greedy=False,
             any_greedy=bool(greedy.any()),
             temperature=self._to_device(self._temperature[rows]),
             top_k=self._to_device(top_k) if (top_k < self._vocab_size).any() else None,
             top_p=self._to_device(top_p) if (top_p < 1.0).any() else None,
             min_p=self._to_device(min_p) if (min_p > 0.0).any() else None,
             uniform=self._to_device(np.zeros(len(rows))),
-            logprobs=[(i, self._logprobs[row]) for i, row in enumerate(rows) if row in self._logprobs],
+            logprobs=logprobs,
         )
 
     def _forbidden_in(self, rows: Sequence[int], lengths: Sequence[int]) -> Forbidden | None:

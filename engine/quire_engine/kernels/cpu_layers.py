@@ -50,13 +50,13 @@ class LayerTensors:
 class Span:
     """Sequences whose last `tokens` tokens are rows of a batch, from `first` on.
 
-    `tables` [sequences, blocks] and `lengths` [sequences] int64, on the CPU.
+    `tables` are [sequences, blocks] int64 on the CPU, or [blocks] of a single one.
     """
 
     first: int
     tokens: int
     tables: torch.Tensor
-    lengths: torch.Tensor
+    lengths: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,18 @@ class Rotation:
     cos: torch.Tensor
     sin: torch.Tensor
     rows: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """Those of some tokens [n, vocabulary] bfloat16, and the first of the greatest of each [n] int64, or `none`.
+
+    That is of rows that hold NaN or infinity, or -infinity alone. All are contiguous.
+    """
+
+    all: torch.Tensor
+    greatest: torch.Tensor
+    none: int
 
 
 class _Matrix(ctypes.Structure):
@@ -98,6 +110,7 @@ class _Decoder(ctypes.Structure):
         *((name, _SIZE) for name in ("num_layers", "hidden", "heads", "kv_heads", "size", "page")),
         *((name, _FLOAT) for name in ("eps", "head_eps")),
         *((name, _INT) for name in ("offset", "head_offset", "tiles")),
+        ("head", _Matrix),
     )
 
 
@@ -114,6 +127,7 @@ class _Tokens(ctypes.Structure):
         *((name, _POINTER) for name in ("ids", "cos", "sin", "turns")),
         *(("half", _SIZE), ("slots", _POINTER), ("count", _SIZE), ("spans", _POINTER), ("num_spans", _SIZE)),
         *(("wanted", _POINTER), ("num_wanted", _SIZE)),
+        *(("logits", _POINTER), ("greatest", _POINTER), ("none", _SIZE)),
     )
 
 
@@ -128,16 +142,17 @@ class AllLayers:
         head_norms: Norms | None,
         last_norm: torch.Tensor | None,
         embedding: torch.Tensor | None,
+        head: Matrix | None,
     ) -> None:
         """All tensors are on the CPU, and contiguous but for what `Matrix` says.
 
         `head_norms` are those of queries and keys.
 
-        `last_norm` [hidden] bfloat16 are weights of one more norm, behind the last layer, and `embedding`
-        [vocabulary, hidden] bfloat16 what comes before the first.
+        `last_norm` [hidden] bfloat16 are weights of one more norm, behind the last layer, `embedding`
+        [vocabulary, hidden] bfloat16 what comes before the first, and `head` what makes logits behind that norm.
         """
         self._library, self._layers, self._last_norm = library, tuple(layers), last_norm
-        self._embedding = embedding
+        self._embedding, self._head = embedding, head
         first = layers[0]
         _, page, kv_heads, size = first.k_cache.shape
         self._array = (_Layer * len(layers))(*(_layer(one) for one in layers))
@@ -146,10 +161,11 @@ class AllLayers:
             *(ctypes.addressof(self._array), _address(last_norm)),
             *(len(layers), len(first.input_norm), first.out.weight.shape[1] // size, kv_heads, size, page),
             *(norms.eps, own.eps, norms.offset, own.offset, library.tiles),
+            _Matrix() if head is None else _matrix(head),
         )
         self._room, self._start, self._size = torch.empty(0, dtype=torch.uint8), 0, 0
-        self.nanoseconds = (ctypes.c_int64 * 3)()
-        """Of the last call: in linears, in attention and in the rest."""
+        self.nanoseconds = (ctypes.c_int64 * 4)()
+        """Of the last call: in linears, in attention, in the head and in the rest."""
 
     def __call__(
         self,
@@ -158,11 +174,13 @@ class AllLayers:
         slots: torch.Tensor,
         spans: Sequence[Span],
         wanted: torch.Tensor | None = None,
+        logits: Logits | None = None,
     ) -> torch.Tensor:
         """[tokens] int64 of the embedding -> [tokens, hidden] bfloat16, or from these in their place.
 
         `slots` are [tokens] int64 as in `AttentionContext`; `spans` have each token once.
         Where there are `wanted` [n] int64, different tokens, the rows of the others are nothing of use.
+        `logits` are filled, for each token that is wanted, where there is a head.
         Raises `IndexError` for what is not in the vocabulary.
         """
         ids, x = None, inputs.contiguous()
@@ -170,12 +188,14 @@ class AllLayers:
             assert self._embedding is not None
             ids, x = x, self._embedding.new_empty(len(x), self._decoder.hidden)
         cos, sin = rotation.cos.contiguous(), rotation.sin.contiguous()
-        array = (_Span * len(spans))(*(_span(one) for one in spans))
+        lengths = [_integers(one.lengths) for one in spans]
+        array = (_Span * len(spans))(*map(_span, spans, lengths))
         batch = _Tokens(
             *(x.data_ptr(), _address(self._embedding), 0 if self._embedding is None else len(self._embedding)),
             *(_address(t) for t in (ids, cos, sin, rotation.rows)),
             *(cos.shape[-1], slots.data_ptr(), len(x), ctypes.addressof(array), len(spans)),
             *(_address(wanted), -1 if wanted is None else len(wanted)),
+            *((None, None, 0) if logits is None else (_address(logits.all), _address(logits.greatest), logits.none)),
         )
         pointers, threads = (ctypes.byref(self._decoder), ctypes.byref(batch)), torch.get_num_threads()
         needed = self._library.run_layers(*pointers, self._start, self._size, threads, self.nanoseconds)
@@ -200,9 +220,14 @@ def _layer(layer: LayerTensors) -> _Layer:
     )
 
 
-def _span(span: Span) -> _Span:
-    tables, lengths = span.tables, span.lengths
-    return _Span(span.first, len(lengths), span.tokens, tables.data_ptr(), tables.stride(0), lengths.data_ptr())
+def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (_SIZE * len(values))(*values)
+
+
+def _span(span: Span, lengths: ctypes.Array[ctypes.c_int64]) -> _Span:
+    tables = span.tables
+    address = ctypes.addressof(lengths)
+    return _Span(span.first, len(lengths), span.tokens, tables.data_ptr(), tables.stride(0), address)
 
 
 def _matrix(matrix: Matrix) -> _Matrix:

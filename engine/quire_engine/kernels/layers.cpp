@@ -8,12 +8,13 @@
 #include <time.h>
 
 #include "elementwise.h"
+#include "greatest.h"
 #include "layers.h"
 #include "team.h"
 
 namespace {
 
-enum Part { LINEARS, ATTENTION, REST, PARTS_OF_TIME };
+enum Part { LINEARS, ATTENTION, HEAD, REST, PARTS_OF_TIME };
 
 inline int64_t nanoseconds() {
     timespec now;
@@ -68,7 +69,8 @@ struct Worker {
 
     // y [tokens, outputs] of x, whose rows were made ready. `after` are the weights that are met next. `norm`, unless it
     // is null, are those of the norm behind it: all that passed meanwhile has left no room for them in the caches.
-    void product(const Matrix &m, const bfloat16 *x, bfloat16 *y, TilePanels after, const bfloat16 *norm = nullptr) {
+    void product(const Matrix &m, const bfloat16 *x, bfloat16 *y, TilePanels after, const bfloat16 *norm = nullptr,
+                 Part part = LINEARS) {
         auto last = [&] {
             for (int64_t d = 0; norm && d < decoder.hidden; d += 32) _mm_prefetch((const char *)(norm + d), _MM_HINT_T0);
         };
@@ -78,7 +80,7 @@ struct Worker {
             for (int64_t from = 0; from < tokens; from += BLOCK)
                 team.share(panels_of(m.outputs), [&](int64_t one) { panel_of(m, y, from, one * PANEL); }, last);
         }
-        spend(LINEARS);
+        spend(part);
     }
 
     // y from row `from` on, a block of rows, and from output `output` on, a panel.
@@ -293,9 +295,10 @@ struct Worker {
             team.share(tokens, [&](int64_t t) { norm_of(between.more, layer.attention_norm, layer.gate_up, t); });
             spend(REST);
             gate(layer);
-            const Layer &next = decoder.layers[least(i + 1, decoder.num_layers - 1)];
-            const bfloat16 *norm = i + 1 < decoder.num_layers ? next.input_norm : decoder.norm;
-            product(layer.down, between.inner, between.more, panels(next.qkv), norm);
+            bool is_last = i == decoder.num_layers - 1;
+            const Layer &next = decoder.layers[is_last ? 0 : i + 1];
+            TilePanels after = panels(is_last && batch.logits ? decoder.head : next.qkv);
+            product(layer.down, between.inner, between.more, after, is_last ? decoder.norm : next.input_norm);
             more = between.more;
         }
         team.share(tokens, [&](int64_t t) {
@@ -304,6 +307,19 @@ struct Worker {
                 add_and_norm(x, more + t * hidden, decoder.norm, x, hidden, decoder.eps, decoder.offset);
             else
                 add(x, more + t * hidden, hidden);
+            if (!batch.logits) return;
+            memcpy(between.normed + t * hidden, x, hidden * sizeof(bfloat16));
+            make_ready(decoder.head, between.normed, t);
+        });
+        spend(REST);
+        if (batch.logits) make_logits();
+    }
+
+    void make_logits() {
+        product(decoder.head, between.normed, batch.logits, panels(decoder.layers[0].qkv), nullptr, HEAD);
+        team.share(tokens, [&](int64_t t) {
+            int64_t size = decoder.head.outputs;
+            batch.greatest[t] = first_of_greatest(batch.logits + t * size, size, batch.none);
         });
         spend(REST);
     }
@@ -315,7 +331,7 @@ extern "C" {
 
 // Returns the bytes that it needs room for, at an address that 64 divides, and does nothing unless there are `size`. Where
 // an id is not of the vocabulary it does nothing either, and returns -1.
-// `spent` are the nanoseconds of linears, attention and the rest.
+// `spent` are the nanoseconds of linears, attention, the head and the rest.
 int64_t run_layers(const Decoder *decoder, const Tokens *batch, char *start, int64_t size, int threads, int64_t *spent) {
     for (int64_t t = 0; batch->ids && t < batch->count; t++)
         if (batch->ids[t] < 0 || batch->ids[t] >= batch->vocabulary) return -1;

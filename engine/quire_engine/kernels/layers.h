@@ -32,6 +32,7 @@ struct Decoder {
     float eps, head_eps;
     int offset, head_offset;  // whether norms' weights are 1 + weight
     int tiles;                // whether bfloat16 is multiplied by tiles
+    Matrix head;              // whose outputs are logits; without weights where there is none
 };
 
 // Sequences of which the last `tokens` tokens attend, rows of x from `first` on.
@@ -57,6 +58,9 @@ struct Tokens {
     int64_t num_spans;
     const int64_t *wanted;  // different tokens whose x is all that is read in the end
     int64_t num_wanted;     // -1 for all tokens
+    bfloat16 *logits;       // of the tokens that are wanted [..., vocabulary], behind the norm; null for none
+    int64_t *greatest;      // of each row of these
+    int64_t none;           // instead, where there is no such thing
 };
 
 // Where results between the parts lie. A null room only counts bytes.
@@ -126,14 +130,16 @@ struct Between {
         const Layer &one = decoder.layers[0];
         int64_t tokens = batch.count, most_ready = 0;
         each = 0;
+        auto meets = [&](const Matrix &m) {
+            each = most(each, bytes_packed(decoder, m, tokens));
+            if (m.scales || !decoder.tiles) most_ready = most(most_ready, row_bytes(m.inputs));
+        };
         for (int64_t i = 0; i < decoder.num_layers; i++) {
             const Layer &layer = decoder.layers[i];
             const Matrix *matrices[] = {&layer.qkv, &layer.out, &layer.gate_up, &layer.down};
-            for (const Matrix *m : matrices) {
-                each = most(each, bytes_packed(decoder, *m, tokens));
-                if (m->scales || !decoder.tiles) most_ready = most(most_ready, row_bytes(m->inputs));
-            }
+            for (const Matrix *m : matrices) meets(*m);
         }
+        if (batch.logits) meets(decoder.head);
         apart = batch.num_wanted < 0 && decode_apart(decoder, batch);
         ready = room.take<char>(tokens * most_ready);
         packed = room.take<char>(decoder.tiles && tokens <= SIDE ? threads * each : each);

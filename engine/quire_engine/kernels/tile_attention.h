@@ -102,13 +102,19 @@ class TileAttention {
         }
     }
 
-    // What is behind the last of `count` weights stays: values there are 0.
-    void split(int64_t row, int64_t count) {
-        for (int64_t k = 0; k < count; k += 16) {
-            __m512 weight = _mm512_loadu_ps(scores + row * CHUNK + k);
-            __m256i high = narrowed(weight), low = narrowed(_mm512_sub_ps(weight, widened(high)));
-            _mm256_storeu_si256((__m256i *)(weights[0][row] + k), high);
-            _mm256_storeu_si256((__m256i *)(weights[1][row] + k), low);
+    // Vectors behind the last of `count` weights are 0, as are values there.
+    WITH_BFLOAT16 void split(int64_t row, int64_t count) {
+        const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
+        for (int64_t k = 0; k < count; k += 32) {
+            __m512 high[2], low[2];
+            for (int i = 0; i < 2; i++) {
+                int64_t at = k + 16 * i;
+                __m512 weight = at < count ? _mm512_loadu_ps(scores + row * CHUNK + at) : _mm512_setzero_ps();
+                high[i] = _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(weight), upper));
+                low[i] = _mm512_sub_ps(weight, high[i]);
+            }
+            _mm512_storeu_si512(weights[0][row] + k, narrowed(high[0], high[1]));
+            _mm512_storeu_si512(weights[1][row] + k, narrowed(low[0], low[1]));
         }
     }
 

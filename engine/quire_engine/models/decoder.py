@@ -143,6 +143,7 @@ class Decoder(nn.Module):
         self.rotary_of = [ropes.index(spec.layers[i].attention.rope) for i in numbers]
         self.layers = nn.ModuleDict({str(i): spec.layers[i].build(spec.shape) for i in numbers})
         self.norm = spec.norm.build(hidden_size) if spec.norm is not None and self.stage.last else None
+        self.heads: tuple[Embedding, ...] = ()  # all that makes logits of hidden states, which is no module of this one
         self.together: LayersTogether | None = None
         self.together_by: cpu.Library | None = None
 
@@ -184,7 +185,8 @@ class Decoder(nn.Module):
         if self.together_by is not library:  # the first time, when weights and caches are where they stay
             layers, rotary = [*self.layers.values()], self.rotaries[self.rotary_of[0]]
             embedding = None if self.embed is not None else self.embed_tokens
-            self.together = layers_together(layers, rotary, library, embedding=embedding, norm=self.norm)
+            head = self.heads[0] if self.heads else None
+            self.together = layers_together(layers, rotary, library, embedding=embedding, norm=self.norm, head=head)
             self.together_by = library
         together = self.together
         return together if together is not None and together.takes(current_context()) else None
@@ -212,6 +214,10 @@ class CausalLM(LanguageModel):
         self.lm_head = None
         if self.model.stage.last and not shape.tied_embeddings:
             self.lm_head = Embedding(shape.vocab_size, size or shape.hidden_size, bias=spec.head_bias)
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        plain = size is None and spec.logit_multiplier == 1.0 and spec.logit_softcap is None
+        if plain and head is not None and self.model.stage.last:
+            self.model.heads = (head,)
 
     def forward(
         self,

@@ -9,8 +9,9 @@ from torch import nn
 
 from quire_engine.attention.context import AttentionContext
 from quire_engine.attention.paged_attention import PagedAttention
+from quire_engine.core.step import NO_TOKEN
 from quire_engine.kernels import cpu
-from quire_engine.kernels.cpu_layers import AllLayers, LayerTensors, Matrix, Norms, Rotation, Span
+from quire_engine.kernels.cpu_layers import AllLayers, LayerTensors, Logits, Matrix, Norms, Rotation, Span
 from quire_engine.layers.activation import ACTIVATIONS
 from quire_engine.layers.embedding import Embedding
 from quire_engine.layers.linear import ByKernel, Linear
@@ -21,6 +22,7 @@ from quire_engine.models.decoder_layer import PreNormLayer
 from quire_engine.models.mlp_block import GatedMLP
 
 _NORMS = (RMSNorm, OffsetRMSNorm)
+_MOST_LOGITS = 64  # rows, beyond which the head by itself loses nothing
 
 
 class LayersTogether(nn.Module):
@@ -30,32 +32,53 @@ class LayersTogether(nn.Module):
     """
 
     def __init__(
-        self, run: AllLayers, attention: PagedAttention, rotary: RotaryEmbedding, *, embeds: bool, normed: bool
+        self,
+        run: AllLayers,
+        attention: PagedAttention,
+        rotary: RotaryEmbedding,
+        *,
+        embeds: bool,
+        normed: bool,
+        vocab_size: int | None,
     ) -> None:
         """`attention` is that of a layer, without a window if there is one.
 
-        With `embeds` tokens are embedded too, and with `normed` the norm behind the last layer is run.
+        With `embeds` tokens are embedded too, with `normed` the norm behind the last layer is run, and with
+        `vocab_size` the head.
         """
         super().__init__()
         self.run, self.leaves_to_torch, self.embeds, self.normed = run, attention.leaves_to_torch, embeds, normed
         self._rotary = (rotary,)  # which is the decoder's module, and none of this one's
+        self._vocab_size = vocab_size
+        self._logits = torch.empty(0)  # of the last step, whose memory the next ones take
 
     @property
     def nanoseconds(self) -> dict[str, int]:
-        linears, attention, _ = self.run.nanoseconds
-        return {"linears": linears, "attention": attention}
+        linears, attention, head, _ = self.run.nanoseconds
+        return {"linears": linears, "attention": attention} | ({"head": head} if head else {})
 
     def forward(self, inputs: torch.Tensor, positions: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """Tokens [num_tokens] int64 if it `embeds`, or their hidden states -> [num_tokens, hidden_size].
 
         Hidden states are changed in their place. Rows that the context does not want are nothing of use.
         """
-        spans = [Span(one.first, one.count, one.blocks[None], one.length_on_host()) for one in context.prefills]
+        spans = [Span(one.first, one.count, one.blocks, [one.start + one.count]) for one in context.prefills]
         longest = max((one.start + one.count for one in context.prefills), default=0)
         if context.num_decodes:
-            spans.insert(0, Span(0, 1, context.decode_blocks, context.ends_on_host()))
+            spans.insert(0, Span(0, 1, context.decode_blocks, context.decode_lengths))
             longest = max(longest, *context.decode_lengths)
-        return self.run(inputs, self._rotation(positions, longest), context.slots, spans, context.wanted)
+        if context.asks_logits and self._vocab_size is not None:
+            context.logits = self._room(len(inputs if context.wanted is None else context.wanted), self._vocab_size)
+        rotation = self._rotation(positions, longest)
+        return self.run(inputs, rotation, context.slots, spans, context.wanted, context.logits)
+
+    def _room(self, rows: int, vocab_size: int) -> Logits | None:
+        """For logits; None for more of them than are worth to be kept."""
+        if not 0 < rows <= _MOST_LOGITS:
+            return None
+        if len(self._logits) < rows:
+            self._logits = torch.empty(rows, vocab_size, dtype=torch.bfloat16)
+        return Logits(self._logits[:rows], torch.empty(rows, dtype=torch.int64), NO_TOKEN)
 
     def _rotation(self, positions: torch.Tensor, longest: int) -> Rotation:
         (rotary,) = self._rotary
@@ -74,11 +97,12 @@ def layers_together(
     *,
     embedding: nn.Module | None = None,
     norm: nn.Module | None = None,
+    head: Embedding | None = None,
 ) -> LayersTogether | None:
     """None where a layer is not plain: whatever it has that is not known here keeps its own code.
 
-    `embedding` is all that comes before the first layer, and `norm` what comes behind the last one. They are run too
-    where they are plain and, the norm, as those within.
+    `embedding` is all that comes before the first layer, `norm` what comes behind the last one, and `head` all that
+    makes logits of that. They are run too where they are plain and, the norm, as those within.
 
     To be called when weights and caches are where they stay.
     """
@@ -102,9 +126,11 @@ def layers_together(
     if norm is not None and type(norm) in _NORMS and _norms_of([norm]) == norms:
         last = norm.get_parameter("weight")
     last = last if last is not None and last.dtype == torch.bfloat16 else None
-    tokens = _embedding(embedding)
-    run = AllLayers(library, plain, norms, heads[0], last, tokens)
-    return LayersTogether(run, attention, rotary, embeds=tokens is not None, normed=last is not None)
+    tokens, logits = _embedding(embedding), None if last is None else _head(head)
+    run = AllLayers(library, plain, norms, heads[0], last, tokens, logits)
+    vocab_size = None if logits is None else len(logits.weight)
+    embeds, normed = tokens is not None, last is not None
+    return LayersTogether(run, attention, rotary, embeds=embeds, normed=normed, vocab_size=vocab_size)
 
 
 def _embedding(module: nn.Module | None) -> torch.Tensor | None:
@@ -112,6 +138,13 @@ def _embedding(module: nn.Module | None) -> torch.Tensor | None:
         return None
     weight = module.weight
     return weight if weight.dtype == torch.bfloat16 and weight.is_contiguous() and weight.device.type == "cpu" else None
+
+
+def _head(module: Embedding | None) -> Matrix | None:
+    weight = _embedding(module)
+    if module is None or weight is None or (module.bias is not None and module.bias.dtype != torch.bfloat16):
+        return None
+    return Matrix(weight, None, module.bias)
 
 
 def _tensors(layer: nn.Module, library: cpu.Library) -> LayerTensors | None:

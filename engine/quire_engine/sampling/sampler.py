@@ -38,6 +38,12 @@ class SamplingBatch:
     logprobs: list[tuple[int, int]] = field(default_factory=list)
     ranks_allowed: list[int] = field(default_factory=list)  # rows whose likeliest tokens are of those in their mask
 
+    @classmethod
+    def of_greatest(cls, nothing: torch.Tensor, logprobs: list[tuple[int, int]]) -> SamplingBatch:
+        """Where all rows are greedy, so that what draws of them is not read: `nothing` stands for it."""
+        limits = (None, None, None)
+        return cls(nothing, True, True, nothing, *limits, nothing, logprobs=logprobs)
+
     @property
     def by_greatest(self) -> bool:
         """Whether nothing but the greatest logit of each row is looked for: logits of any precision will do."""
