@@ -92,11 +92,12 @@ struct Chunk {
 template <typename T>
 inline void read_ahead(const T *const *rows, int64_t count, int64_t size) {
     for (int64_t k = 0; k < count; k++)
-        for (int64_t d = 0; d < size; d += 64 / (int64_t)sizeof(T)) _mm_prefetch((const char *)(rows[k] + d), _MM_HINT_T0);
+        for (int64_t d = 0; d < size; d += 64 / (int64_t)sizeof(T))
+            _mm_prefetch((const char *)(rows[k] + d), _MM_HINT_T0);
 }
 
-// All of a tile's keys from `from` to `to`. `keys` and `values` are those of its KV head in the first slot. What is `ahead`
-// comes from memory meanwhile.
+// All of a tile's keys from `from` to `to`. `keys` and `values` are those of its KV head in the first slot. What is
+// `ahead` comes from memory meanwhile.
 template <typename T>
 void attend(const float *q, int rows, const T *keys, const T *values, const int64_t *table, int64_t from, int64_t to,
             const Bounds &bounds, const Shape &shape, Sums &sums, LinesAhead ahead) {
@@ -241,7 +242,8 @@ inline int64_t parts_of(const int64_t *lengths, int64_t sequences, int64_t token
     return parts;
 }
 
-// How a batch's work is cut into items that threads share: tiles of rows of a sequence and KV head, over parts of its keys.
+// How a batch's work is cut into items that threads share: tiles of rows of a sequence and KV head, over parts of its
+// keys.
 struct Cut {
     int64_t tiles, parts, count;
 
@@ -271,8 +273,8 @@ struct Items {
         one_tile(batch, sequence, kv_head, tile * TILE, item % cut.parts, cut.parts, room, ahead);
     }
 
-    // The keys and values of the sequence that comes next, of which each KV head of this one has its share read: a head's
-    // own would come too late.
+    // The keys and values of the sequence that comes next, of which each KV head of this one has its share read: a
+    // head's own would come too late.
     LinesAhead share_of_next(int64_t sequence, int64_t kv_head) const {
         if (++sequence == batch.sequences) return {};
         const Shape &shape = batch.shape;

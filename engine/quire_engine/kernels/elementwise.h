@@ -14,8 +14,8 @@ inline void by_sixteen(int64_t size, F one) {
     if (d < size) one(d, first(size - d));
 }
 
-// x / rms(x) * weight, where `squares` are the sums of x^2 by lanes. With `offset` the weight is 1 + weight, and the product
-// is rounded once, as Gemma has it.
+// x / rms(x) * weight, where `squares` are the sums of x^2 by lanes. With `offset` the weight is 1 + weight, and the
+// product is rounded once, as Gemma has it.
 template <typename T>
 inline void scale_by_rms(const T *x, __m512 squares, const T *weight, T *out, int64_t size, float eps, bool offset) {
     float mean = _mm512_reduce_add_ps(squares) / (float)size;
@@ -59,7 +59,8 @@ void add(T *x, const T *more, int64_t size) {
     });
 }
 
-// 1 / x to 2 units in the last place, for x from 1 on, in a quarter of a division's time (Newton's method); 0 of infinity.
+// 1 / x to 2 units in the last place, for x from 1 on, in a quarter of a division's time (Newton's method); 0 of
+// infinity.
 inline __m512 reciprocal(__m512 x) {
     __m512 near = _mm512_rcp14_ps(x), error = _mm512_fnmadd_ps(x, near, _mm512_set1_ps(1.0f));
     __mmask16 finite = _mm512_cmp_ps_mask(x, _mm512_set1_ps(__builtin_inff()), _CMP_NEQ_UQ);

@@ -4,8 +4,8 @@
 // base 256, each from -128 to 127: bfloat16 has 8 bits, so all but the smallest elements are exact, and so are the
 // products. An instruction multiplies 64 digits with 64 weights and sums them; floats would take 16 at a time, and
 // turning weights into floats longer than multiplying them. It wants one side without signs: weights are taken as 128
-// more than they are, and 128 times the sum of the row is taken off at the end. Only processors that have these products
-// may call `byte_panel`.
+// more than they are, and 128 times the sum of the row is taken off at the end. Only processors that have these
+// products may call `byte_panel`.
 
 #pragma once
 

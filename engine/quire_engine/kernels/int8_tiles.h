@@ -4,7 +4,7 @@
 #pragma once
 
 #include "int8_linears.h"
-#include "tiles.h"
+#include "tile_outputs.h"
 
 namespace {
 
@@ -18,7 +18,8 @@ struct DigitTiles {
     int64_t each;  // rows of a tile
     Tiles tiles;   // whose own rows are digits
 
-    DigitTiles(const char *ready, int64_t rows, int64_t inputs, void *start) : ready(ready), rows(rows), inputs(inputs) {
+    DigitTiles(const char *ready, int64_t rows, int64_t inputs, void *start)
+        : ready(ready), rows(rows), inputs(inputs) {
         int64_t count = most(1, (rows + MOST_IN_TILE - 1) / MOST_IN_TILE);
         each = (rows + count - 1) / count;
         tiles = {rows * DIGITS, digits_stride(inputs) / PIECE, (uint32_t *)start, count, each * DIGITS};
@@ -43,7 +44,8 @@ struct DigitTiles {
 // Of an output, its digits' sums of all rows of a tile: of the rows themselves, times units and scale, and its bias,
 // which may be null.
 inline __m512 of_digits(const float *sums, __m512 units, float scale, const bfloat16 *bias) {
-    const __m512i highest = _mm512_setr_epi32(0, 3, 6, 9, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), one = _mm512_set1_epi32(1);
+    const __m512i one = _mm512_set1_epi32(1);
+    const __m512i highest = _mm512_setr_epi32(0, 3, 6, 9, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
     const __m512i middle = _mm512_add_epi32(highest, one), lowest = _mm512_add_epi32(middle, one);
     __m512 base = _mm512_set1_ps(256.0f), digits = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums));
     __m512 all = _mm512_permutexvar_ps(highest, digits);
@@ -54,8 +56,9 @@ inline __m512 of_digits(const float *sums, __m512 units, float scale, const bflo
 }
 
 // As `tile_panel`.
-WITH_BFLOAT16 inline void digit_panel(const DigitTiles &x, const TilePanel &w, const TilePanel &next, const float *scales,
-                                      const bfloat16 *bias, bfloat16 *y, int64_t outputs, TileSums &sums) {
+WITH_BFLOAT16 inline void digit_panel(const DigitTiles &x, const TilePanel &w, const TilePanel &next,
+                                      const float *scales, const bfloat16 *bias, bfloat16 *y, int64_t outputs,
+                                      TileSums &sums) {
     sums.multiply<true>(x.tiles, w, next);
     for (int64_t tile = 0, from = 0; tile < x.tiles.count; tile++, from += x.each) {
         __m512 units = x.units(tile);

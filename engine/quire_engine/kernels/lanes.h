@@ -15,7 +15,8 @@ namespace {
 typedef uint16_t bfloat16;
 typedef float float32;
 
-// Of what is called for each tile, whose vectors would go by memory: the compiler inlines only so much of a file by itself.
+// Of what is called for each tile, whose vectors would go by memory: the compiler inlines only so much of a file by
+// itself.
 #define INLINED [[gnu::always_inline]] inline
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -1,8 +1,8 @@
-// All layers of a plain decoder for the tokens of a step, in one call: RMSNorm, attention with keys and values in pages,
-// RMSNorm, and an MLP gated by SiLU. Each part does what its own call does, to the last bit.
+// All layers of a plain decoder for the tokens of a step, in one call: RMSNorm, attention with keys and values in
+// pages, RMSNorm, and an MLP gated by SiLU. Each part does what its own call does, to the last bit.
 //
-// Called one by one the parts of a small model take the interpreter longer than the processor, and prompts spend as long
-// again on threads that are woken for each part and on memory that is new to each.
+// Called one by one the parts of a small model take the interpreter longer than the processor, and prompts spend as
+// long again on threads that are woken for each part and on memory that is new to each.
 
 #include <omp.h>
 #include <time.h>
@@ -67,12 +67,13 @@ struct Worker {
         widen(x + t * matrix.inputs + from, features, (float *)between.ready + t * stride_of(matrix.inputs) + from);
     }
 
-    // y [tokens, outputs] of x, whose rows were made ready. `after` are the weights that are met next. `norm`, unless it
-    // is null, are those of the norm behind it: all that passed meanwhile has left no room for them in the caches.
+    // y [tokens, outputs] of x, whose rows were made ready. `after` are the weights that are met next. `norm`, unless
+    // it is null, are those of the norm behind it: all that passed meanwhile has left no room for them in the caches.
     void product(const Matrix &m, const bfloat16 *x, bfloat16 *y, TilePanels after, const bfloat16 *norm = nullptr,
                  Part part = LINEARS) {
         auto last = [&] {
-            for (int64_t d = 0; norm && d < decoder.hidden; d += 32) _mm_prefetch((const char *)(norm + d), _MM_HINT_T0);
+            for (int64_t d = 0; norm && d < decoder.hidden; d += 32)
+                _mm_prefetch((const char *)(norm + d), _MM_HINT_T0);
         };
         if (decoder.tiles) {
             by_tile_panels(m, x, y, panels(m), after, last);
@@ -329,10 +330,11 @@ struct Worker {
 
 extern "C" {
 
-// Returns the bytes that it needs room for, at an address that 64 divides, and does nothing unless there are `size`. Where
-// an id is not of the vocabulary it does nothing either, and returns -1.
-// `spent` are the nanoseconds of linears, attention, the head and the rest.
-int64_t run_layers(const Decoder *decoder, const Tokens *batch, char *start, int64_t size, int threads, int64_t *spent) {
+// Returns the bytes that it needs room for, at an address that 64 divides, and does nothing unless there are `size`.
+// Where an id is not of the vocabulary it does nothing either, and returns -1. `spent` are the nanoseconds of linears,
+// attention, the head and the rest.
+int64_t run_layers(const Decoder *decoder, const Tokens *batch, char *start, int64_t size, int threads,
+                   int64_t *spent) {
     for (int64_t t = 0; batch->ids && t < batch->count; t++)
         if (batch->ids[t] < 0 || batch->ids[t] >= batch->vocabulary) return -1;
     Room wanted = {nullptr}, room = {start};
@@ -346,7 +348,8 @@ int64_t run_layers(const Decoder *decoder, const Tokens *batch, char *start, int
 #pragma omp single
         team.size = omp_get_num_threads();  // there may be fewer than were asked for
         int thread = omp_get_thread_num();
-        Worker worker = {*decoder, *batch, between, Member(team, thread), thread, thread == 0 ? spent : nullptr, nanoseconds()};
+        Member member(team, thread);
+        Worker worker = {*decoder, *batch, between, member, thread, thread == 0 ? spent : nullptr, nanoseconds()};
         worker.work();
         if (decoder->tiles) TileSums::done();
     }

@@ -43,7 +43,8 @@ struct Span {
     const int64_t *lengths;
 };
 
-// What a step computes. x [tokens, hidden] is changed in place, and begins with rows of the embedding where there are ids.
+// What a step computes. x [tokens, hidden] is changed in place, and begins with rows of the embedding where there are
+// ids.
 struct Tokens {
     bfloat16 *x;
     const bfloat16 *embedding;  // [vocabulary, hidden]
@@ -83,8 +84,8 @@ struct Share {
     float *sums;    // of parts
 };
 
-// Whether all tokens decode, each of a sequence of its own, and none reads a page that another fills in this step: a full
-// page is shared from then on, at the same place of both sequences' tables.
+// Whether all tokens decode, each of a sequence of its own, and none reads a page that another fills in this step: a
+// full page is shared from then on, at the same place of both sequences' tables.
 inline bool decode_apart(const Decoder &decoder, const Tokens &batch) {
     const Span &span = batch.spans[0];
     if (batch.num_spans != 1 || span.tokens != 1) return false;

@@ -32,8 +32,8 @@ int64_t linear_room(int64_t rows, int64_t inputs) { return least(rows, BLOCK) * 
 // Inputs that `linear_int8` takes at most.
 int64_t linear_int8_most() { return MOST_INPUTS; }
 
-// x [rows, inputs], weights [outputs, inputs], bias [outputs] or null -> y [rows, outputs], all contiguous but the weights,
-// of which an output's are `pitch` elements from the next one's.
+// x [rows, inputs], weights [outputs, inputs], bias [outputs] or null -> y [rows, outputs], all contiguous but the
+// weights, of which an output's are `pitch` elements from the next one's.
 void linear_bfloat16(const bfloat16 *x, const bfloat16 *weights, int64_t pitch, const bfloat16 *bias, bfloat16 *y,
                      float *room, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     int64_t stride = stride_of(inputs);

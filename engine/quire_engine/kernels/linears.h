@@ -1,11 +1,11 @@
 // Linear layers: y = x W^T + bias, for weights in bfloat16 and sums in float32. For int8 see int8_linears.h.
 //
-// Weights stay as the checkpoint has them, [outputs, inputs], but that rows may lie apart: nothing is packed, kept twice or waited for. A tile of
-// their rows is multiplied with a tile of rows of x and summed across lanes at its end. A tile's weights come from
-// memory once, and from the first-level cache for further rows of x.
+// Weights stay as the checkpoint has them, [outputs, inputs], but that rows may lie apart: nothing is packed, kept
+// twice or waited for. A tile of their rows is multiplied with a tile of rows of x and summed across lanes at its end.
+// A tile's weights come from memory once, and from the first-level cache for further rows of x.
 //
-// Two neighbouring weights are one 32-bit lane: its upper half is the odd one as a float, once the lower is cleared, and
-// a shift gives the even one. x is widened to match: of each 32 inputs the 16 even ones first.
+// Two neighbouring weights are one 32-bit lane: its upper half is the odd one as a float, once the lower is cleared,
+// and a shift gives the even one. x is widened to match: of each 32 inputs the 16 even ones first.
 
 #pragma once
 
@@ -40,8 +40,8 @@ INLINED void multiply(const float *x, int64_t stride, const __m512i *loaded, __m
     }
 }
 
-// What a tile reads ahead of its use, of the weights that come next, `ahead` of its own: the processor does not foresee a
-// row's end by itself. The tiles of one panel take turns at it, so that memory is read all the while.
+// What a tile reads ahead of its use, of the weights that come next, `ahead` of its own: the processor does not foresee
+// a row's end by itself. The tiles of one panel take turns at it, so that memory is read all the while.
 struct Ahead {
     int64_t distance;  // elements
     int64_t turn, turns;

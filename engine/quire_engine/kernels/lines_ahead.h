@@ -6,9 +6,9 @@
 
 namespace {
 
-// Positions `from` to `to` of a sequence, whose keys and values are read ahead line by line: the halves of a page's keys
-// and of its values at once, so that the processor's own reading ahead follows each of four, as it does of weights (see
-// AheadOfTiles). Asked for all at once they would hold up what is computed meanwhile.
+// Positions `from` to `to` of a sequence, whose keys and values are read ahead line by line: the halves of a page's
+// keys and of its values at once, so that the processor's own reading ahead follows each of four, as it does of weights
+// (see AheadOfTiles). Asked for all at once they would hold up what is computed meanwhile.
 class LinesAhead {
    public:
     LinesAhead() = default;
@@ -36,7 +36,8 @@ class LinesAhead {
 
     bool next_page() {
         if (at >= to) return false;
-        int64_t within = at % page, count = least(page - within, to - at), offset = (table[at / page] * page + within) * slot;
+        int64_t within = at % page, count = least(page - within, to - at);
+        int64_t offset = (table[at / page] * page + within) * slot;
         left = most(1, count * slot / (64 * HALVES));
         for (int64_t i = 0; i < 2 * HALVES; i++) places[i] = both[i / HALVES] + offset + i % HALVES * left * 64;
         at += count;

@@ -1,9 +1,10 @@
 // Threads that go through a chain of small pieces of work together, as the layers of one step are.
 //
-// A parallel loop of OpenMP for each piece would put threads to sleep and wake them some hundred times a step. Here they
-// meet at a barrier at which they spin for a moment before they sleep: long enough for neighbours that run, and little
-// enough where another program has the other core. Each begins with a share of its own, so that it knows what it does next
-// and can have it read from memory; who is done helps the others from their ends, as other work may hold them up.
+// A parallel loop of OpenMP for each piece would put threads to sleep and wake them some hundred times a step. Here
+// they meet at a barrier at which they spin for a moment before they sleep: long enough for neighbours that run, and
+// little enough where another program has the other core. Each begins with a share of its own, so that it knows what it
+// does next and can have it read from memory; who is done helps the others from their ends, as other work may hold them
+// up.
 
 #pragma once
 

@@ -1,12 +1,12 @@
 // Attention's products by the processor's tiles (AMX): rows of queries with chunks of keys and values in bfloat16.
 //
-// Scores are K q^T, with keys where they are in their pages. A weight is two numbers in bfloat16, of which the second is
-// what the first leaves out of it: values are multiplied with 16 of its bits.
+// Scores are K q^T, with keys where they are in their pages. A weight is two numbers in bfloat16, of which the second
+// is what the first leaves out of it: values are multiplied with 16 of its bits.
 
 #pragma once
 
 #include "online_softmax.h"
-#include "tiles.h"
+#include "tile_outputs.h"
 
 namespace {
 
@@ -19,8 +19,8 @@ inline const T *of_page(const T *first, const int64_t *table, int64_t position, 
 
 class TileAttention {
    public:
-    // Whether tokens of which each sequence has so many go this way. A token that decodes waits for memory alone unless many
-    // query heads share a KV head, and tiles wait for it longer. All parts of a prompt go one way, large or small.
+    // Whether tokens of which each sequence has so many go this way. A token that decodes waits for memory alone unless
+    // many query heads share a KV head, and tiles wait for it longer. All parts of a prompt go one way, large or small.
     static bool takes(const Shape &shape, int64_t tokens) {
         bool few = tokens == 1 && shape.heads / shape.kv_heads <= SIDE / 2;
         return shape.tiles && !few && shape.size % TILE_INPUTS == 0 && shape.page % SIDE == 0;
@@ -71,8 +71,8 @@ class TileAttention {
     }
 
     // scores [rows, CHUNK] of keys `start` to `start + count`, and of some behind them that are in the same page.
-    WITH_TILES void score(const Tiles &queries, const bfloat16 *keys, const int64_t *table, int64_t start, int64_t count,
-                          const Shape &shape) {
+    WITH_TILES void score(const Tiles &queries, const bfloat16 *keys, const int64_t *table, int64_t start,
+                          int64_t count, const Shape &shape) {
         const int64_t slot = 2 * shape.kv_heads * shape.size, line = 4 * queries.each;
         const bool two = queries.count > 1;
         alignas(64) float turned[2][SIDE * SIDE];
@@ -118,8 +118,8 @@ class TileAttention {
         }
     }
 
-    // Values of two neighbouring keys side by side: pairs [steps, size / 16, 16 pairs, 16 features]. Those behind the last
-    // key are 0, whatever is there: they have no weight, and would be no numbers where they are none.
+    // Values of two neighbouring keys side by side: pairs [steps, size / 16, 16 pairs, 16 features]. Those behind the
+    // last key are 0, whatever is there: they have no weight, and would be no numbers where they are none.
     void pair_values(const bfloat16 *values, const int64_t *table, int64_t start, int64_t count, const Shape &shape) {
         const int64_t slot = shape.kv_heads * shape.size, blocks = shape.size / SIDE;
         for (int64_t k = 0; k < count; k += SIDE) {

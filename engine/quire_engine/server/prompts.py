@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from quire_engine.server.errors import ApiError
 from quire_engine.server.protocol.chat import ChatPrompt
+from quire_engine.text.encoder import Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +42,7 @@ class Prompts:
     ) -> None:
         """No answer has more than `longest_answer` tokens, whatever a request asks for."""
         self._tokenizer, self._max_model_len, self._chat_template = tokenizer, max_model_len, chat_template
+        self._encoder = Encoder(tokenizer)
         self._vocab_size, self._longest_answer = vocab_size, longest_answer
 
     def truncated(self, ids: list[int], keep: int | None, side: Side | None = None) -> list[int]:
@@ -177,9 +179,9 @@ class Prompts:
                 400, f"{self._limit()}. However, the prompt has {len(text)} characters: shorten it", param=field
             )
         if len(text) > LONG_TEXT:
-            ids = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=special)
+            ids = await asyncio.to_thread(self._encoder, text, special=special)
         else:
-            ids = self._tokenizer.encode(text, add_special_tokens=special)
+            ids = self._encoder(text, special=special)
         if not ids and not may_be_empty:
             raise ApiError(400, "the prompt is empty: write at least one character", param=field)
-        return list(ids)
+        return ids
