@@ -86,8 +86,12 @@ class Unquantized:
         }
 
     def draw(self, layer: Linear, generator: torch.Generator) -> None:
-        drawn = torch.empty_like(layer.weight, memory_format=torch.contiguous_format)  # the same however rows lie
-        layer.weight.copy_(drawn.normal_(0.0, DRAWN_STD, generator=generator))
+        weight = layer.weight
+        if not weight.is_contiguous():  # the same numbers however rows lie
+            weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        weight.normal_(0.0, DRAWN_STD, generator=generator)
+        if weight is not layer.weight:
+            layer.weight.copy_(weight)
 
     def finish(self, layer: Linear) -> None:
         pass

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from quire_engine.server.errors import ApiError
 from quire_engine.server.protocol.chat import ChatPrompt
-from quire_engine.text.encoder import Encoder
+from quire_engine.text.encoder import LONG_TEXT, Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Above this many characters tokenizing takes milliseconds, and the event loop should not wait for it.
-LONG_TEXT = 4096
 Side = Literal["left", "right"]
 # Arguments of apply_chat_template that chat_template_kwargs cannot set.
 _SERVERS = frozenset(

@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+LONG_TEXT = 4096
+"""Above this many characters tokenizing takes milliseconds, and an event loop should have a thread do it."""
+
+
 class Encoder:
     """Encodes as the tokenizer does, and nothing is cut off or filled up.
 
@@ -22,8 +26,11 @@ class Encoder:
     def __call__(self, text: str, *, special: bool) -> list[int]:
         """Token ids, with `special` between those that the tokenizer puts around texts."""
         if self._direct is not None:
-            ids: list[int] = self._direct.encode(text, add_special_tokens=special).ids
-            return ids
+            if len(text) > LONG_TEXT:  # of the two ways this one lets other threads run meanwhile
+                (found,) = self._direct.encode_batch([text], add_special_tokens=special)
+            else:
+                found = self._direct.encode(text, add_special_tokens=special)
+            return list(found.ids)
         ids = list(self._tokenizer.encode(text, add_special_tokens=special))
         if _is_plain(self._tokenizer):
             self._direct = self._tokenizer.backend_tokenizer

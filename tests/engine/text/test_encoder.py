@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -33,6 +34,28 @@ def test_ids_are_those_of_transformers(texts: list[str], special: bool, splits: 
     theirs, encoder = tokenizer(split_special_tokens=splits), Encoder(tokenizer(split_special_tokens=splits))
     for text in texts:
         assert encoder(text, special=special) == theirs.encode(text, add_special_tokens=special)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_others_run_while_a_long_text_is_encoded(special: bool) -> None:
+    encoder, turns, done = Encoder(tokenizer()), 0, threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not done.wait(0.001):
+            turns += 1
+
+    encoder("a", special=special)
+    text = "word " * 200_000
+    other = threading.Thread(target=take_turns)
+    other.start()
+    before = turns
+    found = encoder(text, special=special)
+    taken = turns - before
+    done.set()
+    other.join()
+    assert len(found) == len(text) + special
+    assert taken > 10  # of some hundreds; one or two may fall just before and behind
 
 
 def test_a_class_with_its_own_way_is_asked() -> None:
