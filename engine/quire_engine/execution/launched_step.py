@@ -16,17 +16,15 @@ class LaunchedStep:
         self._step, self._device = step, device
         self._sampled: list[str] = []
         self._chosen: Chosen | None = None
-        self._token_ids: torch.Tensor | list[int] = []  # on the host, once `_end` has come
+        self._token_ids: torch.Tensor | None = None  # on the host, once `_end` has come
         self._end: torch.cuda.Event | None = None
 
     def bring(self, sampled: list[str], chosen: Chosen) -> None:
         """Copy the next tokens of the requests `sampled` to the host, when the device is there."""
-        self._sampled, self._chosen = sampled, chosen
+        self._sampled, self._chosen, self._token_ids = sampled, chosen, chosen.token_ids
         if self._device.type == "cuda":
-            on_host = torch.empty(chosen.token_ids.shape, dtype=torch.int64, pin_memory=True)
-            self._token_ids = on_host.copy_(chosen.token_ids, non_blocking=True)
-        else:
-            self._token_ids = chosen.token_ids.tolist()  # whose memory the next step may take
+            self._token_ids = torch.empty(chosen.token_ids.shape, dtype=torch.int64, pin_memory=True)
+            self._token_ids.copy_(chosen.token_ids, non_blocking=True)
 
     def mark_end(self) -> None:
         """All that the step does was handed over."""
@@ -38,9 +36,8 @@ class LaunchedStep:
         """The result, once the device has come to the end of the step."""
         if self._end is not None:
             self._end.synchronize()
-        if self._chosen is not None:
-            known = self._token_ids if isinstance(self._token_ids, list) else self._token_ids.tolist()
-            tokens = dict(zip(self._sampled, known, strict=True))
+        if self._chosen is not None and self._token_ids is not None:
+            tokens = dict(zip(self._sampled, self._token_ids.tolist(), strict=True))
             self.result.token_ids = [[tokens[s.request_id]] if s.samples else [] for s in self._step.scheduled]
             self.result.logprobs = {self._sampled[row]: [entry] for row, entry in self._chosen.logprobs().items()}
         return self.result

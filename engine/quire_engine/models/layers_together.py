@@ -50,7 +50,7 @@ class LayersTogether(nn.Module):
         self.run, self.leaves_to_torch, self.embeds, self.normed = run, attention.leaves_to_torch, embeds, normed
         self._rotary = (rotary,)  # which is the decoder's module, and none of this one's
         self._vocab_size = vocab_size
-        self._logits: Logits | None = None  # of the last step, whose memory the next ones take
+        self._logits = torch.empty(0)  # of the last step, whose memory the next ones take
 
     @property
     def nanoseconds(self) -> dict[str, int]:
@@ -76,11 +76,10 @@ class LayersTogether(nn.Module):
         """For logits; None for more of them than are worth to be kept."""
         if not 0 < rows <= _MOST_LOGITS:
             return None
-        kept = self._logits
-        if kept is None or len(kept.greatest) != rows:
-            room = torch.empty(rows, vocab_size, dtype=torch.bfloat16)
-            kept = self._logits = Logits(room, torch.empty(rows, dtype=torch.int64), NO_TOKEN)
-        return kept
+        if len(self._logits) != rows:
+            self._logits = torch.empty(rows, vocab_size, dtype=torch.bfloat16)
+        # Tokens are read when the next step is under way.
+        return Logits(self._logits, torch.empty(rows, dtype=torch.int64), NO_TOKEN)
 
     def _rotation(self, positions: torch.Tensor, longest: int) -> Rotation:
         (rotary,) = self._rotary
