@@ -147,9 +147,11 @@ def test_a_second_operator_takes_over_when_the_leader_is_killed(namespace: Names
     assert lease["spec"]["leaseTransitions"] == 1
 
 
-def test_a_leader_that_is_stopped_hands_over_at_once(namespace: Namespace, start_operator: Start) -> None:
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.05, 0.1, 0.5])  # seconds: kopf begins within some 50 ms, then it runs
+def test_a_leader_that_is_stopped_hands_over_at_once(namespace: Namespace, start_operator: Start, after: float) -> None:
     leader = start(start_operator, namespace)
     leader.wait_until_leading()
+    time.sleep(after)
     assert leader.stop() == 0
     assert namespace.get(LEASES, "quire-operator")["spec"]["holderIdentity"] == ""
 

@@ -113,7 +113,6 @@ class Operator:
                 spawn(self._worker())
             await self._unless_stopped(ready.wait(), spawn.ended)
             self._watch_asked_at = None
-            _stop_on_signals(self._stop)  # kopf has put its own handlers in, which take seconds to end
             await self._unless_stopped(asyncio.Event().wait(), spawn.ended)
 
     async def _first_list(self) -> None:
@@ -222,7 +221,7 @@ class _Together:
         if error is not None:
             self.ended.set_exception(error)
         else:
-            self.ended.set_result(None)  # kopf ends by itself when a signal comes while it starts
+            self.ended.set_result(None)  # kopf ends by itself once it is told to stop
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +31,17 @@ class _Backoffs:
         yield from (0.5, 1.0)
         while True:
             yield 2.0
+
+
+@contextlib.contextmanager
+def _signals_left_alone() -> Iterator[None]:
+    """Without kopf's handlers: a signal would end kopf alone, after seconds, or by an error where it still starts."""
+    of_loop = vars(asyncio.get_running_loop())
+    of_loop["add_signal_handler"] = lambda *_: None
+    try:
+        yield
+    finally:
+        del of_loop["add_signal_handler"]
 
 
 class ServiceWatch:
@@ -98,14 +110,15 @@ class ServiceWatch:
         settings.scanning.disabled = True
         settings.peering.standalone = True
         settings.networking.error_backoffs = _Backoffs()
-        await kopf.operator(
-            registry=registry,
-            settings=settings,
-            clusterwide=not self._namespaces,
-            namespaces=self._namespaces,
-            stop_flag=stop,
-            ready_flag=ready,
-        )
+        with _signals_left_alone():
+            await kopf.operator(
+                registry=registry,
+                settings=settings,
+                clusterwide=not self._namespaces,
+                namespaces=self._namespaces,
+                stop_flag=stop,
+                ready_flag=ready,
+            )
 
     def _hear(self, kind: str | None, item: dict[str, Any]) -> None:
         metadata = item["metadata"]
