@@ -49,7 +49,7 @@ class AttentionContext:
     adapters: tuple[tuple[int, torch.Tensor], ...] = ()  # by number, [n] int64: the rows of requests that chose it
     groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)  # by sliding window, filled on demand
     wanted: torch.Tensor | None = None  # [n] int64: different rows, all that is read in the end; None for all
-    asks_logits: bool = False  # whether of these nothing is read but logits, in this order
+    asks_logits: bool = False  # whether these are the rows whose logits are read, in this order
     logits: Logits | None = None  # if the model made them with its layers: all of them until the next step
     lengths_on_device: torch.Tensor | None = None  # decode_lengths as [num_decodes] int32, where they are there alone
     on_device: BatchOnDevice | None = None  # for kernels, made on demand

@@ -188,12 +188,12 @@ class ModelRunner:
                 logits = made.all
             if inputs.sampling is not None:
                 with self._profile.span("sampling"):
-                    if not inputs.sampling.by_greatest:
-                        chosen = choose(logits.float(), inputs.sampling, self._drawing, greatest)
-                    elif made is None:
-                        chosen = choose(logits, inputs.sampling, self._drawing, greatest)
-                    else:
+                    by_greatest = inputs.sampling.by_greatest
+                    if by_greatest and made is not None:
                         chosen = Chosen(made.greatest)
+                    else:
+                        logits = logits if by_greatest else logits.float()
+                        chosen = choose(logits, inputs.sampling, self._drawing, greatest)
                     self._batch.keep(inputs, chosen.token_ids)
                     launched.bring(inputs.sampled, chosen)
         if inputs.prompt_logprobs:

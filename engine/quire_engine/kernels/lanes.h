@@ -27,6 +27,12 @@ inline __m512 widened(__m256i halves) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
+// Of 32 numbers in bfloat16 those at even places, or at odd ones.
+INLINED __m512 evens(__m512i numbers) { return _mm512_castsi512_ps(_mm512_slli_epi32(numbers, 16)); }
+INLINED __m512 odds(__m512i numbers) {
+    return _mm512_castsi512_ps(_mm512_and_si512(numbers, _mm512_set1_epi32((int)0xffff0000)));
+}
+
 // To nearest, ties to even, in the upper half of each lane; NaN stays NaN.
 inline __m512i narrow(__m512 values) {
     __m512i bits = _mm512_castps_si512(values);

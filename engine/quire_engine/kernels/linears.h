@@ -22,17 +22,11 @@ constexpr int64_t BLOCK = 96;   // rows of x that stay in the second-level cache
 
 inline __mmask32 first_of_step(int64_t count) { return count >= STEP ? 0xffffffff : (1u << count) - 1; }
 
-// 32 neighbouring weights as floats, the even ones or the odd ones.
-inline __m512 half_of(__m512i pairs, int odd) {
-    return _mm512_castsi512_ps(odd ? _mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000))
-                                   : _mm512_slli_epi32(pairs, 16));
-}
-
 template <int R>
 INLINED void multiply(const float *x, int64_t stride, const __m512i *loaded, __m512 (*sums)[COLUMNS]) {
     for (int half = 0; half < 2; half++) {
         __m512 weights[COLUMNS];
-        for (int c = 0; c < COLUMNS; c++) weights[c] = half_of(loaded[c], half);
+        for (int c = 0; c < COLUMNS; c++) weights[c] = half ? odds(loaded[c]) : evens(loaded[c]);
         for (int r = 0; r < R; r++) {
             __m512 values = _mm512_loadu_ps(x + r * stride + 16 * half);
             for (int c = 0; c < COLUMNS; c++) sums[r][c] = _mm512_fmadd_ps(values, weights[c], sums[r][c]);
@@ -136,7 +130,7 @@ inline int64_t panels_of(int64_t outputs) { return (outputs + PANEL - 1) / PANEL
 inline void widen(const bfloat16 *x, int64_t inputs, float *to) {
     for (int64_t k = 0; k < inputs; k += STEP) {
         __m512i pairs = _mm512_maskz_loadu_epi16(first_of_step(inputs - k), x + k);
-        for (int odd = 0; odd < 2; odd++) _mm512_storeu_ps(to + k + 16 * odd, half_of(pairs, odd));
+        for (int odd = 0; odd < 2; odd++) _mm512_storeu_ps(to + k + 16 * odd, odd ? odds(pairs) : evens(pairs));
     }
 }
 

@@ -9,12 +9,6 @@ namespace {
 // Thirty-two numbers in bfloat16, to nearest, ties to even: those of `low` come first. Denormals become 0.
 WITH_BFLOAT16 INLINED __m512i narrowed(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
-// Of each two neighbours the one or the other.
-INLINED __m512 evens(__m512i numbers) { return _mm512_castsi512_ps(_mm512_slli_epi32(numbers, 16)); }
-INLINED __m512 odds(__m512i numbers) {
-    return _mm512_castsi512_ps(_mm512_and_si512(numbers, _mm512_set1_epi32((int)0xffff0000)));
-}
-
 // Where to find each of 32 numbers.
 struct Order {
     alignas(64) uint16_t from[32] = {};

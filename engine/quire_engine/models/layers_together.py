@@ -195,7 +195,7 @@ def _matrix(linear: Linear, library: cpu.Library) -> Matrix | None:
     fits = weight.dtype == (torch.bfloat16 if scale is None else torch.int8)
     fits = fits and (scale is None or library.takes_int8(linear.in_features))
     fits = fits and (linear.bias is None or linear.bias.dtype == torch.bfloat16)
-    fits = fits and (weight.is_contiguous() or (scale is None and cpu.rows_are_whole(weight)))
+    fits = fits and (cpu.rows_are_whole(weight) if scale is None else weight.is_contiguous())
     fits = fits and all(t.is_contiguous() for t in others) and all(t.device.type == "cpu" for t in (weight, *others))
     return Matrix(weight, scale, linear.bias) if fits else None
 

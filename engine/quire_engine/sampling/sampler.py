@@ -41,8 +41,17 @@ class SamplingBatch:
     @classmethod
     def of_greatest(cls, nothing: torch.Tensor, logprobs: list[tuple[int, int]]) -> SamplingBatch:
         """Where all rows are greedy, so that what draws of them is not read: `nothing` stands for it."""
-        limits = (None, None, None)
-        return cls(nothing, True, True, nothing, *limits, nothing, logprobs=logprobs)
+        return cls(
+            greedy=nothing,
+            all_greedy=True,
+            any_greedy=True,
+            temperature=nothing,
+            top_k=None,
+            top_p=None,
+            min_p=None,
+            uniform=nothing,
+            logprobs=logprobs,
+        )
 
     @property
     def by_greatest(self) -> bool:

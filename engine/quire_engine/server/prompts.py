@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from quire_engine.server.errors import ApiError
 from quire_engine.server.protocol.chat import ChatPrompt
-from quire_engine.text.encoder import LONG_TEXT, Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Above this many characters tokenizing takes milliseconds, and the event loop should not wait for it.
+LONG_TEXT = 4096
 Side = Literal["left", "right"]
 # Arguments of apply_chat_template that chat_template_kwargs cannot set.
 _SERVERS = frozenset(
@@ -40,7 +41,6 @@ class Prompts:
     ) -> None:
         """No answer has more than `longest_answer` tokens, whatever a request asks for."""
         self._tokenizer, self._max_model_len, self._chat_template = tokenizer, max_model_len, chat_template
-        self._encoder = Encoder(tokenizer)
         self._vocab_size, self._longest_answer = vocab_size, longest_answer
 
     def truncated(self, ids: list[int], keep: int | None, side: Side | None = None) -> list[int]:
@@ -177,9 +177,9 @@ class Prompts:
                 400, f"{self._limit()}. However, the prompt has {len(text)} characters: shorten it", param=field
             )
         if len(text) > LONG_TEXT:
-            ids = await asyncio.to_thread(self._encoder, text, special=special)
+            ids = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=special)
         else:
-            ids = self._encoder(text, special=special)
+            ids = self._tokenizer.encode(text, add_special_tokens=special)
         if not ids and not may_be_empty:
             raise ApiError(400, "the prompt is empty: write at least one character", param=field)
-        return ids
+        return list(ids)

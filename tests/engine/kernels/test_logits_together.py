@@ -15,6 +15,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.core.messages import EngineRequest
 from quire_engine.core.step import NO_TOKEN
 from quire_engine.engine import build_engine
+from quire_engine.execution.model_runner import ModelRunner
 from quire_engine.kernels import cpu
 from quire_engine.layers.embedding import Embedding
 from quire_engine.models import layers_together
@@ -32,8 +33,10 @@ def model(library: cpu.Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cpu, "multiplies", True)
     monkeypatch.setattr(cpu, "library", library)
     core, _ = build_engine(EngineConfig(model=str(checkpoint("llama", tmp_path)), max_model_len=32, **FLAGS))
-    found: CausalLM = core._executor._model  # type: ignore[union-attr]  # a runner's, on one rank
-    return found
+    runner = core._executor
+    assert isinstance(runner, ModelRunner)
+    assert isinstance(runner._model, CausalLM)
+    return runner._model
 
 
 def decodes() -> AttentionContext:
@@ -95,8 +98,8 @@ def test_a_row_of_no_numbers_has_no_greatest(model: CausalLM) -> None:
 def test_logits_that_are_scaled_or_bent_are_left_to_the_model(model: CausalLM) -> None:
     assert model.model.heads == (model.lm_head,)
     with torch.device("meta"):
-        for change in ({"logit_multiplier": 2.0}, {"logit_softcap": 30.0}):
-            assert CausalLM(replace(model.spec, **change)).model.heads == ()  # type: ignore[arg-type]  # each its own
+        for spec in (replace(model.spec, logit_multiplier=2.0), replace(model.spec, logit_softcap=30.0)):
+            assert CausalLM(spec).model.heads == ()
 
 
 def test_more_rows_than_are_kept_are_left_to_the_head(
